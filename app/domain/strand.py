@@ -1,0 +1,50 @@
+"""The strand: what sessions follow one another in, and the ids made from it.
+
+A strand is a conversation or, where several sessions of it may be open side by side (method `client`,
+windows of the help channel), one thread of it. Sessions of one strand never overlap; every decision is about one strand.
+"""
+
+from functools import lru_cache
+from hashlib import blake2b
+from uuid import UUID
+
+from msgspec import Struct
+
+HASH_BITS = 12
+MAX_SHARDS = 1 << HASH_BITS
+
+
+class Strand(Struct, frozen=True, order=True):
+    """`thread` is empty, the client's session id (method `client`) or the window (channel `help`)."""
+
+    bot: str
+    conversation: str
+    thread: str = ""
+
+
+@lru_cache(maxsize=65_536)
+def conversation_hash(bot: str, conversation: str) -> int:
+    """12 bits that place a conversation: its shard is this number modulo the number of shards."""
+    digest = blake2b(f"{bot}\x1f{conversation}".encode(), digest_size=2).digest()
+    return int.from_bytes(digest) >> 4
+
+
+def session_id(strand: Strand, *, generation: int, opened_at_ms: int) -> str:
+    """UUIDv7 whose time is `opened_at_ms` and whose other bits are the conversation's hash and a hash of strand and generation.
+
+    The same decision taken twice gives the same id, and the id alone tells the shard and the month it belongs to.
+    """
+    place = conversation_hash(strand.bot, strand.conversation)
+    seed = f"{strand.bot}\x1f{strand.conversation}\x1f{strand.thread}\x1f{generation}"
+    rest = int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2
+    return str(UUID(int=opened_at_ms << 80 | 7 << 76 | place << 64 | 2 << 62 | rest))
+
+
+def opened_at_ms_of(session: str) -> int:
+    """The opening instant that a session's id carries, in ms."""
+    return UUID(session).int >> 80
+
+
+def conversation_hash_of(session: str) -> int:
+    """The conversation's hash that a session's id carries."""
+    return UUID(session).int >> 64 & (MAX_SHARDS - 1)

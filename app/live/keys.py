@@ -1,0 +1,57 @@
+"""The names of everything in Redis; no other module spells one.
+
+All that belongs to a conversation shares its shard's hash tag `{n}`, so one script call touches one slot.
+"""
+
+from app.domain.strand import Strand, conversation_hash, conversation_hash_of
+
+SEPARATOR = "\x1f"  # refused in ids, so a member splits back without doubt
+
+SHARDS = "adj:shards"
+DIRECTORY = "adj:directory"
+DIRECTORY_CHANGES = "adj:directory:changes"
+TICKS = "adj:ticks"
+
+
+def shard_of(strand: Strand, shards: int) -> int:
+    return conversation_hash(strand.bot, strand.conversation) % shards
+
+
+def shard_of_session(session: str, shards: int) -> int:
+    return conversation_hash_of(session) % shards
+
+
+def member(strand: Strand) -> str:
+    """A strand as a member of `due` and the last part of its key."""
+    return SEPARATOR.join((strand.bot, strand.conversation, strand.thread))
+
+
+def strand_from(member: str) -> Strand:
+    bot, conversation, thread = member.split(SEPARATOR)
+    return Strand(bot, conversation, thread)
+
+
+def state(shard: int, member: str) -> str:
+    return f"adj:{{{shard}}}:c:{member}"
+
+
+def messages(shard: int, session: str) -> str:
+    return f"adj:{{{shard}}}:m:{session}"
+
+
+def due(shard: int, bot: str | None = None) -> str:
+    """`bot` for a sandbox bot: its deadlines stand in its own time, in a set of its own."""
+    return f"adj:{{{shard}}}:due:{bot}" if bot else f"adj:{{{shard}}}:due"
+
+
+def live(shard: int, bot: str) -> str:
+    """A bot's open sessions: member to `opened_at_ms`."""
+    return f"adj:{{{shard}}}:open:{bot}"
+
+
+def events(shard: int) -> str:
+    return f"adj:{{{shard}}}:events"
+
+
+def sandbox_clock(bot: str) -> str:
+    return f"adj:clock:{bot}"

@@ -1,0 +1,156 @@
+"""Every setting of the product, and the only reader of the environment.
+
+A setting's variable is its field's name in capitals (`tick_ms` is `TICK_MS`); its unit is in its name.
+`.env.example` lists them all, and a test holds it to that. Nothing here opens a connection or a file but `.env`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_FILE = Path(".env")
+_ASYNCPG = "postgresql+asyncpg"
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+class Settings(BaseSettings):
+    """What a deployment may choose; frozen once read.
+
+    `Settings()` reads the environment alone, `Settings.load()` also the file `.env` of the working directory.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+    # Servers
+    redis_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Redis for live sessions: redis://, rediss:// or unix://. Unset: a Redis of our own under VAR_DIR.",
+    )
+    database_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="Postgres for closed sessions: postgresql://. Unset: a Postgres of our own under VAR_DIR.",
+    )
+    var_dir: Path = Field(default=Path("var"), description="Folder of the embedded servers' data and of run-time files.")
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
+    api_workers: int = Field(default=1, ge=1, le=64, description="API processes that `adjourn serve` runs.")
+
+    # Live sessions
+    shards: int = Field(default=16, ge=1, le=1024, description="Shards of the live keys; fixed at the first start on a Redis.")
+    appendfsync: Literal["always", "everysec", "no"] = Field(
+        default="always",
+        description="Durability expected of Redis (its own setting of this name); a weaker one is named in /readyz.",
+    )
+    redis_timeout_s: float = Field(default=1.0, gt=0, description="Longest wait for one reply of Redis, in seconds.")
+    ingest_deadline_s: float = Field(
+        default=2.0, gt=0, description="Longest wait of an ingest request before it answers 503, in seconds."
+    )
+    max_skew_ms: int = Field(
+        default=500, ge=1, description="How far a commit's now may be off the clock of Redis, in milliseconds."
+    )
+    state_cache_size: int = Field(
+        default=50_000, ge=0, description="Live states that a process keeps to save a read, in conversations."
+    )
+    max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
+    max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
+    directory_refresh_ms: int = Field(
+        default=1000,
+        ge=50,
+        description="Age at which cached bots, policies and keys are looked at again, in milliseconds.",
+    )
+
+    # Closing and archive
+    tick_ms: int = Field(default=250, ge=10, description="Interval of the worker's jobs, in milliseconds.")
+    shard_lease_ms: int = Field(
+        default=5000,
+        ge=100,
+        description="How long a worker holds a shard's sweep before others take it, in milliseconds.",
+    )
+    sweep_batch: int = Field(default=500, ge=1, description="Due conversations read at once from one shard.")
+    archive_batch: int = Field(default=2000, ge=1, description="Closed sessions written in one transaction.")
+    archive_claim_idle_ms: int = Field(
+        default=10_000,
+        ge=100,
+        description="Silence after which a dead worker's events are taken over, in milliseconds.",
+    )
+    database_pool_size: int = Field(default=5, ge=1, description="Postgres connections that one process keeps.")
+    database_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for one statement, in seconds.")
+
+    # Delivery
+    webhook_allow_private: bool | None = Field(
+        default=None,
+        description="Whether webhooks may go to private and loopback addresses. Unset: only with embedded servers.",
+    )
+    delivery_concurrency: int = Field(default=50, ge=1, description="Webhooks that one worker sends at once.")
+    delivery_timeout_s: float = Field(
+        default=15.0, gt=0, description="Longest time for one webhook, from name look-up to last byte, in seconds."
+    )
+    delivery_reply_max_bytes: int = Field(default=65_536, ge=0, description="Bytes read of a webhook's reply.")
+
+    # Process
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level logged.")
+    log_format: Literal["console", "json"] = Field(default="console", description="Log lines for people or for machines.")
+    access_log: bool = Field(default=False, description="Whether each request is logged; costs throughput.")
+    drain_delay_s: float = Field(
+        default=0.0, ge=0, description="Time between /readyz failing and the listener closing at a stop, in seconds."
+    )
+    shutdown_grace_s: float = Field(
+        default=10.0, gt=0, description="Longest wait at a stop for requests and jobs in flight, in seconds."
+    )
+    prometheus_multiproc_dir: Path | None = Field(
+        default=None, description="Folder where processes share their metrics; `adjourn serve` sets a fresh one."
+    )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).scheme not in _REDIS_SCHEMES:
+            msg = "must start with redis://, rediss:// or unix://"
+            raise ValueError(msg)
+        return url
+
+    @field_validator("database_url")
+    @classmethod
+    def _normalise_database_url(cls, url: str | None) -> str | None:
+        return None if url is None else normalised_database_url(url)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _accept_lower_case_level(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment and, below it, the file `.env` of the working directory."""
+        return cls(_env_file=ENV_FILE)  # type: ignore[call-arg]  # an argument of BaseSettings that its type hides
+
+    @property
+    def embedded(self) -> bool:
+        """Whether both servers are our own, which makes this a trial and not a deployment."""
+        return self.redis_url is None and self.database_url is None
+
+    @property
+    def private_webhooks_allowed(self) -> bool:
+        """Whether a webhook may go to a private or loopback address."""
+        return self.embedded if self.webhook_allow_private is None else self.webhook_allow_private
+
+
+def normalised_database_url(url: str) -> str:
+    """Give any common spelling of a Postgres URL as SQLAlchemy's for asyncpg.
+
+    `postgres://` and `postgresql://` are accepted, and libpq's `sslmode` becomes asyncpg's `ssl`.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgres", "postgresql", _ASYNCPG):
+        msg = "must start with postgresql://"
+        raise ValueError(msg)
+    query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)], safe="/")
+    # urlunsplit drops the empty authority of `scheme:///database`, so the URL is put together by hand.
+    return f"{_ASYNCPG}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")

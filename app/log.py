@@ -1,0 +1,105 @@
+"""How a process speaks: one structured line an event on stderr, for people or as JSON, with secrets blacked out.
+
+Modules log with `structlog.get_logger()` and never configure anything; entry points call `configure` once. Lines of
+libraries that use `logging` (uvicorn, APScheduler, Alembic) come out in the same shape.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+_SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key|cookie|signature", re.IGNORECASE)
+# A key of ours, a webhook's secret, an Authorization header, the password in a URL: wherever they stand in a text.
+_SECRET_TEXTS = re.compile(
+    r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_\w+", re.IGNORECASE
+)
+# Their word is kept at INFO only where it says something that ours does not.
+_CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio")
+
+
+def configure(*, level: str = "INFO", format: Literal["console", "json"] = "console", process: str = "") -> None:  # noqa: A002
+    """Send this process's log to stderr; `process` (api, worker, supervisor) stands in every line."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        _naming(process),
+        redact,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    _take_over_root(level, foreign=shared, renderer=_renderer(format))
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Black out values whose name or shape says secret, at any depth."""
+    return {name: _redacted(value, name=name) for name, value in event.items()}
+
+
+def _redacted(value: Any, *, name: str = "") -> Any:  # noqa: ANN401 - a log line holds anything
+    if _SECRET_NAMES.search(name) and isinstance(value, str | bytes):
+        return REDACTED
+    if isinstance(value, str):
+        return _SECRET_TEXTS.sub(lambda found: (found["kept"] or "") + REDACTED, value)
+    if isinstance(value, Mapping):
+        return {key: _redacted(inner, name=str(key)) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(inner, name=name) for inner in value]
+    return value
+
+
+def _naming(process: str) -> Processor:
+    def name(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event.pop("color_message", None)  # uvicorn's second copy of its text
+        if process:
+            event.setdefault("process", process)
+        return event
+
+    return name
+
+
+def _renderer(format: Literal["console", "json"]) -> Processor:  # noqa: A002
+    if format == "json":
+        return structlog.processors.JSONRenderer()
+    # Plain tracebacks: the pretty ones print local variables, and those may hold secrets.
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+    )
+
+
+def _take_over_root(level: str, *, foreign: list[Processor], renderer: Processor) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *foreign],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True

@@ -1,39 +1,71 @@
-"""Brings a database to the schema of this version, whoever starts first.
+"""Brings the schema up to date, and says whether it is.
 
-The steps are Alembic's, in `migrations/`, which lies beside `app/` in a checkout and in an installation.
+All pending migrations run in one transaction under an advisory lock: processes that start at once wait for the first, then
+find nothing to do, and a crash half-way leaves the schema as it was.
 """
 
-from __future__ import annotations
-
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.archive.engine import make_single_use_engine
+
+# Beside `app/` in a checkout and in an installation alike.
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
-_LOCK = 0x61646A6F75726E  # "adjourn": whoever holds it migrates, the others wait and then find nothing to do
+MIGRATION_LOCK = 0x61646A_01
 
 
-async def upgrade(database_url: str) -> None:
-    """Run what is missing, one starter at a time."""
-    engine = create_async_engine(database_url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+def upgrade(database_url: str) -> None:
+    """Bring the schema to its newest version; blocks, and may be called where an event loop runs.
+
+    Raises what SQLAlchemy raises if the server cannot be reached or a migration fails.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(asyncio.run, upgrade_async(database_url)).result()
+
+
+async def upgrade_async(database_url: str) -> None:
+    """`upgrade`, for those who can await."""
+    engine = make_single_use_engine(database_url)
     try:
-        async with engine.connect() as connection:
-            await connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-            # Alembic's environment runs an event loop of its own. The lock falls with the connection.
-            await asyncio.to_thread(command.upgrade, _config(database_url), "head")
+        async with engine.begin() as conn:
+            await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            await conn.run_sync(_upgrade)
     finally:
         await engine.dispose()
 
 
-def _config(database_url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("path_separator", "os")
-    # The option's text is a format string to its reader, so a percent sign in a password is doubled.
-    config.set_main_option("sqlalchemy.url", database_url.replace("%", "%%"))
-    return config
+async def head_matches(conn: AsyncConnection) -> bool:
+    """Whether the schema is exactly the one that this code was written for."""
+    return await conn.run_sync(_current_version) == newest_version()
+
+
+@cache
+def newest_version() -> str | None:
+    return ScriptDirectory.from_config(config()).get_current_head()
+
+
+def config() -> Config:
+    """Alembic's configuration, without a file."""
+    made = Config()
+    made.set_main_option("script_location", str(MIGRATIONS))
+    made.set_main_option("path_separator", "os")
+    return made
+
+
+def _upgrade(conn: Connection) -> None:
+    made = config()
+    made.attributes["connection"] = conn
+    command.upgrade(made, "head")
+
+
+def _current_version(conn: Connection) -> str | None:
+    return MigrationContext.configure(conn).get_current_revision()

@@ -1,0 +1,88 @@
+"""The schema: made by the migrations alone, equal to the tables that the code knows, and up to date or not."""
+
+import asyncio
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from app.archive import migrate
+from app.archive.engine import make_engine
+from app.archive.partitions import ensure_months, is_partition
+from app.archive.tables import metadata
+
+
+def differences(conn: Connection) -> list[object]:
+    def include(name: str | None, kind: str, _parents: object) -> bool:
+        return not (kind == "table" and name is not None and is_partition(name))
+
+    context = MigrationContext.configure(conn, opts={"include_name": include, "compare_server_default": True})
+    return list(compare_metadata(context, metadata))
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
+    """No column, key, index or default is in the one and not in the other."""
+    engine = make_engine(database_url)
+    async with engine.connect() as conn:
+        found = await conn.run_sync(differences)
+    await engine.dispose()
+
+    assert found == []
+
+
+async def test_readiness_knows_an_old_schema_from_a_new_one(database_url: str) -> None:
+    """A process never calls itself ready on a schema that it was not written for."""
+    engine = make_engine(database_url)
+    async with engine.connect() as conn:
+        new = await migrate.head_matches(conn)
+        await conn.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+        old = await migrate.head_matches(conn)
+    await engine.dispose()
+
+    assert (new, old) == (True, False)
+
+
+async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+    """From an empty database, five starters end with one schema and no error."""
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        await conn.execute(text("DROP SCHEMA public CASCADE"))
+        await conn.execute(text("CREATE SCHEMA public"))
+    await asyncio.gather(*(migrate.upgrade_async(database_url) for _ in range(5)))
+    async with engine.connect() as conn:
+        matches = await migrate.head_matches(conn)
+        instances = await conn.scalar(text("SELECT count(*) FROM instance"))
+    await engine.dispose()
+
+    assert matches
+    assert instances == 1
+
+
+async def test_archivists_that_race_for_a_month_make_it_once(database_url: str) -> None:
+    """Eight of them at once: each finds its months there afterwards, and none fails."""
+    engine = make_engine(database_url)
+
+    async def race() -> None:
+        async with engine.begin() as conn:
+            await ensure_months(conn, [(2026, 12), (2027, 1)])
+
+    await asyncio.gather(*(race() for _ in range(8)))
+    async with engine.connect() as conn:
+        made = await conn.scalars(text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"))
+        names = made.all()
+    await engine.dispose()
+
+    assert names == ["messages_2026_12", "messages_2027_01", "sessions_2026_12", "sessions_2027_01"]
+
+
+async def test_a_new_month_waits_for_no_reader_and_no_writer(database_url: str) -> None:
+    """A partition is attached while another transaction has read from and written to the table."""
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        await ensure_months(conn, [(2026, 11)])
+    async with engine.connect() as reader, engine.begin() as maker:
+        await reader.execute(text("SELECT count(*) FROM sessions"))
+        await reader.execute(text("DELETE FROM messages"))
+        await maker.execute(text("SET LOCAL lock_timeout = '2s'"))
+        await ensure_months(maker, [(2026, 12)])
+    await engine.dispose()

@@ -7,12 +7,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncpg
@@ -52,10 +50,7 @@ def template_database(servers: Servers) -> str:
     """Migrate the run's own database once; every test's is a copy of it."""
     assert servers.database_url is not None
 
-    if (migrate.MIGRATIONS / "env.py").exists():
-        # In a thread, because Alembic's environment runs an event loop of its own.
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, migrate.upgrade(servers.database_url)).result()
+    migrate.upgrade(servers.database_url)
     return TEMPLATE
 
 

@@ -118,7 +118,7 @@ class ChildServer(ABC):
         """
         for process in self._strays():
             with suppress(psutil.Error):
-                if process.cmdline()[0].startswith("/"):
+                if "".join(process.cmdline()[:1]).startswith("/"):
                     process.send_signal(self.stop_signal)
         if not _wait_until(lambda: not self._strays(), within_s=STOP_S):
             for process in self._strays():

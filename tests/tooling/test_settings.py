@@ -1,0 +1,120 @@
+"""Settings are read from the environment alone, listed for whoever deploys, and wrong ones are refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from app.settings import Settings, normalised_database_url
+
+ROOT = Path(__file__).resolve().parents[2]
+OF_COMPOSE_ALONE = {"POSTGRES_PASSWORD"}
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def _listed() -> dict[str, str]:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    pairs = (line.removeprefix("# ").partition("=") for line in lines if "=" in line)
+    return {name: value for name, _, value in pairs if name.isupper()}
+
+
+def _default_as_text(value: object) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    """No setting is missing from the file, none is there that does nothing, and each shows the true default."""
+    defaults = {name.upper(): _default_as_text(field.default) for name, field in Settings.model_fields.items()}
+    listed = _listed()
+
+    assert set(listed) - OF_COMPOSE_ALONE == set(defaults)
+    assert {name: value for name, value in listed.items() if name not in OF_COMPOSE_ALONE} == defaults
+
+
+def test_env_example_sets_nothing() -> None:
+    """A copy of it changes nothing, and gives no password."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+
+    assert all(not line or line.startswith("#") for line in lines)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """Each has a description, and one measured in time or size names its unit."""
+    units = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes"}
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        unit = units.get(name.rpartition("_")[2])
+        assert unit is None or unit in field.description.lower(), name
+
+
+def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.env` gives what the environment does not, and only where it is asked for."""
+    Path(".env").write_text("PORT=9000\nHOST=0.0.0.0\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("PORT", "9001")
+
+    assert (Settings.load().port, Settings.load().host) == (9001, "0.0.0.0")  # noqa: S104 - compared, not listened on
+    assert Settings().host == "127.0.0.1"
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose hands on an unset variable as an empty one."""
+    monkeypatch.setenv("REDIS_URL", "")
+    monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", "")
+
+    assert Settings().redis_url is None
+    assert Settings().embedded
+
+
+@pytest.mark.parametrize(
+    ("given", "normalised"),
+    (
+        ("postgres://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
+        ("postgresql://u:p%40@h/d", "postgresql+asyncpg://u:p%40@h/d"),
+        ("postgresql+asyncpg://u@/d?host=/tmp/x", "postgresql+asyncpg://u@/d?host=/tmp/x"),
+        ("postgresql:///d?host=/tmp/x", "postgresql+asyncpg:///d?host=/tmp/x"),
+        ("postgresql://u@h/d?sslmode=require", "postgresql+asyncpg://u@h/d?ssl=require"),
+    ),
+)
+def test_any_spelling_of_a_database_url_becomes_one(given: str, normalised: str) -> None:
+    """What a hosting company hands out works unchanged."""
+    assert normalised_database_url(given) == normalised
+    assert Settings(database_url=given).database_url == normalised
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    (("database_url", "mysql://h/d"), ("redis_url", "localhost:6379"), ("port", "70000"), ("tick_ms", "0")),
+)
+def test_an_impossible_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The error names the setting."""
+    monkeypatch.setenv(name.upper(), value)
+
+    with pytest.raises(pydantic.ValidationError) as refused:
+        Settings()
+    assert refused.value.errors()[0]["loc"] == (name,)
+
+
+def test_urls_are_not_shown() -> None:
+    """A URL holds a password, so what prints settings leaves it out."""
+    shown = repr(Settings(redis_url="redis://:sesame@h", database_url="postgresql://u:sesame@h/d"))
+
+    assert "sesame" not in shown
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "allowed", "expected"),
+    ((None, None, True), ("redis://h", None, False), ("redis://h", True, True), (None, False, False)),
+)
+def test_private_webhooks_are_for_trials(redis_url: str | None, allowed: bool | None, expected: bool) -> None:  # noqa: FBT001
+    """Unless told otherwise, only a start with servers of its own may call private addresses."""
+    assert Settings(redis_url=redis_url, webhook_allow_private=allowed).private_webhooks_allowed is expected

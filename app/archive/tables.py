@@ -205,8 +205,14 @@ deliveries = Table(
     # The exact bytes to send: a signature must not depend on how JSON is written today.
     Column("body", Text, nullable=False),
     Column("created_at", Instant, nullable=False, server_default=NOW),
+    # When what it tells of happened, in the bot's own time.
+    Column("event_at", Instant, nullable=False, server_default=NOW),
+    # When it was enqueued, or replayed last.
+    Column("queued_at", Instant, nullable=False, server_default=NOW),
     Column("status", Text, nullable=False, server_default=text("'pending'")),
     Column("attempt", SmallInteger, nullable=False, server_default=ZERO),
+    # Attempts that the retry schedule does not count: those before the last replay, and those that a stop cut short.
+    Column("uncounted", SmallInteger, nullable=False, server_default=ZERO),
     Column("next_attempt_at", Instant, nullable=False, server_default=NOW),
     # The delivery that must be settled before this one is tried.
     Column("after_id", Id),
@@ -218,8 +224,10 @@ deliveries = Table(
     CheckConstraint("status IN ('pending', 'delivered', 'failed', 'cancelled')", name="status"),
 )
 PENDING = text("status = 'pending'")
-Index("ix_deliveries_due", deliveries.c.next_attempt_at, postgresql_where=PENDING)
 Index("ix_deliveries_due_endpoint", deliveries.c.endpoint_id, deliveries.c.next_attempt_at, postgresql_where=PENDING)
+Index("ix_deliveries_leased", deliveries.c.endpoint_id, postgresql_where=text("status = 'pending' AND leased_until IS NOT NULL"))
+Index("ix_deliveries_after", deliveries.c.after_id, postgresql_where=text("status = 'pending' AND after_id IS NOT NULL"))
+Index("ix_deliveries_created", deliveries.c.created_at.desc(), deliveries.c.id.desc())
 Index("ix_deliveries_bot", deliveries.c.bot_id, deliveries.c.created_at.desc(), deliveries.c.id.desc())
 Index("ix_deliveries_failed", deliveries.c.failed_at, postgresql_where=text("status = 'failed'"))
 Index("ix_deliveries_session", deliveries.c.session_id)
@@ -235,6 +243,17 @@ attempts = Table(
     Column("error", Text),
     # The first kilobyte of what came back.
     Column("reply", Text),
+)
+
+endpoint_health = Table(
+    "endpoint_health",
+    metadata,
+    # Only endpoints whose last attempt failed have a row: delivering to healthy ones writes nothing here.
+    Column("endpoint_id", Id, primary_key=True),
+    Column("failures", Integer, nullable=False),
+    # The breaker: when it opened last, and when one delivery may try again. Null while it is closed.
+    Column("opened_at", Instant),
+    Column("resume_at", Instant),
 )
 
 audit_log = Table(

@@ -1,0 +1,58 @@
+"""Reads what a receiver answers, and no more of it than is of use: the status, `Retry-After`, the first kilobyte."""
+
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+KEPT_BYTES = 1024
+RETRY_AFTER_MAX_MS = 12 * 3600 * 1000
+_MAX_DIGITS = 10
+
+
+class Reply:
+    """A reply as far as it has come; it outlives the reading, however that ends."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.retry_after: str | None = None
+        self._beginning = b""
+
+    async def read(self, response: httpx.Response, *, limit: int) -> None:
+        """Read up to `limit` raw bytes: unpacked, 64 KB may be 64 MB. Leaving early drops the connection."""
+        left = limit
+        async for chunk in response.aiter_raw():
+            self._beginning += chunk[: KEPT_BYTES - len(self._beginning)]
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+    def text(self) -> str:
+        return plain(self._beginning.decode(errors="replace"))
+
+
+def retry_after_ms(header: str | None, *, now_ms: int) -> int | None:
+    """How long a receiver asks to be left alone: seconds or a date (RFC 9110, 10.2.3), at most 12 hours, None if unreadable."""
+    if header is None:
+        return None
+    header = header.strip()
+    wait_ms = _seconds(header) * 1000 if header.isascii() and header.isdecimal() else _until(header, now_ms=now_ms)
+    return None if wait_ms is None else min(max(wait_ms, 0), RETRY_AFTER_MAX_MS)
+
+
+def plain(text: str) -> str:
+    """Text that Postgres takes: without NUL and without halves of surrogate pairs."""
+    return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
+
+
+def _seconds(digits: str) -> int:
+    return int(digits) if len(digits) <= _MAX_DIGITS else RETRY_AFTER_MAX_MS
+
+
+def _until(date: str, *, now_ms: int) -> int | None:
+    try:
+        at = parsedate_to_datetime(date)
+        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return int(aware.timestamp() * 1000) - now_ms
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,214 @@
+"""Where a webhook may go: decided when an endpoint is saved, and again at every connection.
+
+A name can point elsewhere a second after it was checked, so the check that counts is made on the address that is
+then connected to: `GuardedNetwork` resolves a name once, refuses what is refused here, and connects to what is left.
+Host header, SNI and the certificate's name stay those of the URL. Nothing here sends anything.
+
+`allow_private` lets webhooks reach private and loopback addresses (a trial, a closed network). Link-local ones, where
+clouds keep their credentials, and those that no receiver can have are refused always.
+"""
+
+import asyncio
+import re
+import socket
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+
+import httpcore
+import httpx
+from typing_extensions import override
+
+from app.errors import Fault, Invalid
+
+MAX_URL = 2048
+MAX_HOST = 253
+CONNECT_TIMEOUT_S = 5.0
+MAX_ADDRESSES = 4
+RESOLVER_THREADS = 32
+_PORTS = frozenset((80, 443, *range(1024, 65536)))
+_HOST = re.compile(r"[A-Za-z0-9_.-]+")
+
+# Azure's metadata service answers on an address that looks public.
+_METADATA = frozenset({ip_address("168.63.129.16"), ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
+_BROADCAST = IPv4Address("255.255.255.255")
+_NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
+
+Address = IPv4Address | IPv6Address
+
+
+class AddressRefused(Exception):
+    """A name resolved to nothing that a webhook may be sent to."""
+
+
+def check_url(url: str, *, allow_private: bool) -> None:
+    """Refuse (`Invalid`, field `url`) what no webhook may be sent to, as far as the URL alone tells."""
+    fault = _fault_of(url, allow_private=allow_private)
+    if fault is not None:
+        raise _invalid(fault)
+
+
+async def check_destination(url: str, *, allow_private: bool) -> None:
+    """`check_url`, and what the name resolves to now; a name that does not resolve yet is let through."""
+    check_url(url, allow_private=allow_private)
+    parsed = httpx.URL(url)
+    resolver = Resolver(threads=1)
+    try:
+        addresses = await resolver.addresses(parsed.raw_host.decode(), parsed.port or 443)
+    except httpcore.ConnectError:
+        return
+    finally:
+        resolver.close()
+    refusals = [refusal(ip_address(address), allow_private=allow_private) for address in addresses]
+    if all(refusals):
+        raise _invalid(_address_fault(f"{parsed.host} is {addresses[0]}, {refusals[0]}"))
+
+
+def refusal(address: Address, *, allow_private: bool) -> str:
+    """Why nothing is sent to this address, in words, or an empty string."""
+    bare = _embedded_ipv4(address) or address
+    if bare.is_link_local or bare in _METADATA:
+        return "where clouds keep their credentials"
+    if bare.is_multicast or bare.is_unspecified or bare == _BROADCAST:
+        return "which no receiver can have"
+    if not allow_private and (not bare.is_global or bare.is_reserved):
+        return "a private address"
+    return ""
+
+
+class Resolver:
+    """Names to addresses, in threads of its own: a name server that hangs must not hold up another endpoint's webhook."""
+
+    def __init__(self, *, threads: int = RESOLVER_THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
+
+    async def addresses(self, host: str, port: int) -> tuple[str, ...]:
+        """A name's addresses in the order of preference; `httpcore.ConnectError` if it has none."""
+        literal = literal_address(host)
+        if literal is not None:
+            return (str(literal),)
+        lookup = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
+        return await lookup
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class GuardedNetwork(httpcore.AsyncNetworkBackend):
+    """httpcore's network, where each connection goes to an address that was checked a moment before."""
+
+    def __init__(self, *, resolver: Resolver, allow_private: bool) -> None:
+        self._resolver = resolver
+        self._allow_private = allow_private
+        self._network = httpcore.AnyIOBackend()
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await self._permitted(host, port)
+        error: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
+        for address in addresses[:MAX_ADDRESSES]:
+            try:
+                return await self._network.connect_tcp(address, port, timeout or CONNECT_TIMEOUT_S, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as failed:
+                error = failed
+        raise error or httpcore.ConnectError(f"{host} has no address")
+
+    @override
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        msg = "a webhook never goes to a Unix socket"
+        raise AddressRefused(msg)
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        await self._network.sleep(seconds)
+
+    async def _permitted(self, host: str, port: int) -> list[str]:
+        addresses = await self._resolver.addresses(host, port)
+        refusals = {each: refusal(ip_address(each), allow_private=self._allow_private) for each in addresses}
+        permitted = [each for each, why in refusals.items() if not why]
+        if not permitted:
+            each, why = next(iter(refusals.items()))
+            msg = f"{host} is {each}, {why}"
+            raise AddressRefused(msg)
+        return permitted
+
+
+def literal_address(host: str) -> Address | None:
+    try:
+        return ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _look_up(host: str, port: int) -> tuple[str, ...]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        msg = f"{host} does not resolve: {error}"
+        raise httpcore.ConnectError(msg) from error
+    return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _embedded_ipv4(address: Address) -> IPv4Address | None:
+    """The IPv4 address that a mapped, translated or tunnelled IPv6 one leads to."""
+    if isinstance(address, IPv4Address):
+        return None
+    if any(address in network for network in _NAT64 if isinstance(network, IPv6Network)):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+
+
+def _fault_of(url: str, *, allow_private: bool) -> Fault | None:
+    # The parser is the sender's own: two parsers that read one URL differently are a way around any check.
+    if len(url) > MAX_URL:
+        return Fault("url", f"is longer than {MAX_URL} characters", "give a shorter URL")
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        return Fault("url", f"is not a URL: {error}", "give a URL such as https://example.com/webhooks")
+    return _scheme_fault(parsed) or _host_fault(parsed, allow_private=allow_private) or _port_fault(parsed)
+
+
+def _scheme_fault(url: httpx.URL) -> Fault | None:
+    if url.scheme not in ("http", "https"):
+        return Fault("url", f"has the scheme {url.scheme!r}", "start it with https:// or http://")
+    if url.userinfo:
+        return Fault("url", "carries a user name or password", "leave them out: a webhook proves itself by its signature")
+    if url.fragment:
+        return Fault("url", "has a fragment (#…), which is never sent", "leave out what follows the #")
+    return None
+
+
+def _host_fault(url: httpx.URL, *, allow_private: bool) -> Fault | None:
+    host = url.raw_host.decode()
+    if not host or len(host) > MAX_HOST:
+        return Fault("url", "names no host", "give a URL such as https://example.com/webhooks")
+    address = literal_address(host)
+    if address is None:
+        fault = Fault("url", f"names the host {host!r}, which is no name", "use letters, digits, dots and hyphens")
+        return None if _HOST.fullmatch(host) else fault
+    why = refusal(address, allow_private=allow_private)
+    return _address_fault(f"names {host}, {why}") if why else None
+
+
+def _port_fault(url: httpx.URL) -> Fault | None:
+    if url.port is None or url.port in _PORTS:
+        return None
+    return Fault("url", f"names port {url.port}, where no webhook is received", "use 80, 443 or 1024 to 65535")
+
+
+def _address_fault(what: str) -> Fault:
+    return Fault("url", what, "use a public address; where webhooks stay inside a closed network, set WEBHOOK_ALLOW_PRIVATE=true")
+
+
+def _invalid(fault: Fault) -> Invalid:
+    return Invalid(f"The webhook URL {fault.what}.", hint=fault.hint, faults=(fault,))

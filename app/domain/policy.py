@@ -1,18 +1,268 @@
-"""A bot's session policy. Fields, ranges and defaults: `RULES.md`, "Policy"."""
+"""From what a caller sends to a policy: presets, ranges, words, and every problem at once.
 
-from msgspec import Struct
+    {"preset": "aivo", "on_resolved": "continue"}  ->  Policy
+
+It is the face of the policy: the records come from `policy_fields`, the presets from `presets`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args
+
+from msgspec import json, structs, to_builtins
+
+from app.domain.errors import InvalidPolicy
+from app.domain.policy_fields import (
+    Closing,
+    ClosureMessage,
+    InactivityClock,
+    Method,
+    OnHandoff,
+    OnSignal,
+    Overrides,
+    Policy,
+    PolicyVersion,
+    Reminder,
+    Terms,
+)
+from app.domain.presets import PRESETS
+from app.domain.texts import PLACEHOLDERS, placeholders_in
+
+__all__ = [
+    "LAZY_NOTICE",
+    "PRESETS",
+    "ClosureMessage",
+    "Overrides",
+    "Policy",
+    "PolicyVersion",
+    "Reminder",
+    "Terms",
+    "notices",
+    "policy_from",
+    "policy_view",
+]
+
+LAZY_NOTICE = (
+    "Closing `{closing}` is deprecated: a session stays open until its user comes back. "
+    "Choose `proactive`, which closes it when the silence is over."
+)
+_LONGEST_TEXT = 2_000
+_MOST_TEXTS = 100
+_MOST_CHANNELS = 100
+_LONGEST_TOLD = 60
+_CHANNEL = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_LANGUAGE = re.compile(r"default|[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+_INACTIVITY = (5, 60)
+_INACTIVITY_OF_A_CHANNEL = (5, 1440)
+
+Problems = list[tuple[str, str]]
+Check = Callable[[object, str, Problems], object]
 
 
-class Policy(Struct, frozen=True, kw_only=True):
-    """One bot's policy; channel overrides are partial."""
+def policy_from(given: object) -> Policy:
+    """The policy that `given` (decoded JSON) asks for: a preset, if it names one, and what it sets beside it.
 
-    inactivity_minutes: int = 15
-    # … the domain's own fields follow
+    Raises `InvalidPolicy` with all problems, each with its path and the allowed range.
+    """
+    problems: Problems = []
+    values = _merged(given, problems)
+    channels = values.pop("channels", None)
+    fields = _checked(values, _FIELDS, "", problems)
+    fields["channels"] = _channels(channels, problems)
+    if not problems:
+        policy = Policy(**fields)
+        problems.extend(_contradictions(policy))
+        if not problems:
+            return policy
+    raise InvalidPolicy(tuple(problems))
 
 
-class PolicyVersion(Struct, frozen=True):
-    """A policy as saved. `effective_at_ms` is in the bot's own time."""
+def policy_view(policy: Policy) -> dict[str, Any]:
+    """The policy as JSON-like values with every field; `policy_from` makes the same policy of it."""
+    view: dict[str, Any] = to_builtins(policy)
+    return view
 
-    version: int
-    effective_at_ms: int
-    policy: Policy
+
+def notices(policy: Policy) -> list[str]:
+    """What a policy's owner should know of it (K25)."""
+    closings = [policy.closing, *(policy.on(channel).closing for channel in policy.channels)]
+    lazy = dict.fromkeys(closing for closing in closings if closing != "proactive")
+    return [LAZY_NOTICE.format(closing=closing) for closing in lazy]
+
+
+def _merged(given: object, problems: Problems) -> dict[str, Any]:
+    """A preset's values with the given ones over them, channel by channel and field by field."""
+    if not isinstance(given, Mapping):
+        problems.append(("", f"a policy is an object of fields, not {_told(given)}"))
+        return {}
+    own = {name: value for name, value in given.items() if name != "preset"}
+    preset = given.get("preset")
+    if preset is None:
+        return own
+    if not isinstance(preset, str) or preset not in PRESETS:
+        problems.append(("preset", f"{_told(preset)} is not one of {', '.join(PRESETS)}"))
+        return own
+    merged = {**PRESETS[preset], **own}
+    channels = own.get("channels")
+    if isinstance(channels, Mapping) and "channels" in PRESETS[preset]:
+        merged["channels"] = _merged_channels(PRESETS[preset]["channels"], channels)
+    return merged
+
+
+def _merged_channels(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {**preset, **own}
+    for channel, values in own.items():
+        if channel in preset and isinstance(values, Mapping):
+            merged[channel] = {**preset[channel], **values}
+    return merged
+
+
+def _checked(values: Mapping[str, Any], fields: Mapping[str, Check], path: str, problems: Problems) -> dict[str, Any]:
+    checked = {}
+    for name, value in values.items():
+        check = fields.get(name)
+        if check is None:
+            problems.append((f"{path}{name}", f"there is no such field; the fields are {', '.join(fields)}"))
+        else:
+            checked[name] = check(value, f"{path}{name}", problems)
+    return checked
+
+
+def _channels(given: object, problems: Problems) -> dict[str, Overrides]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        problems.append(("channels", f"an object of channel names and their overrides is expected, not {_told(given)}"))
+        return {}
+    if len(given) > _MOST_CHANNELS:
+        problems.append(("channels", f"{len(given)} channels given; at most {_MOST_CHANNELS} are allowed"))
+        return {}
+    return {channel: overrides for channel in given if (overrides := _channel(channel, given[channel], problems)) is not None}
+
+
+def _channel(name: str, values: object, problems: Problems) -> Overrides | None:
+    path = f"channels.{name}"
+    if not _CHANNEL.fullmatch(name):
+        problems.append((path, "a channel's name has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, and starts with a letter or digit"))
+    elif not isinstance(values, Mapping):
+        problems.append((path, f"an object of fields is expected, not {_told(values)}"))
+    else:
+        known = len(problems)
+        fields = _checked(values, _CHANNEL_FIELDS, f"{path}.", problems)
+        if len(problems) == known:
+            return Overrides(**fields)
+    return None
+
+
+def _contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
+    """What is impossible only together: a reminder must come before the deadline that it warns of."""
+    for path, on in (("", policy), *((f"channels.{channel}.", policy.on(channel)) for channel in policy.channels)):
+        if on.reminder is not None and on.reminder.minutes >= on.inactivity_minutes:
+            yield (
+                f"{path}reminder.minutes",
+                f"{on.reminder.minutes} given; it must be less than the {on.inactivity_minutes} minutes of silence there",
+            )
+
+
+def _choice(*allowed: str) -> Check:
+    def check(value: object, path: str, problems: Problems) -> object:
+        if not isinstance(value, str) or value not in allowed:
+            problems.append((path, f"{_told(value)} is not one of {', '.join(allowed)}"))
+        return value
+
+    return check
+
+
+def _whole(least: int, most: int) -> Check:
+    def check(value: object, path: str, problems: Problems) -> object:
+        if type(value) is not int or not least <= value <= most:
+            problems.append((path, f"{_told(value)} given; a whole number from {least} to {most} is expected"))
+        return value
+
+    return check
+
+
+def _boolean(value: object, path: str, problems: Problems) -> object:
+    if not isinstance(value, bool):
+        problems.append((path, f"{_told(value)} given; true or false is expected"))
+    return value
+
+
+def _spoken(kind: type[ClosureMessage | Reminder], more: Mapping[str, Check]) -> Check:
+    """A text by languages, or off: null, false or `off`."""
+    fields = {"texts": _texts, "channels": _supported, **more}
+
+    def check(value: object, path: str, problems: Problems) -> object:
+        if value is None or value is False or value == "off":
+            return None
+        if not isinstance(value, Mapping):
+            problems.append((path, f"{_told(value)} given; an object with {', '.join(fields)} is expected, or null for off"))
+            return None
+        known = len(problems)
+        checked = _checked(value, fields, f"{path}.", problems)
+        missing = [name for name in ("texts", *more) if name not in checked]
+        problems.extend((f"{path}.{name}", "it is required") for name in missing)
+        return kind(**checked) if len(problems) == known else None
+
+    return check
+
+
+def _texts(value: object, path: str, problems: Problems) -> object:
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+        problems.append((path, "an object of language tags and their texts is expected"))
+        return {}
+    if len(value) > _MOST_TEXTS:
+        problems.append((path, f"{len(value)} texts given; at most {_MOST_TEXTS} are allowed"))
+        return {}
+    if "default" not in value:
+        problems.append((path, "a text for `default` is required: it is said where no other language fits"))
+    for language, text in value.items():
+        problems.extend((f"{path}.{language}", problem) for problem in _text_problems(language, text))
+    return dict(value)
+
+
+def _text_problems(language: str, text: str) -> Iterator[str]:
+    if not _LANGUAGE.fullmatch(language):
+        yield "a language tag such as `pt` or `pt-BR` is expected, or `default`"
+    if not 1 <= len(text) <= _LONGEST_TEXT:
+        yield f"{len(text)} characters given; 1 to {_LONGEST_TEXT} are allowed"
+    for name in placeholders_in(text):
+        if name not in PLACEHOLDERS:
+            yield f"there is no placeholder {{{name}}}; there are {', '.join(f'{{{known}}}' for known in PLACEHOLDERS)}"
+
+
+def _supported(value: object, path: str, problems: Problems) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) and _CHANNEL.fullmatch(name) for name in value):
+        problems.append((path, "a list of channel names is expected, or null for all channels"))
+        return None
+    return tuple(value)
+
+
+def _told(value: object) -> str:
+    """What was given, as JSON short enough to be read."""
+    told = json.encode(value).decode()
+    return told if len(told) <= _LONGEST_TOLD else f"{told[:_LONGEST_TOLD]}…"
+
+
+_CHANNEL_FIELDS: dict[str, Check] = {
+    "method": _choice(*get_args(Method)),
+    "closing": _choice(*get_args(Closing)),
+    "inactivity_minutes": _whole(*_INACTIVITY_OF_A_CHANNEL),
+    "inactivity_clock": _choice(*get_args(InactivityClock)),
+    "closure_message": _spoken(ClosureMessage, {}),
+    "reminder": _spoken(Reminder, {"minutes": _whole(1, _INACTIVITY_OF_A_CHANNEL[1] - 1)}),
+    "on_handoff": _choice(*get_args(OnHandoff)),
+    "on_escalated": _choice(*get_args(OnSignal)),
+    "on_resolved": _choice(*get_args(OnSignal)),
+    "on_survey_answered": _choice(*get_args(OnSignal)),
+    "discard_closes": _boolean,
+    "requires_bot": _boolean,
+    "abandon_after_hours": _whole(1, 720),
+    "max_duration_hours": _whole(1, 720),
+    "billing_block_minutes": _whole(1, 1440),
+}
+_FIELDS: dict[str, Check] = {**_CHANNEL_FIELDS, "inactivity_minutes": _whole(*_INACTIVITY)}
+
+FIELD_NAMES = tuple(field.name for field in structs.fields(Policy))

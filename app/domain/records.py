@@ -29,6 +29,8 @@ Reason = Literal[
     "abandoned",
     "max_duration",
 ]
+Trade = Literal["bot", "agent"]
+Outcome = Literal["resolved", "escalated", "handed_off", "abandoned", "completed"]
 SessionOpening = Literal["opened", "continued", "none"]
 EventType = Literal["session.started", "session.reminder", "session.closure_message", "session.closed", "session.continuation"]
 
@@ -83,7 +85,89 @@ class Session(Struct, frozen=True, array_like=True):
     user_id: str
     channel: str
     opened_at_ms: int
-    # … the domain's own fields follow
+    # how it opened
+    opened_by: str = ""  # message id
+    opening_rule: str = ""
+    previous_session_id: str | None = None
+    # how it closed
+    closed_at_ms: int | None = None
+    reason: Reason | None = None
+    closing_rule: str | None = None
+    closed_by: str | None = None  # message id, where an entry closed it
+    # when it will close: the deadline as computed under `policy_version`, and what moved it last
+    policy_version: int = 0
+    deadline_at_ms: int = 0
+    deadline_reason: Reason = "inactivity"
+    deadline_rule: str = ""
+    deadline_by: str | None = None  # message id; None: a change of policy
+    any_clock_at_ms: int = 0  # the silence is counted from here, or from the next
+    user_clock_at_ms: int = 0
+    remind_at_ms: int | None = None
+    reminded_at_ms: int | None = None
+    reminded_since_ms: int | None = None  # the start of the silence that the last reminder was about
+    paused: bool = False
+    # who takes part
+    interactive: bool = False
+    developer: bool = False
+    trade: Trade = "bot"
+    # what was counted
+    entries: int = 0
+    user_entries: int = 0
+    bot_entries: int = 0
+    agent_entries: int = 0
+    system_entries: int = 0
+    interactions: int = 0
+    billing_sessions: int = 0
+    billed_until_ms: int = 0
+    counted: bool = True
+    # what was seen last
+    language: str | None = None
+    intent: str | None = None
+    tags: tuple[str, ...] = ()
+    # when
+    last_entry_at_ms: int = 0
+    first_user_at_ms: int | None = None
+    last_user_at_ms: int | None = None
+    first_bot_at_ms: int | None = None
+    last_bot_at_ms: int | None = None
+    first_agent_at_ms: int | None = None
+    last_agent_at_ms: int | None = None
+    first_system_at_ms: int | None = None
+    last_system_at_ms: int | None = None
+    asked_at_ms: int | None = None  # the first message by the user
+    first_response_ms: int | None = None  # from there to the first message by a bot or an agent
+    # what came of it
+    outcome: Outcome | None = None
+    contained: bool | None = None
+    handed_off_at_ms: int | None = None
+    escalated_at_ms: int | None = None
+    resolved_at_ms: int | None = None
+    survey_sent_at_ms: int | None = None
+    survey_answered_at_ms: int | None = None
+
+
+class Dialog(Struct, frozen=True, array_like=True):
+    """What the bot has told of its dialog: topic and details, tags of now and of before, tones to levels."""
+
+    context: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+    historic_tags: tuple[str, ...] = ()
+    tones: dict[str, float] = {}
+
+
+class Pending(Struct, frozen=True, array_like=True):
+    """What a strand remembers for a session to come, until `until_ms`."""
+
+    until_ms: int
+    trade: Trade = "bot"
+    survey_sent_at_ms: int | None = None
+
+
+class Variable(Struct, frozen=True, array_like=True):
+    """A JSON value that a bot keeps with its user. None: it ends with the session."""
+
+    value: Any
+    expires_at_ms: int | None = None
 
 
 class State(Struct, frozen=True, array_like=True):
@@ -93,6 +177,10 @@ class State(Struct, frozen=True, array_like=True):
     touched_at_ms: int = 0
     session: Session | None = None
     recent: tuple[tuple[str, int], ...] = ()
+    last_session_id: str | None = None
+    dialog: Dialog | None = None
+    pending: Pending | None = None
+    variables: dict[str, Variable] = {}
 
 
 class Event(Struct, frozen=True, array_like=True):
@@ -129,7 +217,21 @@ class ApplyPolicy(Struct, frozen=True):
     """The policy changed: move the deadline."""
 
 
-Command = Receive | Wake | Close | ApplyPolicy
+class SetVariable(Struct, frozen=True):
+    """Keep a variable with the conversation; `ttl_ms` None: until the session closes."""
+
+    name: str
+    value: Any
+    ttl_ms: int | None = None
+
+
+class DeleteVariable(Struct, frozen=True):
+    """Forget a variable. Nothing happens if there is none of this name."""
+
+    name: str
+
+
+Command = Receive | Wake | Close | ApplyPolicy | SetVariable | DeleteVariable
 
 
 class Decision(Struct, frozen=True):

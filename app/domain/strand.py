@@ -10,8 +10,13 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from app.domain.entry import Entry
+from app.domain.errors import InvalidEntry
+from app.domain.policy_fields import PolicyVersion
+
 HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
+HELP = "help"
 
 
 class Strand(Struct, frozen=True, order=True):
@@ -20,6 +25,32 @@ class Strand(Struct, frozen=True, order=True):
     bot: str
     conversation: str
     thread: str = ""
+
+
+def strand_of(bot: str, entry: Entry, policy: PolicyVersion) -> Strand:
+    """The strand that an entry belongs to: its conversation and, within it, the client's session or the help window.
+
+    Raises `InvalidEntry` under method `client` for an entry without `client_session_id` (B11).
+    """
+    conversation = entry.conversation_id or default_conversation(entry)
+    if policy.terms(entry.channel).policy.method == "client":
+        if entry.client_session_id is None:
+            raise InvalidEntry(
+                "client_session_id",
+                "it is required: the policy's method is `client`, so every entry names its session",
+                "send client_session_id, or choose the method `inactivity` or `platform`",
+            )
+        return Strand(bot, conversation, entry.client_session_id)
+    return Strand(bot, conversation, entry.window_id or "" if entry.channel == HELP else "")
+
+
+def default_conversation(entry: Entry) -> str:
+    """Channel and user; on channel `help` also the window. No channel's name holds a colon, so the first one ends it."""
+    if entry.channel != HELP:
+        return f"{entry.channel}:{entry.user_id}"
+    # The user's own colons are written otherwise here, so that the second one is that before the window.
+    user = entry.user_id.replace("%", "%25").replace(":", "%3A")
+    return f"{HELP}:{user}" if entry.window_id is None else f"{HELP}:{user}:{entry.window_id}"
 
 
 @lru_cache(maxsize=65_536)

@@ -1,0 +1,64 @@
+"""What every entry adds to its session: its place, the counters and instants of its role, who takes part, what was seen last."""
+
+from app.domain.entry import Entry, EntryType
+from app.domain.records import Session
+from app.domain.signals import CONTROL_TAGS, is_by_user
+from app.domain.turn import Changes, Turn
+
+# The user's, but no interaction: typing, arriving and leaving (K13, and RULES.md's table of types).
+_NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
+_FIELDS = {role: (f"{role}_entries", f"first_{role}_at_ms", f"last_{role}_at_ms") for role in ("user", "bot", "agent", "system")}
+
+
+def count(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
+    """The place in the session and, but for `activity`, the counters and instants of the role."""
+    changes["entries"] = session.entries + 1
+    changes["last_entry_at_ms"] = turn.now_ms
+    if entry.type == "activity":
+        return
+    counter, first, last = _FIELDS[entry.role]
+    before: int = getattr(session, counter)
+    changes[counter] = before + 1
+    changes[last] = turn.now_ms
+    if not before:
+        changes[first] = turn.now_ms
+    if entry.type == "message" and entry.role != "system":
+        changes["interactions"] = session.interactions + 1
+        _time_response(turn, session, entry, changes)
+
+
+def take_part(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
+    """K14 to K17 and K19: the first entry by the user makes a session interactive, one by a developer flags it."""
+    if entry.developer:
+        changes["developer"] = True
+    if is_interaction_by_user(entry):
+        changes["interactive"] = True
+    elif entry.role == "bot" and entry.type != "activity":
+        changes["counted"] = True
+    elif entry.role == "agent" and entry.type != "activity":
+        changes["trade"] = "agent"
+        if session.handed_off_at_ms is None:
+            changes["handed_off_at_ms"] = turn.now_ms
+
+
+def see(_turn: Turn, _session: Session, entry: Entry, changes: Changes) -> None:
+    """Language, intent and tags as last seen."""
+    if entry.language is not None:
+        changes["language"] = entry.language
+    if entry.intent is not None:
+        changes["intent"] = entry.intent
+    if entry.tags and (tags := tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)):
+        changes["tags"] = tags
+
+
+def is_interaction_by_user(entry: Entry) -> bool:
+    return is_by_user(entry) and entry.type not in _NOT_INTERACTING
+
+
+def _time_response(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
+    """From the user's first message to the first by a bot or an agent after it."""
+    if entry.role == "user":
+        if session.asked_at_ms is None:
+            changes["asked_at_ms"] = turn.now_ms
+    elif session.first_response_ms is None and session.asked_at_ms is not None:
+        changes["first_response_ms"] = turn.now_ms - session.asked_at_ms

@@ -1,0 +1,59 @@
+"""An entry as it is kept in its session's transcript, with the answer that a repeat of it gets."""
+
+from typing import Any
+
+from msgspec import msgpack
+
+from app.domain.entry import Entry
+from app.domain.errors import InvalidEntry
+from app.domain.records import Answer, Message, Session
+
+_RARE: tuple[tuple[str, Any], ...] = (
+    ("client_session_id", None),
+    ("intent_valid", True),
+    ("sentiment", None),
+    ("context", None),
+    ("developer", False),
+    ("refresh", False),
+    ("window_id", None),
+    ("source", None),
+    ("in_reply_to", None),
+    ("metadata", None),
+)
+
+
+def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answer) -> Message:
+    return Message(
+        answer.sequence,
+        message_id,
+        answer.received_at_ms,
+        entry.role,
+        entry.type,
+        entry.text,
+        answer,
+        entry.user_id,
+        entry.intent,
+        entry.language,
+        entry.tags,
+        None if entry.sent_at is None else round(entry.sent_at.timestamp() * 1_000),
+        _rest(entry, session),
+    )
+
+
+def check(entry: Entry) -> None:
+    """JSON's numbers have no end, the transcript's have 64 bits: an entry that cannot be kept is refused before it counts."""
+    for field, value in (("context", entry.context), ("metadata", entry.metadata)):
+        if value is not None:
+            try:
+                msgpack.encode(value)
+            except OverflowError as error:
+                raise InvalidEntry(
+                    field, "it holds a whole number of more than 64 bits", "send such a number as a string"
+                ) from error
+
+
+def _rest(entry: Entry, session: Session) -> dict[str, Any] | None:
+    rest = {name: value for name, usual in _RARE if (value := getattr(entry, name)) != usual}
+    if entry.channel != session.channel:
+        rest["channel"] = entry.channel
+    return rest or None

@@ -1,0 +1,67 @@
+"""Which entries start a session, and what the session that they start looks like. K12 to K16, B04, A11."""
+
+from msgspec import structs
+
+from app.domain import clearing
+from app.domain.entry import Entry, EntryType
+from app.domain.records import Session
+from app.domain.signals import is_relay
+from app.domain.strand import session_id
+from app.domain.turn import Turn, Verdict
+
+# What is not here starts nothing: it tells of something that ends or changes (A12: nor does a search).
+_RULES: dict[EntryType, str] = {
+    "message": "K12",
+    "session.start": "B08",
+    "conversation.started": "B09",
+    "connect": "K13",
+    "authorization": "K17",
+    "agent.joined": "B03",
+    "article.opened": "A11",
+}
+_START_SIGNALS = frozenset({"session.start", "conversation.started"})
+_RULES_OF_MESSAGES = {"user": "B04", "bot": "K15"}
+
+
+def can_start(kind: EntryType) -> bool:
+    return kind in _RULES
+
+
+def rule_of(entry: Entry, kind: EntryType) -> str | None:
+    """The row by which an entry starts a session where none is open; None: it starts none."""
+    if is_relay(entry):
+        return None
+    if entry.refresh:
+        return "K22"
+    rule = _RULES.get(kind)
+    return _RULES_OF_MESSAGES.get(entry.role, rule) if kind == "message" else rule
+
+
+def refreshed(_turn: Turn, _session: Session, entry: Entry, _kind: EntryType) -> Verdict | None:
+    """K22: any entry may ask for it."""
+    return ("refresh", "K22") if entry.refresh else None
+
+
+def superseded(_turn: Turn, _session: Session, _entry: Entry, kind: EntryType) -> Verdict | None:
+    """B08, B09: a start signal starts a session also where one is open."""
+    return ("superseded", _RULES[kind]) if kind in _START_SIGNALS else None
+
+
+def open_session(turn: Turn, entry: Entry, message_id: str, rule: str) -> Session:
+    """The strand's next session, before the entry that opens it is counted."""
+    state = clearing.after_refresh(turn.state) if entry.refresh else turn.state
+    generation = state.generation + 1
+    turn.state = structs.replace(state, generation=generation)
+    turn.terms = turn.policy.terms(entry.channel)
+    return Session(
+        id=session_id(turn.strand, generation=generation, opened_at_ms=turn.now_ms),
+        user_id=entry.user_id,
+        channel=entry.channel,
+        opened_at_ms=turn.now_ms,
+        opened_by=message_id,
+        opening_rule=rule,
+        previous_session_id=state.last_session_id,
+        policy_version=turn.terms.version,
+        billed_until_ms=turn.now_ms,
+        counted=not turn.terms.policy.requires_bot,
+    )

@@ -1,0 +1,129 @@
+"""A session opens, goes on and ends: the main road, under the default policy."""
+
+from app.domain.records import Ended
+from tests.domain.talk import Talk
+
+
+def test_first_message_opens_and_next_continues() -> None:
+    """One session, numbered from 1, whose deadline moves with each entry."""
+    talk = Talk()
+
+    first = talk.say("user", "hi", at=0)
+    second = talk.say("bot", "hello", at=1)
+
+    assert (first.session, first.sequence) == ("opened", 1)
+    assert (second.session, second.sequence, second.session_id) == ("continued", 2, first.session_id)
+    assert second.closes_at_ms == talk.open.last_entry_at_ms + 15 * 60_000
+    assert talk.told == [("session.started", "B04")]
+
+
+def test_silence_closes_at_the_deadline_whoever_notices_first() -> None:
+    """The sweeper at once, the sweeper late, or the next entry: `closed_at` is the deadline."""
+    for late in (15, 15.001, 60):
+        swept, met = Talk(), Talk()
+        for talk in (swept, met):
+            talk.say("user", "hi", at=0)
+
+        swept.wake(at=late)
+        answer = met.say("user", "again", at=late)
+
+        assert swept.closings == met.closings == [("inactivity", 15)]
+        assert answer.session == "opened"
+        assert answer.closed == ()
+
+
+def test_just_before_the_deadline_is_in_time() -> None:
+    """One millisecond earlier the same session goes on."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+
+    answer = talk.say("user", "again", at=15 - 1 / 60_000)
+
+    assert answer.session == "continued"
+    assert talk.closed == []
+
+
+def test_start_signal_supersedes() -> None:
+    """The open session ends where the new one begins, and the entry belongs to the new one."""
+    for fields in ({"type": "session.start"}, {"type": "conversation.started"}, {"tags": ("new session",)}):
+        talk = Talk()
+        first = talk.say("user", "hi", at=0)
+        second = talk.say("bot", at=3, **fields)
+
+        assert second.session == "opened"
+        assert second.sequence == 1
+        assert second.closed == (Ended(first.session_id or "", "superseded"),)
+        assert talk.closings == [("superseded", 3)]
+        assert talk.open.previous_session_id == first.session_id
+
+
+def test_end_signals_close_the_session_that_they_belong_to() -> None:
+    """The entry is the session's last, and nothing is open after it."""
+    for kind, reason in (("session.end", "ended"), ("conversation.ended", "ended"), ("chat.closed", "chat_closed")):
+        talk = Talk()
+        talk.say("user", "hi", at=0)
+        answer = talk.say("bot", type=kind, at=2)
+
+        assert (answer.session, answer.sequence, answer.closes_at_ms) == ("continued", 2, None)
+        assert [ended.reason for ended in answer.closed] == [reason]
+        assert talk.closings == [(reason, 2)]
+        assert talk.state.session is None
+
+
+def test_what_starts_nothing_belongs_to_no_session() -> None:
+    """Without an open session some entries are answered with `none` and leave no trace."""
+    for kind in ("activity", "search", "session.end", "conversation.ended", "chat.closed"):
+        talk = Talk()
+        answer = talk.say("user", type=kind)
+
+        assert (answer.session_id, answer.session, answer.sequence) == (None, "none", 0)
+        assert talk.messages == []
+        assert talk.events == []
+        assert talk.state == Talk().state
+
+
+def test_reply_to_a_farewell_opens_nothing() -> None:
+    """A bot that posts our closure message as its own entry must not open a session by it; in an open one it is an entry."""
+    talk = Talk()
+    farewell = talk.say("bot", "bye", in_reply_to="msg_1")
+    talk.say("user", "hi", at=1)
+    within = talk.say("bot", "bye", in_reply_to="msg_1", at=2)
+
+    assert farewell.session == "none"
+    assert (within.session, within.sequence) == ("continued", 2)
+
+
+def test_refresh_closes_and_opens() -> None:
+    """The refreshing entry is the first of the new session."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+    answer = talk.say("user", "start over", refresh=True, at=1)
+
+    assert (answer.session, answer.sequence) == ("opened", 1)
+    assert talk.closings == [("refresh", 1)]
+
+
+def test_closure_message_goes_before_the_close() -> None:
+    """Both at the deadline, in one decision, the words in the user's language."""
+    talk = Talk(closure_message={"texts": {"default": "Bye {user_id}", "pt": "Tchau depois de {minutes}, {bot}"}})
+    talk.say("user", "oi", language="pt-BR", at=0)
+    decision = talk.wake(at=20)
+
+    assert [(event.type, event.rule) for event in decision.events] == [
+        ("session.closure_message", "K09"),
+        ("session.closed", "K07"),
+    ]
+    assert {event.at_ms for event in decision.events} == {talk.closed[0].closed_at_ms}
+    assert decision.events[0].data == {"language": "pt", "text": "Tchau depois de 15, shop"}
+
+
+def test_close_by_api() -> None:
+    """The open session closes now; one that is not open is left alone."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+    session = talk.open
+    decision = talk.close(at=4)
+
+    assert talk.closings == [("api", 4)]
+    assert decision.answer is not None
+    assert decision.answer.closed == (Ended(session.id, "api"),)

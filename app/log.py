@@ -1,6 +1,6 @@
 """How a process speaks: one structured line an event on stderr, for people or as JSON, with secrets blacked out.
 
-Modules log with `structlog.get_logger()` and never configure anything; entry points call `configure` once. Lines of
+Modules log with `structlog.get_logger()` and never configure anything; entry points call `configure_logging`. Lines of
 libraries that use `logging` (uvicorn, APScheduler, Alembic) come out in the same shape.
 """
 
@@ -15,6 +15,8 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.settings import Settings
+
 REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key|cookie|signature", re.IGNORECASE)
 # A key of ours, a webhook's secret, an Authorization header, the password in a URL: wherever they stand in a text.
@@ -25,8 +27,8 @@ _SECRET_TEXTS = re.compile(
 _CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio")
 
 
-def configure(*, level: str = "INFO", format: Literal["console", "json"] = "console", process: str = "") -> None:  # noqa: A002
-    """Send this process's log to stderr; `process` (api, worker, supervisor) stands in every line."""
+def configure_logging(settings: Settings) -> None:
+    """Send this process's log to stderr, as the settings say; calling it again is no harm."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -34,7 +36,7 @@ def configure(*, level: str = "INFO", format: Literal["console", "json"] = "cons
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
-        _naming(process),
+        _naming(settings.process_name),
         redact,
     ]
     structlog.configure(
@@ -48,7 +50,7 @@ def configure(*, level: str = "INFO", format: Literal["console", "json"] = "cons
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    _take_over_root(level, foreign=shared, renderer=_renderer(format))
+    _take_over_root(settings.log_level, foreign=shared, renderer=_renderer(settings.log_format))
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -78,8 +80,8 @@ def _naming(process: str) -> Processor:
     return name
 
 
-def _renderer(format: Literal["console", "json"]) -> Processor:  # noqa: A002
-    if format == "json":
+def _renderer(form: Literal["console", "json"]) -> Processor:
+    if form == "json":
         return structlog.processors.JSONRenderer()
     # Plain tracebacks: the pretty ones print local variables, and those may hold secrets.
     return structlog.dev.ConsoleRenderer(

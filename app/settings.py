@@ -6,8 +6,9 @@ A setting's variable is its field's name in capitals (`tick_ms` is `TICK_MS`); i
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import Field, field_validator
@@ -95,6 +96,7 @@ class Settings(BaseSettings):
     delivery_reply_max_bytes: int = Field(default=65_536, ge=0, description="Bytes read of a webhook's reply.")
 
     # Process
+    process_name: str = Field(default="", description="Name in this process's log lines; `adjourn serve` sets it.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level logged.")
     log_format: Literal["console", "json"] = Field(default="console", description="Log lines for people or for machines.")
     access_log: bool = Field(default=False, description="Whether each request is logged; costs throughput.")
@@ -127,9 +129,9 @@ class Settings(BaseSettings):
         return level.upper() if isinstance(level, str) else level
 
     @classmethod
-    def load(cls) -> Self:
-        """Read the environment and, below it, the file `.env` of the working directory."""
-        return cls(_env_file=ENV_FILE)  # type: ignore[call-arg]  # an argument of BaseSettings that its type hides
+    def load(cls, **chosen: Any) -> Self:  # noqa: ANN401 - each is checked as the setting that it is
+        """Read the environment and, below it, the file `.env` of the working directory; `chosen` goes before both."""
+        return cls(_env_file=ENV_FILE, **chosen)  # type: ignore[call-arg]  # an argument of BaseSettings that its type hides
 
     @property
     def embedded(self) -> bool:
@@ -154,3 +156,13 @@ def normalised_database_url(url: str) -> str:
     query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)], safe="/")
     # urlunsplit drops the empty authority of `scheme:///database`, so the URL is put together by hand.
     return f"{_ASYNCPG}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
+
+
+def environment_with(**settings: object) -> dict[str, str]:
+    """Give this process's environment for a child, with settings changed; `None` unsets one."""
+    environment = dict(os.environ)
+    for name, value in settings.items():
+        environment.pop(name.upper(), None)
+        if value is not None:
+            environment[name.upper()] = str(value)
+    return environment

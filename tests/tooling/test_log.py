@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from app import log
+from app.log import configure_logging
+from app.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def _restored() -> Iterator[None]:
 
 def test_json_lines_carry_time_level_process_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
     """One JSON object a line, the time in UTC."""
-    log.configure(format="json", process="worker")
+    configure_logging(Settings(log_format="json", process_name="worker"))
     structlog.get_logger("app.sweep").info("swept", closed=3)
     line = json.loads(capsys.readouterr().err)
 
@@ -48,7 +49,7 @@ def test_json_lines_carry_time_level_process_and_fields(capsys: pytest.CaptureFi
 @pytest.mark.parametrize("form", ("json", "console"))
 def test_secrets_are_blacked_out(capsys: pytest.CaptureFixture[str], form: str, field: str, value: object) -> None:
     """Neither a field's name nor a text's shape lets a secret through."""
-    log.configure(format="json" if form == "json" else "console")
+    configure_logging(Settings(log_format="json" if form == "json" else "console"))
     structlog.get_logger().info("told", **{field: value})
     line = capsys.readouterr().err
 
@@ -58,7 +59,7 @@ def test_secrets_are_blacked_out(capsys: pytest.CaptureFixture[str], form: str, 
 
 def test_lines_of_libraries_have_the_same_shape(capsys: pytest.CaptureFixture[str]) -> None:
     """Uvicorn's lines are folded in, formatted and redacted."""
-    log.configure(format="json")
+    configure_logging(Settings(log_format="json"))
     logging.getLogger("uvicorn.error").warning("refused %s", "Bearer sesame", extra={"color_message": "x"})
     line = json.loads(capsys.readouterr().err)
 
@@ -68,7 +69,7 @@ def test_lines_of_libraries_have_the_same_shape(capsys: pytest.CaptureFixture[st
 
 def test_a_level_silences_what_is_below(capsys: pytest.CaptureFixture[str]) -> None:
     """At WARNING, information is left out."""
-    log.configure(level="WARNING")
+    configure_logging(Settings(log_level="WARNING"))
     structlog.get_logger().info("quiet")
     structlog.get_logger().warning("loud")
 
@@ -79,7 +80,7 @@ def test_a_level_silences_what_is_below(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str]) -> None:
     """A local that holds a secret stays out of the trace, in either format."""
     for form in ("json", "console"):
-        log.configure(format="json" if form == "json" else "console")
+        configure_logging(Settings(log_format="json" if form == "json" else "console"))
         try:
             hidden = "sesame".upper()
             _ = 1 / (len(hidden) - 6)

@@ -1,0 +1,91 @@
+"""One API process: the app on a socket that it was handed.
+
+A stop comes in this order, so that no client loses an answer:
+
+    /readyz says no, replies close their connections -> drain delay -> no new connections -> idle ones go away by
+    themselves -> requests in flight are answered -> the app closes its own connections
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.settings import Settings
+
+# How long clients may take to leave a connection that they hold open, before it is closed under them.
+_LINGER_S = 0.5
+_POLL_S = 0.02
+
+
+def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) -> None:
+    """Serve on the listening socket `descriptor` until SIGTERM; write a byte to `ready` once requests are answered."""
+    from app.main import create_app
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=settings.access_log,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+    )
+    server = ApiServer(config, app=app, drain_delay_s=settings.drain_delay_s, ready=ready)
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+class ApiServer(uvicorn.Server):
+    """Uvicorn, except for how it begins and ends."""
+
+    def __init__(self, config: uvicorn.Config, *, app: FastAPI, drain_delay_s: float, ready: int | None) -> None:
+        super().__init__(config)
+        self._app = app
+        self._app.state.draining = False
+        self._drain_delay_s = drain_delay_s
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self._ready is not None:
+            os.write(self._ready, b"1")
+            os.close(self._ready)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; called by a signal. Without a loop nothing runs yet, and nothing needs draining."""
+        del sig, frame
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for _ in range(int(_LINGER_S / _POLL_S)):
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(_POLL_S)
+        await super().shutdown(sockets)
+
+    def _drain(self) -> None:
+        if self._app.state.draining or self._loop is None:
+            return
+        self._app.state.draining = True
+        # Now, and again each time uvicorn makes its headers anew, which is once a second.
+        closing = (b"connection", b"close")
+        self.config.encoded_headers.append(closing)
+        self.server_state.default_headers = [*self.server_state.default_headers, closing]
+        self._loop.call_later(self._drain_delay_s, self._exit)
+
+    def _exit(self) -> None:
+        self.should_exit = True

@@ -1,0 +1,160 @@
+"""A process that is kept alive: started, started again when it ends, replaced, stopped.
+
+It ends with this one, whatever ends this one (`app.embedded.fate`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import structlog
+
+from app.embedded.fate import end_with_parent
+
+_LONGEST_PAUSE_S = 5.0
+_FIRST_PAUSE_S = 0.1
+_STARTUP_S = 30.0
+_STEADY_S = 10.0
+log = structlog.get_logger(__name__)
+
+
+class Child:
+    """One place in the supervisor, held by one process at a time.
+
+    `announces` says that the program takes `--ready-fd N` and writes to it once it works; another counts as ready when
+    it is started. `on_end` is told the pid of each process that has ended.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        inherits: tuple[int, ...] = (),
+        announces: bool,
+        on_end: Callable[[int], None],
+    ) -> None:
+        self.name = name
+        self.ready = asyncio.Event()
+        self.failed_to_start = asyncio.Event()
+        self._arguments = arguments
+        self._environment = environment
+        self._inherits = inherits
+        self._announces = announces
+        self._on_end = on_end
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = asyncio.Event()
+
+    async def keep(self) -> None:
+        """Run it, and run it again when it ends, until `stop`."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            began_s = asyncio.get_running_loop().time()
+            process = await self._run_once()
+            if self._stopping.is_set():
+                return
+            if not self.ready.is_set():
+                self.failed_to_start.set()
+                return
+            log.warning("process ended, starting it again", child=self.name, pid=process.pid, exit=process.returncode)
+            # One that ends soon is tried less and less often: its Redis may be away.
+            steady = asyncio.get_running_loop().time() - began_s > _STEADY_S
+            pause_s = _FIRST_PAUSE_S if steady else min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    async def replace(self) -> None:
+        """Start a second process, and end the first once the second works; without a second one, keep the first."""
+        first = self._process
+        second, notice = await self._spawn()
+        works = await self._works(second, notice)
+        if not works or self._process is not first or self._stopping.is_set():
+            if not works:
+                log.error("the new process does not work, keeping the old one", child=self.name, pid=second.pid)
+            await _end(second, within_s=_STARTUP_S)
+            self._on_end(second.pid)
+            return
+        self._process = second
+        if first is not None and first.returncode is None:
+            await _end(first, within_s=_STARTUP_S)
+
+    async def stop(self, *, within_s: float) -> None:
+        """Ask it to end, and kill it if it does not in time."""
+        self._stopping.set()
+        if self._process is not None:
+            await _end(self._process, within_s=within_s)
+
+    async def _run_once(self) -> asyncio.subprocess.Process:
+        self._process, notice = await self._spawn()
+        if await self._works(self._process, notice):
+            self.ready.set()
+        # `replace` may put another process in its place; that one's end is what counts then.
+        while True:
+            current = self._process
+            await current.wait()
+            self._on_end(current.pid)
+            if current is self._process:
+                return current
+
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, int]:
+        """Start a process; the number is the reading end of its notice of being ready."""
+        notice, announcement = os.pipe()
+        os.set_blocking(notice, False)
+        extra = ["--ready-fd", str(announcement)] if self._announces else []
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._arguments,
+                *extra,
+                env=self._environment,
+                pass_fds=(*self._inherits, *((announcement,) if self._announces else ())),
+                # Its own group: Ctrl-C reaches the supervisor alone, which stops its children in order.
+                process_group=0,
+                preexec_fn=end_with_parent(signal.SIGTERM),
+            )
+        finally:
+            os.close(announcement)
+        return process, notice
+
+    async def _works(self, process: asyncio.subprocess.Process, notice: int) -> bool:
+        """Wait until it says that it works, or ends, or takes too long; its pipe closes when it ends."""
+        try:
+            if not self._announces:
+                return process.returncode is None
+            async with asyncio.timeout(_STARTUP_S):
+                return await _read_byte(notice) == b"1"
+        except TimeoutError:
+            return False
+        finally:
+            os.close(notice)
+
+
+async def _read_byte(descriptor: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+        return os.read(descriptor, 1)
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def _end(process: asyncio.subprocess.Process, *, within_s: float) -> None:
+    with suppress(ProcessLookupError):
+        process.terminate()
+        # One that is stopped (SIGSTOP) hears nothing until it goes on.
+        process.send_signal(signal.SIGCONT)
+    try:
+        async with asyncio.timeout(within_s):
+            await process.wait()
+    except TimeoutError:
+        log.warning("process does not end, killing it", pid=process.pid)
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

@@ -1,0 +1,182 @@
+"""The supervisor's places: kept filled, refilled, replaced and emptied. The programs are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.supervisor.child import Child
+
+ANNOUNCING = """
+import os, pathlib, signal, sys, time
+descriptor = int(sys.argv[sys.argv.index("--ready-fd") + 1])
+with open(sys.argv[1], "a") as log:
+    log.write(f"{os.getpid()}\\n")
+if pathlib.Path(sys.argv[1] + ".broken").exists():
+    sys.exit(3)
+if len(sys.argv) > 4 and sys.argv[2] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(descriptor, b"1")
+os.close(descriptor)
+time.sleep(60)
+"""
+
+
+class Place:
+    """A child that notes the pid of each process that held its place."""
+
+    def __init__(self, folder: Path, *, manner: str = "") -> None:
+        self.log = folder / "pids"
+        self.ended: list[int] = []
+        program = folder / "program.py"
+        program.write_text(textwrap.dedent(ANNOUNCING))
+        self.child = Child(
+            "place",
+            [str(program), str(self.log), *([manner] if manner else [])],
+            environment=dict(os.environ),
+            announces=True,
+            on_end=self.ended.append,
+        )
+
+    @property
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in self.log.read_text().split()] if self.log.exists() else []
+
+    def break_program(self) -> None:
+        Path(f"{self.log}.broken").touch()
+
+    def mend_program(self) -> None:
+        Path(f"{self.log}.broken").unlink()
+
+
+@asynccontextmanager
+async def _kept(place: Place) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(place.child.keep())
+    try:
+        yield task
+    finally:
+        await place.child.stop(within_s=0.5)
+        await task
+
+
+async def _until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not met():
+            await asyncio.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+    """Kill -9 of a child costs a moment, and its end is told."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        first = place.pids[0]
+        os.kill(first, signal.SIGKILL)
+        await _until(lambda: len(place.pids) == 2)
+
+        assert place.ended == [first]
+        assert _lives(place.pids[1])
+
+
+async def test_one_that_never_starts_is_given_up(tmp_path: Path) -> None:
+    """A wrong setting must end the start, not repeat it for ever."""
+    place = Place(tmp_path)
+    place.break_program()
+    async with _kept(place) as task:
+        await place.child.failed_to_start.wait()
+        await task
+
+    assert len(place.pids) == 1
+    assert not place.child.ready.is_set()
+
+
+async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path) -> None:
+    """Its Redis may be away for a while: failures after the first success are not the end."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        place.break_program()
+        os.kill(place.pids[0], signal.SIGKILL)
+        await _until(lambda: len(place.pids) == 3)
+        place.mend_program()
+        await _until(lambda: len(place.pids) == 4)
+
+        assert _lives(place.pids[-1])
+
+
+async def test_replacing_starts_the_second_before_it_ends_the_first(tmp_path: Path) -> None:
+    """At no moment is the place empty, and afterwards the second is kept like the first."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        await place.child.replace()
+        first, second = place.pids
+        await _until(lambda: place.ended == [first])
+
+        assert _lives(second)
+        os.kill(second, signal.SIGKILL)
+        await _until(lambda: len(place.pids) == 3)
+
+
+async def test_a_broken_second_process_leaves_the_first_in_place(tmp_path: Path) -> None:
+    """A rolling restart into a broken version stops at its first process."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        place.break_program()
+        await place.child.replace()
+
+        assert _lives(place.pids[0])
+        assert not _lives(place.pids[1])
+
+
+async def test_stopping_is_bounded(tmp_path: Path) -> None:
+    """A child that ignores SIGTERM is killed when its time is up, and none is started after."""
+    place = Place(tmp_path, manner="deaf")
+    async with _kept(place):
+        await place.child.ready.wait()
+
+    assert len(place.pids) == 1
+    assert not _lives(place.pids[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part exists on Linux alone")
+async def test_a_child_ends_with_its_killed_supervisor(tmp_path: Path) -> None:
+    """Kill -9 of the supervisor leaves no process behind."""
+    script = tmp_path / "supervisor.py"
+    script.write_text(
+        textwrap.dedent("""
+            import asyncio, os, sys
+            from app.supervisor.child import Child
+            async def main():
+                child = Child("c", ["-c", "import time; time.sleep(60)"], environment=dict(os.environ),
+                              announces=False, on_end=print)
+                asyncio.ensure_future(child.keep())
+                await child.ready.wait()
+                print(child._process.pid, flush=True)
+                await asyncio.sleep(60)
+            asyncio.run(main())
+        """)
+    )
+    supervisor = await asyncio.create_subprocess_exec(sys.executable, str(script), stdout=asyncio.subprocess.PIPE)
+    assert supervisor.stdout is not None
+    pid = int(await supervisor.stdout.readline())
+    supervisor.kill()
+    await supervisor.wait()
+
+    await _until(lambda: not _lives(pid))

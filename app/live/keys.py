@@ -7,9 +7,13 @@ from app.domain.strand import Strand, conversation_hash, conversation_hash_of
 
 SEPARATOR = "\x1f"  # refused in ids, so a member splits back without doubt
 
+# Fields of a session's message hash that are no message; ids hold no control characters.
+STRAND_FIELD = "\x1fstrand"
+CLOSED_FIELD = "\x1fclosed"
+
 SHARDS = "adj:shards"
-DIRECTORY = "adj:directory"
-DIRECTORY_CHANGES = "adj:directory:changes"
+DIRECTORY = "adj:{directory}"
+DIRECTORY_CHANGES = "adj:{directory}:changes"
 TICKS = "adj:ticks"
 
 

@@ -1,0 +1,35 @@
+"""The one clock: Redis `TIME`, followed by each process through an offset to its own monotonic clock.
+
+No other module reads a clock; everywhere else `now_ms` is an argument.
+"""
+
+import time
+
+
+def monotonic_ms() -> float:
+    """This process's monotonic clock in ms; only differences mean anything."""
+    return time.monotonic() * 1000
+
+
+def wall_ms() -> int:
+    """The machine's own clock in ms since the epoch, for logs and for what happens before Redis answers."""
+    return time.time_ns() // 1_000_000
+
+
+class Clock:
+    """Redis's time as this process knows it.
+
+    Every reply that carries Redis's time bounds the offset: the server read its clock after the request was sent
+    and before the reply was received. The offset moves only when it falls outside those bounds.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ms = time.time() * 1000 - monotonic_ms()
+
+    def now_ms(self) -> int:
+        return int(monotonic_ms() + self._offset_ms)
+
+    def observe(self, redis_ms: float, *, sent_ms: float, received_ms: float) -> None:
+        """Take in a reply: `redis_ms` since the epoch; `sent_ms` and `received_ms` on the monotonic clock."""
+        lowest, highest = redis_ms - received_ms, redis_ms - sent_ms
+        self._offset_ms = min(max(self._offset_ms, lowest), highest)

@@ -1,0 +1,130 @@
+-- Commits decisions about strands of one shard, each a compare-and-set of its own.
+--
+-- KEYS  [1] the shard's event stream; then whatever the commits name, by index
+-- ARGV  [1] now in ms, as the caller decided with
+--       [2] how far that may be from this server's clock, in ms
+--       [3] '1': go on when Redis is full (closing and cleaning up), '0': refuse (ingest)
+--       [4…] one commit after the other, each:
+--   state     index of the state's key
+--   expected  the version that the caller decided on ('': no state)
+--   version   the version to write: given out once, never again
+--   value     the state to write; '' writes nothing and only checks the version
+--   due       index of the sorted set of deadlines
+--   live      index of the sorted set of the bot's open sessions
+--   member    the strand in both
+--   wake_at   ms, '' for none
+--   opened_at ms where a session opened; '-' where none is open any more; '' where that did not change
+--   keep_ms   how long the state lives on where no session is open; '' where one is
+--   checks    how many of: index of a message hash, n, then n ids; if any id is in it, nothing is written
+--   messages  how many of: index of a message hash, n, then n fields and values in turn
+--   events    n, then n stream records
+-- (Flat, since the msgpack of Lua knows no binary strings.)
+--
+-- Returns  {now in ms, 0} if the clock was too far off (nothing was written), else
+--          {now in ms, 1, {i, 'conflict', version, value} | {i, 'repeat', id, message, id, message, …} …},
+--          naming only the commits (from 1) that wrote nothing.
+--
+-- Nothing here knows a timeout, a role or a reason.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local off = now - tonumber(ARGV[1])
+if off > tonumber(ARGV[2]) or off < -tonumber(ARGV[2]) then
+  return { tostring(now), 0 }
+end
+
+local at = 3
+local function take()
+  at = at + 1
+  return ARGV[at]
+end
+local function take_key()
+  return KEYS[tonumber(take())]
+end
+-- Where the next lists are: {key, first argument, last argument}.
+local function take_lists()
+  local lists = {}
+  for i = 1, tonumber(take()) do
+    local key, n = take_key(), tonumber(take())
+    lists[i] = { key, at + 1, at + n }
+    at = at + n
+  end
+  return lists
+end
+
+-- Everything is read and checked before anything is written: an error after a write would leave half of it.
+local refused = {}
+local accepted = {}
+local index = 0
+while at < #ARGV do
+  index = index + 1
+  local c = {
+    state = take_key(), expected = take(), version = take(), value = take(),
+    due = take_key(), live = take_key(), member = take(),
+    wake_at = take(), opened_at = take(), keep_ms = take(),
+    checks = take_lists(), messages = take_lists(),
+  }
+  local n = tonumber(take())
+  c.first_event, c.last_event = at + 1, at + n
+  at = at + n
+
+  local stored = redis.call('GET', c.state)
+  local version, value = '', ''
+  if stored then
+    local colon = string.find(stored, ':', 1, true)
+    version, value = string.sub(stored, 1, colon - 1), string.sub(stored, colon + 1)
+  end
+  if version ~= c.expected then
+    refused[#refused + 1] = { index, 'conflict', version, value }
+  else
+    local repeats = { index, 'repeat' }
+    for _, check in ipairs(c.checks) do
+      local messages = redis.call('HMGET', check[1], unpack(ARGV, check[2], check[3]))
+      for i, message in ipairs(messages) do
+        if message then
+          repeats[#repeats + 1] = ARGV[check[2] + i - 1]
+          repeats[#repeats + 1] = message
+        end
+      end
+    end
+    if #repeats == 2 then
+      accepted[#accepted + 1] = c
+    else
+      refused[#refused + 1] = repeats
+    end
+  end
+end
+
+if ARGV[3] == '1' and #accepted > 0 then
+  -- A full Redis refuses a script's first write if it can enlarge memory, and none after it: make the first one that cannot.
+  redis.call('HDEL', KEYS[1] .. ':none', '')
+end
+
+for _, c in ipairs(accepted) do
+  if c.value ~= '' then
+    local value = c.version .. ':' .. c.value
+    if c.keep_ms == '' then
+      redis.call('SET', c.state, value)
+    else
+      redis.call('SET', c.state, value, 'PX', c.keep_ms)
+    end
+    if c.opened_at == '-' then
+      redis.call('ZREM', c.live, c.member)
+    elseif c.opened_at ~= '' then
+      redis.call('ZADD', c.live, c.opened_at, c.member)
+    end
+    if c.wake_at == '' then
+      redis.call('ZREM', c.due, c.member)
+    else
+      redis.call('ZADD', c.due, c.wake_at, c.member)
+    end
+    for _, list in ipairs(c.messages) do
+      redis.call('HSET', list[1], unpack(ARGV, list[2], list[3]))
+    end
+    for i = c.first_event, c.last_event do
+      redis.call('XADD', KEYS[1], '*', 'e', ARGV[i])
+    end
+  end
+end
+
+return { tostring(now), 1, unpack(refused) }

@@ -1,0 +1,135 @@
+"""Several commands of one strand, decided one after the other and committed as one write."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from msgspec import Struct, msgpack
+
+from app.domain.decide import decide
+from app.domain.errors import DomainError
+from app.domain.records import Answer, BotRules, Command, Decision, Event, Message, Receive, Session, State
+from app.domain.strand import Strand
+
+encode_state = msgpack.Encoder().encode
+decode_state = msgpack.Decoder(State).decode
+encode_message = msgpack.Encoder().encode
+decode_message = msgpack.Decoder(Message).decode
+encode_record = msgpack.Encoder().encode
+encode_session = msgpack.Encoder().encode
+decode_session = msgpack.Decoder(Session).decode
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a command: its answer, and whether it is the answer to an earlier entry with the same id."""
+
+    answer: Answer | None
+    duplicate: bool = False
+
+
+class Record(Struct, frozen=True, array_like=True):
+    """One record of the event stream: all that happened to a strand in one commit."""
+
+    bot: str
+    conversation: str
+    thread: str
+    events: tuple[Event, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A command that waits for its outcome. `at_ms` is its instant where the bot keeps a clock of its own."""
+
+    strand: Strand
+    command: Command
+    at_ms: int | None
+    future: asyncio.Future[Outcome]
+
+    def settle(self, outcome: Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(slots=True)
+class Fold:
+    """Commands of one strand on their way to one commit.
+
+    `version` and `state` are what the decisions stand on; a conflict replaces them and everything is decided again.
+    """
+
+    strand: Strand
+    rules: BotRules
+    sandbox: bool
+    pending: list[Pending]
+    version: str = ""
+    state: State = field(default_factory=State)
+    decided: list[tuple[Pending, Decision]] = field(default_factory=list)
+    repeated: list[tuple[Pending, Pending]] = field(default_factory=list)
+    doubtful: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
+
+    def decide(self, now_ms: int) -> None:
+        """Decide all pending commands on `state`; a command that the domain refuses fails alone."""
+        state, decided, repeated = self.state, [], []
+        first: dict[str, Pending] = {}
+        for pending in self.pending:
+            if pending.future.done():
+                continue  # refused by an earlier try, or nobody waits for it any more
+            command = pending.command
+            if isinstance(command, Receive):
+                earlier = first.setdefault(command.message_id, pending)
+                if earlier is not pending:
+                    repeated.append((pending, earlier))
+                    continue
+            at_ms = now_ms if pending.at_ms is None else pending.at_ms
+            try:
+                decision = decide(self.strand, state, command, self.rules, at_ms)
+            except DomainError as error:
+                first = {message_id: known for message_id, known in first.items() if known is not pending}
+                pending.fail(error)
+                continue
+            state = decision.state
+            decided.append((pending, decision))
+        self.decided, self.repeated = decided, repeated
+
+    def message_ids(self) -> list[str]:
+        """The ids that may be repeats: those that the bot chose, and after a lost reply the generated ones."""
+        return [
+            pending.command.message_id
+            for pending, _ in self.decided
+            if isinstance(pending.command, Receive) and (self.doubtful or pending.command.entry.message_id is not None)
+        ]
+
+    def earlier_sessions(self) -> list[str]:
+        """Sessions in which a repeat of an entry would be found."""
+        open_now = (self.state.session.id,) if self.state.session else ()
+        return [*open_now, *(session for session, _ in self.state.recent)]
+
+    def events(self, *, without: frozenset[str]) -> tuple[Event, ...]:
+        return tuple(event for _, decision in self.decided for event in decision.events if event.type not in without)
+
+    def settle(self) -> None:
+        """The commit stands: tell everyone who waits."""
+        outcomes: dict[int, Outcome] = {}
+        for pending, decision in self.decided:
+            outcome = outcomes[id(pending)] = Outcome(decision.answer)
+            pending.settle(outcome)
+        for pending, earlier in self.repeated:
+            known = outcomes.get(id(earlier))
+            if known is not None:
+                pending.settle(Outcome(known.answer, duplicate=True))
+
+    def drop_repeats(self, stored: dict[str, bytes]) -> None:
+        """Answer the commands whose entries are kept already, and forget them."""
+        rest = []
+        for pending in self.pending:
+            command = pending.command
+            message = stored.get(command.message_id) if isinstance(command, Receive) else None
+            if message is None:
+                rest.append(pending)
+            else:
+                chosen = isinstance(command, Receive) and command.entry.message_id is not None
+                pending.settle(Outcome(decode_message(message).answer, duplicate=chosen))
+        self.pending = rest

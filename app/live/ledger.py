@@ -1,0 +1,207 @@
+"""The ledger: commands in, committed decisions out.
+
+    submit ──> waiting (per shard) ──> fold per strand ──> decide ──> commit.lua ──> outcomes
+                     ^                                        │ conflict: the state that stands
+                     └── what arrives while a commit is       └ repeat: the answer given before
+                         under way goes out with the next
+
+It owns the compare-and-set loop, the group commit and the cache of last states. It refuses to know any rule.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+from redis.exceptions import ResponseError
+
+from app.clock import Clock
+from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wake
+from app.domain.strand import Strand
+from app.errors import AdjournError, Unavailable
+from app.live import keys
+from app.live.fold import Fold, Outcome, Pending, decode_state
+from app.live.pipe import Pipe
+from app.live.script import Call, Commit, Conflict, Repeats, Script
+from app.metrics import CONFLICTS
+
+_STRANDS_A_COMMIT = 200
+_COMMANDS_A_FOLD = 500
+_TRIES = 50
+
+
+class Ground(Struct, frozen=True):
+    """What the ledger must know of a bot: its rules, whether it keeps a time of its own, the events nobody wants."""
+
+    rules: BotRules
+    sandbox: bool = False
+    silent: frozenset[str] = frozenset()
+
+
+class Ledger:
+    """One per process. `ground` tells what is known of a bot, at the instant of deciding."""
+
+    def __init__(
+        self,
+        *,
+        pipe: Pipe,
+        script: Script,
+        clock: Clock,
+        shards: int,
+        ground: Callable[[str], Ground],
+        cache_size: int = 50_000,
+    ) -> None:
+        self._pipe = pipe
+        self._script = script
+        self._clock = clock
+        self._shards = shards
+        self._ground = ground
+        self._waiting: list[list[Pending]] = [[] for _ in range(shards)]
+        self._writers: list[asyncio.Task[None] | None] = [None] * shards
+        self._cache: OrderedDict[Strand, tuple[str, State]] = OrderedDict()
+        self._cache_size = cache_size
+
+    def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[Outcome]:
+        """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a time of its own.
+
+        The future raises `Unavailable` if Redis does not take it (it may have been executed: submit it again with the
+        same message id), or the domain's own error if the command is refused.
+        """
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        shard = keys.shard_of(strand, self._shards)
+        self._waiting[shard].append(Pending(strand, command, at_ms, future))
+        if self._writers[shard] is None:
+            self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
+        return future
+
+    async def settled(self) -> None:
+        """Returns when nothing is waiting: part of a graceful shutdown."""
+        while writers := [writer for writer in self._writers if writer is not None]:
+            await asyncio.wait(writers)
+
+    async def _write(self, shard: int) -> None:
+        try:
+            while self._waiting[shard]:
+                batch, self._waiting[shard] = self._take(self._waiting[shard])
+                folds = self._folds(batch)
+                try:
+                    await self._commit(shard, folds)
+                except AdjournError as error:
+                    _fail(folds, error)
+                    self._refuse(shard, error)
+                except Exception:
+                    _fail(folds, Unavailable("the commit failed", retry_after_s=1))
+                    raise
+        finally:
+            self._writers[shard] = None
+            if self._waiting[shard]:  # only after an error that nobody foresaw
+                self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
+
+    def _refuse(self, shard: int, error: AdjournError) -> None:
+        """What waits behind a commit that Redis did not take would wait as long again: it is refused at once."""
+        waiting, self._waiting[shard] = self._waiting[shard], []
+        for pending in waiting:
+            pending.fail(error)
+
+    def _take(self, waiting: list[Pending]) -> tuple[list[Pending], list[Pending]]:
+        """As many as fit one commit, and the rest. Commands of one kind go together: closing goes on when Redis is full."""
+        closing = _closes(waiting[0])
+        strands: set[Strand] = set()
+        for count, pending in enumerate(waiting):
+            strands.add(pending.strand)
+            if _closes(pending) != closing or len(strands) > _STRANDS_A_COMMIT or count >= _COMMANDS_A_FOLD:
+                return waiting[:count], waiting[count:]
+        return waiting, []
+
+    def _folds(self, batch: list[Pending]) -> list[Fold]:
+        folds: dict[Strand, Fold] = {}
+        for pending in batch:
+            fold = folds.get(pending.strand)
+            if fold is None:
+                ground = self._ground(pending.strand.bot)
+                fold = folds[pending.strand] = Fold(pending.strand, ground.rules, ground.sandbox, [])
+            fold.pending.append(pending)
+        return list(folds.values())
+
+    async def _commit(self, shard: int, folds: list[Fold]) -> None:
+        await self._recall(shard, folds)
+        closing = _closes(folds[0].pending[0])
+        for _ in range(_TRIES):
+            now_ms = self._clock.now_ms()
+            for fold in folds:
+                fold.decide(now_ms)
+            folds = [fold for fold in folds if fold.decided]
+            if not folds:
+                return
+            silent = [self._ground(fold.strand.bot).silent for fold in folds]
+            call = self._script.prepare(shard, folds, now_ms=now_ms, closing=closing, silent=silent)
+            refused = await self._send(call, folds)
+            if refused is None:
+                continue  # the clock was off; the reply set it right
+            folds = self._sort_out(folds, call.commits, refused)
+            if not folds:
+                return
+        raise Unavailable("too many others write to the same conversation", retry_after_s=1)
+
+    async def _send(self, call: Call, folds: Sequence[Fold]) -> dict[int, Conflict | Repeats] | None:
+        """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""
+        try:
+            return await self._script.send(call)
+        except Unavailable as error:
+            if isinstance(error.__cause__, ResponseError | TimeoutError):
+                raise
+            for fold in folds:
+                fold.doubtful = True
+            return await self._script.send(call)
+
+    def _sort_out(self, folds: list[Fold], commits: list[Commit], refused: dict[int, Conflict | Repeats]) -> list[Fold]:
+        """Settle what stands; the rest is to be decided again."""
+        again = []
+        for index, (fold, commit) in enumerate(zip(folds, commits, strict=True)):
+            match refused.get(index):
+                case Conflict(version, value) if version != commit.version:
+                    CONFLICTS.inc()
+                    fold.version, fold.state = version, decode_state(value) if value else State()
+                    again.append(fold)
+                case Repeats(stored):
+                    fold.drop_repeats(stored)
+                    if fold.pending:
+                        again.append(fold)
+                case _:
+                    self._remember(fold.strand, commit.version, fold.decided[-1][1].state)
+                    fold.settle()
+        return again
+
+    def _remember(self, strand: Strand, version: str, state: State) -> None:
+        self._cache[strand] = version, state
+        self._cache.move_to_end(strand)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+
+    async def _recall(self, shard: int, folds: list[Fold]) -> None:
+        """States from the cache; a strand that is not there is new, unless it is to be closed: then it is fetched."""
+        unknown = []
+        for fold in folds:
+            known = self._cache.get(fold.strand)
+            if known is not None:
+                fold.version, fold.state = known
+            elif not isinstance(fold.pending[0].command, Wake | Close | ApplyPolicy):
+                continue
+            else:
+                unknown.append(fold)
+        if unknown:
+            names = [keys.state(shard, keys.member(fold.strand)) for fold in unknown]
+            for fold, stored in zip(unknown, await self._pipe.call("MGET", *names), strict=True):
+                if stored:
+                    version, _, value = stored.partition(b":")
+                    fold.version, fold.state = version.decode(), decode_state(value)
+
+
+def _closes(pending: Pending) -> bool:
+    return isinstance(pending.command, Wake | Close | ApplyPolicy)
+
+
+def _fail(folds: list[Fold], error: Exception) -> None:
+    for fold in folds:
+        for pending in fold.pending:
+            pending.fail(error)

@@ -1,0 +1,201 @@
+"""The call of `commit.lua`: packs decisions into its arguments and reads its reply."""
+
+from collections.abc import Sequence
+from hashlib import sha1
+from importlib import resources
+from secrets import token_hex
+
+from msgspec import Struct
+from redis.exceptions import NoScriptError, ResponseError
+
+from app.clock import Clock, monotonic_ms
+from app.domain.records import Decision
+from app.errors import Unavailable
+from app.live import keys
+from app.live.fold import Fold, Record, encode_message, encode_record, encode_session, encode_state
+from app.live.pipe import Argument, Pipe, Reply
+
+_SOURCE = resources.files("app.live").joinpath("commit.lua").read_bytes()
+_SHA = sha1(_SOURCE, usedforsecurity=False).hexdigest()
+
+# How many arguments Lua may unpack at once is limited (8,000); even, since fields and values go in pairs.
+_A_COMMAND = 2_000
+
+
+class Conflict(Struct, frozen=True):
+    """Somebody else committed first: the version and the state that stand."""
+
+    version: str
+    state: bytes
+
+
+class Repeats(Struct, frozen=True):
+    """Entries that are kept already: message id to message."""
+
+    stored: dict[str, bytes]
+
+
+class Commit(Struct, frozen=True):
+    """One fold as the script takes it. `version` is what stands if it succeeds: if it is there, this commit was made."""
+
+    args: list[Argument]
+    version: str
+
+
+class Call(Struct, frozen=True):
+    """One call of the script. Sent twice it commits once."""
+
+    names: list[str]
+    now_ms: int
+    closing: bool
+    commits: list[Commit]
+
+
+class Script:
+    """`commit.lua` on one connection, for all shards."""
+
+    def __init__(self, pipe: Pipe, clock: Clock, *, max_skew_ms: int) -> None:
+        self._pipe = pipe
+        self._clock = clock
+        self._max_skew_ms = max_skew_ms
+        self._prefix = f"{token_hex(5)}."
+        self._versions = 0
+
+    def prepare(self, shard: int, folds: Sequence[Fold], *, now_ms: int, closing: bool, silent: Sequence[frozenset[str]]) -> Call:
+        """The call that commits decided folds of one shard; `silent[i]` are the event types that nobody wants of fold i."""
+        names = _Names(shard)
+        commits = [
+            _commit(fold, names, version=self._new_version(), now_ms=now_ms, closing=closing, silent=types)
+            for fold, types in zip(folds, silent, strict=True)
+        ]
+        return Call(names.keys, now_ms, closing, commits)
+
+    async def send(self, call: Call) -> dict[int, Conflict | Repeats] | None:
+        """By index, the commits that wrote nothing; None if `now_ms` was too far off and none did.
+
+        Raises `Unavailable`.
+        """
+        args = (arg for commit in call.commits for arg in commit.args)
+        sent_ms = monotonic_ms()
+        reply = await self._evaluate(call.names, call.now_ms, self._max_skew_ms, int(call.closing), *args)
+        self._clock.observe(int(reply[0]), sent_ms=sent_ms, received_ms=monotonic_ms())
+        return None if reply[1] == 0 else dict(_refusal(item) for item in reply[2:])
+
+    def _new_version(self) -> str:
+        """Never given out before, by anybody: whoever finds it stored knows that this very commit was made."""
+        self._versions += 1
+        return f"{self._prefix}{self._versions:x}"
+
+    async def _evaluate(self, names: Sequence[str], *args: Argument) -> Reply:
+        call = (len(names), *names, *args)
+        try:
+            try:
+                return await self._pipe.call("EVALSHA", _SHA, *call)
+            except NoScriptError:
+                return await self._pipe.call("EVAL", _SOURCE, *call)
+        except ResponseError as error:
+            if "OOM" in str(error):
+                raise Unavailable("Redis is full", retry_after_s=5) from error
+            raise Unavailable(f"Redis refused a commit: {error}", retry_after_s=1) from error
+
+
+class _Names:
+    """The script's KEYS: each name once, known to the commits by its index."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self._index: dict[str, int] = {keys.events(shard): 1}
+
+    def __getitem__(self, name: str) -> int:
+        return self._index.setdefault(name, len(self._index) + 1)
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self._index)
+
+
+def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, closing: bool, silent: frozenset[str]) -> Commit:
+    shard, strand = names.shard, fold.strand
+    member = keys.member(strand)
+    last = fold.decided[-1][1]
+    # A wake that changed nothing is written as well: it puts `due` right if that was what woke the strand for nothing.
+    written = closing or _changes(fold, last)
+    args: list[Argument] = [
+        names[keys.state(shard, member)],
+        fold.version,
+        version if written else fold.version,
+        encode_state(last.state) if written else b"",
+        names[keys.due(shard, strand.bot if fold.sandbox else None)],
+        names[keys.live(shard, strand.bot)],
+        member,
+        last.wake_at_ms if last.wake_at_ms is not None else "",
+        _opened(fold, last),
+        _keep_ms(fold, last, now_ms=now_ms),
+    ]
+    _add_checks(args, fold, names)
+    _add_messages(args, fold, names)
+    _add_events(args, fold, silent)
+    return Commit(args, version if written else fold.version)
+
+
+def _changes(fold: Fold, last: Decision) -> bool:
+    return last.state != fold.state or any(decision.messages or decision.events for _, decision in fold.decided)
+
+
+def _opened(fold: Fold, last: Decision) -> Argument:
+    before, after = fold.state.session, last.state.session
+    if after is None:
+        return "-" if before is not None else ""
+    return after.opened_at_ms if before is None or before.id != after.id else ""
+
+
+def _keep_ms(fold: Fold, last: Decision, *, now_ms: int) -> Argument:
+    if last.state.session is not None:
+        return ""
+    # A sandbox bot's time may stand still for longer than that.
+    spare_ms = 7 * 86_400_000 if fold.sandbox else 1_000
+    at_ms = last.state.touched_at_ms if fold.sandbox else now_ms
+    return max(last.keep_until_ms - at_ms, 0) + spare_ms
+
+
+def _add_checks(args: list[Argument], fold: Fold, names: _Names) -> None:
+    ids = fold.message_ids()
+    sessions = fold.earlier_sessions() if ids else []
+    chunks = [ids[at : at + _A_COMMAND] for at in range(0, len(ids), _A_COMMAND)]
+    args.append(len(sessions) * len(chunks))
+    for session in sessions:
+        for chunk in chunks:
+            args += names[keys.messages(names.shard, session)], len(chunk), *chunk
+
+
+def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
+    fields: dict[str, list[Argument]] = {}
+    for _, decision in fold.decided:
+        for session, message in decision.messages:
+            fields.setdefault(session, []).extend((message.message_id, encode_message(message)))
+        for event in decision.events:
+            if event.type == "session.started":
+                fields.setdefault(event.session.id, []).extend((keys.STRAND_FIELD, keys.member(fold.strand)))
+            elif event.type == "session.closed":
+                fields.setdefault(event.session.id, []).extend((keys.CLOSED_FIELD, encode_session(event.session)))
+    chunks = [
+        (session, pairs[at : at + _A_COMMAND]) for session, pairs in fields.items() for at in range(0, len(pairs), _A_COMMAND)
+    ]
+    args.append(len(chunks))
+    for session, chunk in chunks:
+        args += names[keys.messages(names.shard, session)], len(chunk), *chunk
+
+
+def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> None:
+    events = fold.events(without=silent)
+    strand = fold.strand
+    records = [encode_record(Record(strand.bot, strand.conversation, strand.thread, events))] if events else []
+    args += len(records), *records
+
+
+def _refusal(item: list[bytes | int]) -> tuple[int, Conflict | Repeats]:
+    index, kind, *rest = item
+    if kind == b"conflict":
+        return int(index) - 1, Conflict(bytes(rest[0]).decode(), bytes(rest[1]))
+    stored = {bytes(rest[i]).decode(): bytes(rest[i + 1]) for i in range(0, len(rest), 2)}
+    return int(index) - 1, Repeats(stored)

@@ -1,0 +1,32 @@
+"""What Prometheus is told; every metric of the product is named here.
+
+With several processes the library keeps the values in files of `PROMETHEUS_MULTIPROC_DIR`, and any process can tell them all.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ENTRIES = Counter("adjourn_entries_total", "Entries taken in", ["result"])
+OPENED = Counter("adjourn_sessions_opened_total", "Sessions opened")
+CLOSED = Counter("adjourn_sessions_closed_total", "Sessions closed", ["reason"])
+CLOSE_LAG = Histogram(
+    "adjourn_close_lag_seconds",
+    "From a session's deadline to the commit that closed it",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300, 3600),
+)
+CONFLICTS = Counter("adjourn_commit_conflicts_total", "Commits that found another version and were decided again")
+OPEN = Gauge("adjourn_sessions_open", "Sessions open now", multiprocess_mode="mostrecent")
+BACKLOG = Gauge("adjourn_stream_backlog", "Event records not archived yet", multiprocess_mode="mostrecent")
+OUTBOX = Gauge("adjourn_outbox_depth", "Deliveries waiting", multiprocess_mode="mostrecent")
+ARCHIVED = Counter("adjourn_sessions_archived_total", "Sessions written to Postgres")
+FAILURES = Counter("adjourn_job_failures_total", "Runs of a worker's job that failed", ["job"])
+DELIVERIES = Counter("adjourn_delivery_attempts_total", "Webhooks sent, by how that went", ["outcome"])
+DELIVERY_LATENCY = Histogram(
+    "adjourn_delivery_latency_seconds",
+    "From an event to the first attempt to tell an endpoint of it, without sandbox bots",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300, 3600),
+)
+DELIVERY_DURATION = Histogram(
+    "adjourn_delivery_duration_seconds",
+    "How long one attempt took",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15),
+)

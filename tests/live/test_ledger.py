@@ -1,0 +1,223 @@
+"""The ledger on a real Redis: one decision, one commit, whoever else writes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from redis.asyncio import Redis
+
+from app.clock import Clock
+from app.domain.entry import Entry
+from app.domain.policy import Policy, PolicyVersion
+from app.domain.records import BotRules, Close, Receive, Wake
+from app.domain.strand import Strand
+from app.errors import Unavailable
+from app.live import keys
+from app.live.fold import Outcome
+from app.live.ledger import Ground, Ledger
+from app.live.pipe import Pipe, Reply
+from app.live.script import Script
+from app.live.view import View
+
+SHARDS = 4
+RULES = BotRules("bot", PolicyVersion(1, 0, Policy()))
+STRAND = Strand("bot", "web:ann")
+MINUTE_MS = 60_000
+
+MakeLedger = Callable[..., Ledger]
+
+
+def said(text: str, message_id: str | None = None, *, user: str = "ann") -> Receive:
+    return Receive(Entry(user_id=user, role="user", text=text, message_id=message_id), message_id or f"gen-{text}")
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, protocol=2)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
+    """Make ledgers as processes have them: each with a connection, a clock and a cache of its own."""
+    pipes: list[Pipe] = []
+
+    def make(*, pipe: Pipe | None = None, clock: Clock | None = None) -> Ledger:
+        own = pipe or Pipe(redis, timeout_s=5)
+        pipes.append(own)
+        known = clock or Clock()
+        script = Script(own, known, max_skew_ms=500)
+        return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, ground=lambda _: Ground(RULES))
+
+    yield make
+    for pipe in pipes:
+        await pipe.close()
+
+
+@pytest.fixture
+async def view(redis: Redis) -> AsyncIterator[View]:
+    pipe = Pipe(redis, timeout_s=5)
+    yield View(pipe, shards=SHARDS)
+    await pipe.close()
+
+
+async def calls(redis: Redis) -> int:
+    """How many times a script was called so far."""
+    stats = await redis.info("commandstats")
+    return stats["cmdstat_evalsha"]["calls"]
+
+
+async def test_first_entry_opens_and_the_next_continues(make_ledger: MakeLedger) -> None:
+    """One round trip each, and the second stands on the first."""
+    ledger = make_ledger()
+
+    first = await ledger.submit(STRAND, said("hello"))
+    second = await ledger.submit(STRAND, said("again"))
+
+    assert first.answer is not None
+    assert second.answer is not None
+    assert (first.answer.session, first.answer.sequence) == ("opened", 1)
+    assert (second.answer.session, second.answer.sequence) == ("continued", 2)
+    assert first.answer.session_id == second.answer.session_id
+
+
+async def test_many_entries_of_one_conversation_are_one_write(make_ledger: MakeLedger, redis: Redis) -> None:
+    """Group commit: what is submitted together is folded, and goes out in one call."""
+    ledger = make_ledger()
+    await ledger.submit(STRAND, said("first"))
+    before = await calls(redis)
+
+    outcomes = await asyncio.gather(*(ledger.submit(STRAND, said(f"text {i}")) for i in range(100)))
+
+    assert [outcome.answer.sequence for outcome in outcomes if outcome.answer] == list(range(2, 102))
+    assert await calls(redis) == before + 1
+
+
+async def test_repeat_gets_the_first_answer_and_changes_nothing(make_ledger: MakeLedger, view: View) -> None:
+    """`message_id` is the bot's own: sent twice, in one batch or later, from any process, it counts once."""
+    here, there = make_ledger(), make_ledger()
+    first, same_batch = await asyncio.gather(here.submit(STRAND, said("hello", "m1")), here.submit(STRAND, said("hello", "m1")))
+    later = await there.submit(STRAND, said("hello", "m1"))
+    after = await there.submit(STRAND, said("next", "m2"))
+
+    assert first.duplicate is False
+    assert (same_batch, later) == (Outcome(first.answer, duplicate=True), Outcome(first.answer, duplicate=True))
+    assert after.answer is not None
+    assert after.answer.sequence == 2
+    assert [message.message_id for message in await view.messages(after.answer.session_id or "")] == ["m1", "m2"]
+
+
+async def test_repeat_of_an_entry_of_the_session_before_is_known(make_ledger: MakeLedger) -> None:
+    """A repeat is known for 15 minutes after its session closed."""
+    ledger = make_ledger()
+    first = await ledger.submit(STRAND, said("hello", "m1"))
+    assert first.answer is not None
+    await ledger.submit(STRAND, Close(first.answer.session_id or ""))
+
+    repeat = await ledger.submit(STRAND, said("hello", "m1"))
+
+    assert repeat == Outcome(first.answer, duplicate=True)
+
+
+async def test_processes_that_write_at_once_agree(make_ledger: MakeLedger) -> None:
+    """A lost compare-and-set is decided again: no sequence number is skipped or given twice."""
+    ledgers = [make_ledger() for _ in range(4)]
+
+    async def talk(ledger: Ledger, name: str) -> list[int]:
+        outcomes = [await ledger.submit(STRAND, said(f"{name} {i}", f"{name}-{i}")) for i in range(50)]
+        return [outcome.answer.sequence for outcome in outcomes if outcome.answer]
+
+    heard = await asyncio.gather(*(talk(ledger, f"p{i}") for i, ledger in enumerate(ledgers)))
+
+    assert sorted(number for numbers in heard for number in numbers) == list(range(1, 201))
+
+
+async def test_wake_closes_at_the_deadline_once(make_ledger: MakeLedger, redis: Redis) -> None:
+    """Whoever notices first, the session is over at its deadline; the others change nothing."""
+    ledgers = [make_ledger() for _ in range(3)]
+    opened = await ledgers[0].submit(STRAND, said("hello"), at_ms=1_000)
+    assert opened.answer is not None
+
+    late = 1_000 + 99 * MINUTE_MS
+    await asyncio.gather(*(ledger.submit(STRAND, Wake(), at_ms=late) for ledger in ledgers))
+
+    shard = keys.shard_of(STRAND, SHARDS)
+    assert await redis.xlen(keys.events(shard)) == 1 + 1  # one record for the opening, one for the close
+    assert await redis.zcard(keys.due(shard)) == 0
+    assert await redis.zcard(keys.live(shard, "bot")) == 0
+
+
+async def test_session_is_found_by_id_while_open_and_right_after(make_ledger: MakeLedger, view: View) -> None:
+    """Between the close and the archive nobody may be told that there is no such session."""
+    ledger = make_ledger()
+    opened = await ledger.submit(STRAND, said("hello"))
+    assert opened.answer is not None
+    assert opened.answer.session_id is not None
+    live = await view.find(opened.answer.session_id)
+    await ledger.submit(STRAND, Close(opened.answer.session_id))
+    closed = await view.find(opened.answer.session_id)
+
+    assert live is not None
+    assert closed is not None
+    assert (live.strand, live.session.closed_at_ms) == (STRAND, None)
+    assert (closed.strand, closed.session.reason) == (STRAND, "api")
+
+
+async def test_clock_that_is_off_is_set_right_by_the_refusal(make_ledger: MakeLedger) -> None:
+    """A process whose clock is ten minutes off writes nothing by it: it learns the time and decides again."""
+    clock = Clock()
+    clock.observe(0, sent_ms=0, received_ms=0)
+    ledger = make_ledger(clock=clock)
+
+    outcome = await ledger.submit(STRAND, said("hello"))
+
+    assert outcome.answer is not None
+    assert abs(outcome.answer.received_at_ms - clock.now_ms()) < 5_000
+    assert outcome.answer.received_at_ms > 1_700_000_000_000
+
+
+class LosesReplies(Pipe):
+    """A connection that breaks after the command was executed, before its reply arrives."""
+
+    losses = 0
+
+    async def call(self, *args: str | bytes | int) -> Reply:
+        reply = await super().call(*args)
+        if args[0] == "EVALSHA" and self.losses:
+            self.losses -= 1
+            raise Unavailable("the reply was lost") from ConnectionResetError()
+        return reply
+
+
+async def test_lost_reply_counts_nothing_twice(make_ledger: MakeLedger, redis: Redis, view: View) -> None:
+    """The retry finds that its own commit stands, also for entries without an id of the bot's."""
+    pipe = LosesReplies(redis, timeout_s=5)
+    ledger = make_ledger(pipe=pipe)
+    await ledger.submit(STRAND, said("loads the script"))
+    pipe.losses = 1
+
+    outcome = await ledger.submit(STRAND, said("once"))
+
+    assert outcome.answer is not None
+    assert (outcome.answer.sequence, outcome.duplicate) == (2, False)
+    assert len(await view.messages(outcome.answer.session_id or "")) == 2
+
+
+async def test_full_redis_refuses_entries_and_lets_sessions_close(make_ledger: MakeLedger, redis: Redis) -> None:
+    """Nothing is half written, and what makes room again goes on."""
+    ledger = make_ledger()
+    opened = await ledger.submit(STRAND, said("hello"), at_ms=1_000)
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable, match="full"):
+            await ledger.submit(STRAND, said("no room"))
+        await ledger.submit(STRAND, Wake(), at_ms=1_000 + 60 * MINUTE_MS)
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    after = await ledger.submit(STRAND, said("room again"))
+    assert opened.answer is not None
+    assert after.answer is not None
+    assert after.answer.session == "opened"
+    assert after.answer.session_id != opened.answer.session_id

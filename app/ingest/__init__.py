@@ -1,0 +1,1 @@
+"""From what a bot posts to commands for the ledger."""

@@ -1,0 +1,182 @@
+"""From the event streams to Postgres: each record is archived in one transaction, then released.
+
+    XREADGROUP / XAUTOCLAIM ──> transcripts (HGETALL) ──> one transaction: sessions, messages, deliveries ──> release
+
+A crash between any two steps repeats a step; it cannot lose one: a record stays pending until it is acknowledged, a session's
+id is the primary key, a delivery's id is made of session, endpoint and event.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct, msgpack
+from redis.exceptions import ResponseError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.archive import deliveries, sessions
+from app.domain.records import Event
+from app.domain.strand import Strand
+from app.live import keys
+from app.live.fold import Record
+from app.live.pipe import Pipe
+from app.live.view import messages_of
+from app.metrics import ARCHIVED
+
+GROUP = "archive"
+# A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
+REPEATS_KNOWN_MS = 15 * 60_000
+
+# KEYS [1] the shard's event stream, then message hashes of archived sessions.
+# ARGV [1] consumer group, [2] how long the hashes live on, in ms, then ids of records. Done twice, it does nothing.
+_RELEASE = """
+for i = 2, #KEYS do
+  redis.call('PEXPIRE', KEYS[i], ARGV[2])
+end
+for i = 3, #ARGV do
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+  redis.call('XDEL', KEYS[1], ARGV[i])
+end
+return #ARGV - 2
+"""
+
+_decode_record = msgpack.Decoder(Record).decode
+
+
+class Taken(Struct, frozen=True):
+    """A record of a shard's stream, taken but not yet released."""
+
+    shard: int
+    id: bytes
+    strand: Strand
+    events: tuple[Event, ...]
+
+
+class Archivist:
+    """One consumer of all shards' streams. `batch` is about how many records one transaction holds."""
+
+    def __init__(self, *, pipe: Pipe, engine: AsyncEngine, shards: int, consumer: str, batch: int, claim_idle_ms: int) -> None:
+        self._pipe = pipe
+        self._engine = engine
+        self._shards = shards
+        self._consumer = consumer
+        self._a_shard = max(1, batch // shards)
+        self._claim_idle_ms = claim_idle_ms
+        self._grouped = False
+
+    async def run_once(self) -> int:
+        """Archive everything that waits; returns how many records it was. Reading goes on while a batch is written."""
+        archived = 0
+        batch = await self._take()
+        while batch:
+            reading = asyncio.create_task(self._read())
+            try:
+                await self._archive(batch)
+            finally:
+                following = await reading
+            archived += len(batch)
+            batch = following
+        return archived
+
+    async def backlog(self) -> int:
+        """How many records wait in the streams."""
+        return sum(await self._pipe.call_all([("XLEN", keys.events(shard)) for shard in range(self._shards)]))
+
+    async def _take(self) -> list[Taken]:
+        """What a dead worker left comes before what is new."""
+        if not self._grouped:
+            await self._make_groups()
+        left = await self._claim()
+        return left or await self._read()
+
+    async def _make_groups(self) -> None:
+        """The consumer group of each shard; one that exists stays as it is."""
+        replies = await self._pipe.call_all(
+            [("XGROUP", "CREATE", keys.events(shard), GROUP, 0, "MKSTREAM") for shard in range(self._shards)]
+        )
+        for reply in replies:
+            if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
+                raise reply
+        self._grouped = True
+
+    async def _read(self) -> list[Taken]:
+        return await self._ask(
+            [
+                ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS", keys.events(shard), ">")
+                for shard in range(self._shards)
+            ]
+        )
+
+    async def _claim(self) -> list[Taken]:
+        return await self._ask(
+            [
+                ("XAUTOCLAIM", keys.events(shard), GROUP, self._consumer, self._claim_idle_ms, "0", "COUNT", self._a_shard)
+                for shard in range(self._shards)
+            ]
+        )
+
+    async def _ask(self, commands: Sequence[tuple[str | int, ...]]) -> list[Taken]:
+        taken = []
+        for shard, reply in enumerate(await self._pipe.call_all(commands)):
+            if isinstance(reply, ResponseError):
+                self._grouped = False  # the group is gone, and with it the whole Redis: make it again next time
+                raise reply
+            taken.extend(_records(shard, reply))
+        return taken
+
+    async def _archive(self, batch: Sequence[Taken]) -> None:
+        closed = await self._closed_sessions(batch)
+        async with self._engine.begin() as conn:
+            inserted = await sessions.insert_closed(conn, closed)
+            await deliveries.enqueue(conn, [(item.strand, event) for item in batch for event in _told(item, inserted)])
+        # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
+        await self._release(batch)
+        ARCHIVED.inc(len(inserted))
+
+    async def _closed_sessions(self, batch: Sequence[Taken]) -> list[sessions.ClosedSession]:
+        ends = [(item, event.session) for item in batch for event in item.events if event.type == "session.closed"]
+        transcripts = await self._pipe.call_all([("HGETALL", keys.messages(item.shard, session.id)) for item, session in ends])
+        return [
+            sessions.ClosedSession(item.strand, session, messages_of(transcript))
+            for (item, session), transcript in zip(ends, transcripts, strict=True)
+        ]
+
+    async def _release(self, batch: Sequence[Taken]) -> None:
+        by_shard: dict[int, list[Taken]] = {}
+        for item in batch:
+            by_shard.setdefault(item.shard, []).append(item)
+        await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
+
+
+def _told(item: Taken, inserted: set[str]) -> list[Event]:
+    """The events that are news: a session that was archived before has told of its end before."""
+    ends = {event.session.id for event in item.events if event.type == "session.closed"}
+    return [event for event in item.events if event.session.id not in ends or event.session.id in inserted]
+
+
+def _release(shard: int, items: Sequence[Taken]) -> tuple[str | bytes | int, ...]:
+    names = [keys.messages(shard, event.session.id) for item in items for event in item.events if event.type == "session.closed"]
+    return (
+        "EVAL",
+        _RELEASE,
+        1 + len(names),
+        keys.events(shard),
+        *names,
+        GROUP,
+        REPEATS_KNOWN_MS,
+        *(item.id for item in items),
+    )
+
+
+def _records(shard: int, reply: list[Any] | None) -> list[Taken]:
+    """The records in a reply of XREADGROUP (streams of entries) or XAUTOCLAIM (a cursor, then entries)."""
+    if not reply:
+        return []
+    entries = reply[0][1] if isinstance(reply[0], list) else reply[1]
+    taken = []
+    for entry in entries:
+        if entry is None or not entry[1]:
+            continue  # released by its own worker in the meantime
+        record = _decode_record(entry[1][1])
+        taken.append(Taken(shard, entry[0], Strand(record.bot, record.conversation, record.thread), record.events))
+    return taken

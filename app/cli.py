@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Part(StrEnum):
+    API = "api"
+    WORKER = "worker"
+
+
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
@@ -69,6 +77,14 @@ def migrate() -> None:
     asyncio.run(check_servers(database_url=url))
     migrations.upgrade(url)
     print(f"schema is at version {migrations.newest_version()}")
+
+
+@app.command()
+def check(part: Annotated[Part, typer.Argument(help="What to ask.")]) -> None:
+    """Exit with 0 if this machine's API or worker does its work; for health checks."""
+    from app.supervisor import health
+
+    print((health.check_api if part is Part.API else health.check_worker)(_settings()))
 
 
 @app.command(hidden=True)

@@ -1,0 +1,51 @@
+"""Whether this machine's API or worker does its work, for the health checks of containers."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from app.errors import CannotStart
+from app.live import keys
+from app.settings import Settings
+
+_TIMEOUT_S = 3.0
+# A worker ticks every second.
+_FRESH_MS = 10_000
+
+
+def check_api(settings: Settings) -> str:
+    """Give the answer of /readyz; raise `CannotStart` if there is none, or one that says no."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - asked, not listened on
+    url = f"http://{host}:{settings.port}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as refusal:
+        msg = f"{url} answers {refusal.code}: {refusal.read().decode()}"
+        raise CannotStart(msg) from None
+    except OSError as error:
+        msg = f"{url} does not answer: {error}"
+        raise CannotStart(msg) from None
+
+
+def check_worker(settings: Settings) -> str:
+    """Say that a worker of this machine has ticked of late; raise `CannotStart` if none has."""
+    if settings.redis_url is None:
+        msg = "REDIS_URL is not set"
+        raise CannotStart(msg)
+    try:
+        with Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S) as redis:
+            seconds, _ = redis.time()
+            ticks = redis.hgetall(keys.TICKS)
+    except RedisError as error:
+        raise CannotStart(str(error)) from None
+    mine = [int(at_ms) for name, at_ms in ticks.items() if name.decode().startswith(f"{socket.gethostname()}-")]
+    if not any(seconds * 1000 - at_ms < _FRESH_MS for at_ms in mine):
+        msg = f"no worker of {socket.gethostname()} has ticked within {_FRESH_MS // 1000} s"
+        raise CannotStart(msg)
+    return "ok"

@@ -1,0 +1,87 @@
+"""Entries as they stand in a file: one JSON object a line, gzipped or not, or on standard input."""
+
+import gzip
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+import msgspec
+from msgspec import Struct
+
+from app.domain.instants import ms_of
+
+STDIN = "-"
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Line(Struct, frozen=True):
+    """One entry, with a `message_id` if it had none. `number` counts the file's lines from 1."""
+
+    number: int
+    body: bytes
+    sent_at_ms: int | None = None
+
+
+class Source(Struct, frozen=True):
+    """An open file of entries. The position of `raw` in `size` (None: unknown) shows how far the reading is."""
+
+    name: str
+    stream: IO[bytes]
+    raw: IO[bytes]
+    size: int | None
+
+    def lines(self) -> Iterator[Line]:
+        return lines_of(self.stream, name=self.name)
+
+    def position(self) -> int:
+        return self.raw.tell() if self.size is not None else 0
+
+
+class _Seen(Struct, frozen=True):
+    """What a replay must know of an entry before posting it."""
+
+    message_id: str | None = None
+    sent_at: datetime | None = None
+
+
+_decode = msgspec.json.Decoder(_Seen).decode
+
+
+@contextmanager
+def open_source(path: str) -> Iterator[Source]:
+    """Open a file, or standard input for `-`; whether it is gzipped is seen from its first bytes. Raises `OSError`."""
+    with ExitStack() as stack:
+        if path == STDIN:
+            raw: IO[bytes] = sys.stdin.buffer
+            size = None
+        else:
+            raw = stack.enter_context(Path(path).open("rb"))
+            size = Path(path).stat().st_size
+        stream: IO[bytes] = io.BufferedReader(raw)  # type: ignore[type-var]  # typeshed wants a raw stream; any will do
+        if stream.peek(2)[:2] == _GZIP_MAGIC:  # type: ignore[attr-defined]  # it is the reader made above
+            stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]  # a GzipFile reads as any file does
+        yield Source("stdin" if path == STDIN else Path(path).name, stream, raw, size)
+
+
+def lines_of(stream: Iterable[bytes], *, name: str) -> Iterator[Line]:
+    """The lines that are not blank. One without `message_id` gets `name:number`, the same at every replay of the file."""
+    for number, raw in enumerate(stream, start=1):
+        body = raw.strip()
+        if body:
+            yield _line(number, body, name=name)
+
+
+def _line(number: int, body: bytes, *, name: str) -> Line:
+    try:
+        seen = _decode(body)
+        if seen.message_id is None:
+            entry = msgspec.json.decode(body, type=dict[str, object])
+            body = msgspec.json.encode(entry | {"message_id": f"{name[-200:]}:{number}"})
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Line(number, body)  # the API says better than we what is wrong with it
+    sent_at = seen.sent_at
+    return Line(number, body, ms_of(sent_at) if sent_at is not None and sent_at.tzinfo is not None else None)

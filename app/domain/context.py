@@ -21,11 +21,22 @@ def learn(turn: Turn, entry: Entry) -> None:
     if entry.sentiment is not None:
         dialog = structs.replace(dialog, tones={**dialog.tones, **entry.sentiment})
     turn.state = structs.replace(turn.state, dialog=dialog)
+    turn.grew = True
 
 
 def discard_all(turn: Turn, _session: Session, _entry: Entry, _message_id: str) -> None:
     """K23: the same session goes on."""
     turn.state = clearing.after_discard_all(turn.state)
+
+
+def discard_all_between(turn: Turn) -> None:
+    """K23 where no session is open."""
+    turn.state = clearing.after_discard_all(turn.state)
+
+
+def discard_between(turn: Turn) -> None:
+    """K24 where no session is open: only historic tags can be left, and they go."""
+    turn.state = clearing.after_discard(turn.state)
 
 
 def discard(turn: Turn, session: Session, _entry: Entry, message_id: str) -> None:

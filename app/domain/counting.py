@@ -35,7 +35,7 @@ def take_part(turn: Turn, session: Session, entry: Entry, changes: Changes) -> N
         changes["interactive"] = True
     elif entry.role == "bot" and entry.type != "activity":
         changes["counted"] = True
-    elif entry.role == "agent" and entry.type != "activity":
+    elif entry.role == "agent" and entry.type not in {"activity", "agent.joined"}:
         changes["trade"] = "agent"
         if session.handed_off_at_ms is None:
             changes["handed_off_at_ms"] = turn.now_ms

@@ -10,7 +10,21 @@ from collections.abc import Callable
 
 from msgspec import structs
 
-from app.domain import billing, context, counting, ending, keeping, remembering, signals, silence, starting
+from app.domain import (
+    billing,
+    context,
+    counting,
+    ending,
+    expecting,
+    handoff,
+    keeping,
+    remembering,
+    signals,
+    silence,
+    starting,
+    survey,
+    variables,
+)
 from app.domain.entry import Entry, EntryType
 from app.domain.records import (
     Answer,
@@ -18,10 +32,12 @@ from app.domain.records import (
     Close,
     Command,
     Decision,
+    DeleteVariable,
     Reason,
     Receive,
     Session,
     SessionOpening,
+    SetVariable,
     State,
 )
 from app.domain.strand import Strand
@@ -33,6 +49,7 @@ _NO_CHANNEL = ""
 ENDED_BEFORE: tuple[Callable[[Turn, Session, Entry, EntryType], tuple[Reason, str] | None], ...] = (
     starting.refreshed,
     starting.superseded,
+    handoff.split_off,
     silence.left_for_new_intent,
     silence.returned,
 )
@@ -51,11 +68,25 @@ EFFECTS: dict[EntryType, Callable[[Turn, Session, Entry, str], None]] = {
     "session.end": signals.end,
     "conversation.ended": signals.end,
     "chat.closed": signals.close_chat,
+    "handoff": handoff.hand_off,
+    "agent.joined": handoff.agent_joined,
+    "agent.left": handoff.agent_left,
     "escalated": signals.escalate,
     "resolved": signals.resolve,
+    "survey.sent": survey.sent,
+    "survey.answered": survey.answered,
     "interrupted": signals.interrupt,
     "discard": context.discard,
     "discard.all": context.discard_all,
+}
+
+# What an entry of a kind that starts nothing leaves behind where no session is open.
+BETWEEN: dict[EntryType, Callable[[Turn], None]] = {
+    "handoff": handoff.handed_off_between,
+    "agent.left": expecting.expect_no_agent,
+    "survey.sent": expecting.expect_survey,
+    "discard": context.discard_between,
+    "discard.all": context.discard_all_between,
 }
 
 
@@ -70,19 +101,25 @@ def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms
         answer = _receive(turn, command)
     elif isinstance(command, Close):
         answer = _close(turn, command)
+    elif isinstance(command, SetVariable):
+        variables.put(turn, command)
+    elif isinstance(command, DeleteVariable):
+        variables.delete(turn, command)
     return _decision(turn, answer)
 
 
 def _receive(turn: Turn, command: Receive) -> Answer:
     entry, message_id = command.entry, command.message_id
     kind = signals.kind_of(entry)
-    keeping.check(entry)
+    if entry.context is not None or entry.metadata is not None:
+        keeping.check(entry)
     rule = _end_before(turn, entry, kind)
     if turn.session is None:
         rule = rule or starting.rule_of(entry, kind)
         if rule is None:
+            _receive_between(turn, entry, kind)
             return Answer(None, "none", 0, None, turn.now_ms)
-        session = _count(turn, starting.open_session(turn, entry, message_id, rule), entry, message_id)
+        session = _count(turn, starting.open_session(turn, command, kind, rule=rule), entry, message_id)
         turn.tell("session.started", session, at_ms=turn.now_ms, rule=rule)
         opening: SessionOpening = "opened"
     else:
@@ -96,6 +133,13 @@ def _receive(turn: Turn, command: Receive) -> Answer:
     answer = Answer(session.id, opening, session.entries, closes_at_ms, turn.now_ms, turn.ended)
     turn.messages = ((session.id, keeping.message_of(entry, message_id, session=session, answer=answer)),)
     return answer
+
+
+def _receive_between(turn: Turn, entry: Entry, kind: EntryType) -> None:
+    """No session is open, and the entry starts none."""
+    turn.terms = turn.policy.terms(entry.channel)
+    if kind in BETWEEN:
+        BETWEEN[kind](turn)
 
 
 def _end_before(turn: Turn, entry: Entry, kind: EntryType) -> str | None:
@@ -133,6 +177,8 @@ def _close(turn: Turn, command: Close) -> Answer:
 def _decision(turn: Turn, answer: Answer | None) -> Decision:
     """What was changed, with the instants that follow from it. A state that nothing has changed stays the same object."""
     state = remembering.kept(turn)
+    if turn.grew:
+        remembering.check_size(state)
     session = state.session
     wake_at_ms = None if session is None else silence.wake_at_ms(session)
     return Decision(state, wake_at_ms, remembering.keep_until_ms(state), turn.messages, turn.events, answer)

@@ -4,7 +4,7 @@ from msgspec import structs
 
 from app.domain import clearing
 from app.domain.instants import MINUTE_MS
-from app.domain.outcome import is_contained, outcome_at_close
+from app.domain.outcome import conclusion
 from app.domain.records import Ended, Reason, Session
 from app.domain.turn import Turn
 
@@ -26,8 +26,7 @@ def closed(session: Session, reason: Reason, *, rule: str, at_ms: int, by: str |
         reason=reason,
         closing_rule=rule,
         closed_by=by,
-        outcome=outcome_at_close(session, reason),
-        contained=is_contained(session),
+        **conclusion(session, reason, at_ms),
     )
 
 

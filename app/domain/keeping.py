@@ -1,5 +1,6 @@
 """An entry as it is kept in its session's transcript, with the answer that a repeat of it gets."""
 
+from operator import attrgetter
 from typing import Any
 
 from msgspec import msgpack
@@ -8,18 +9,20 @@ from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.domain.records import Answer, Message, Session
 
-_RARE: tuple[tuple[str, Any], ...] = (
-    ("client_session_id", None),
-    ("intent_valid", True),
-    ("sentiment", None),
-    ("context", None),
-    ("developer", False),
-    ("refresh", False),
-    ("window_id", None),
-    ("source", None),
-    ("in_reply_to", None),
-    ("metadata", None),
+_RARE = (
+    "client_session_id",
+    "intent_valid",
+    "sentiment",
+    "context",
+    "developer",
+    "refresh",
+    "window_id",
+    "source",
+    "in_reply_to",
+    "metadata",
 )
+_rare = attrgetter(*_RARE)
+_USUAL = _rare(Entry(user_id="-", role="user"))
 
 
 def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answer) -> Message:
@@ -43,17 +46,16 @@ def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answe
 def check(entry: Entry) -> None:
     """JSON's numbers have no end, the transcript's have 64 bits: an entry that cannot be kept is refused before it counts."""
     for field, value in (("context", entry.context), ("metadata", entry.metadata)):
-        if value is not None:
-            try:
-                msgpack.encode(value)
-            except OverflowError as error:
-                raise InvalidEntry(
-                    field, "it holds a whole number of more than 64 bits", "send such a number as a string"
-                ) from error
+        try:
+            msgpack.encode(value)
+        except OverflowError as error:
+            raise InvalidEntry(field, "it holds a whole number of more than 64 bits", "send such a number as a string") from error
 
 
 def _rest(entry: Entry, session: Session) -> dict[str, Any] | None:
-    rest = {name: value for name, usual in _RARE if (value := getattr(entry, name)) != usual}
+    if entry.channel == session.channel and _rare(entry) == _USUAL:
+        return None  # nearly always
+    rest = {name: value for name, value, usual in zip(_RARE, _rare(entry), _USUAL, strict=True) if value != usual}
     if entry.channel != session.channel:
         rest["channel"] = entry.channel
-    return rest or None
+    return rest

@@ -156,11 +156,10 @@ class Dialog(Struct, frozen=True, array_like=True):
 
 
 class Pending(Struct, frozen=True, array_like=True):
-    """What a strand remembers for a session to come, until `until_ms`."""
+    """What a strand waits for, each until its instant: an agent after a hand-off, the answer to a survey."""
 
-    until_ms: int
-    trade: Trade = "bot"
-    survey_sent_at_ms: int | None = None
+    agent_until_ms: int = 0
+    survey_until_ms: int = 0
 
 
 class Variable(Struct, frozen=True, array_like=True):

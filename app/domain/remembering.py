@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 
-from msgspec import structs
+from msgspec import msgpack, structs
 
-from app.domain import variables
+from app.domain import expecting, variables
 from app.domain.ending import RECENT_MS
-from app.domain.instants import DAY_MS
+from app.domain.errors import StateTooLarge
 from app.domain.records import State
 from app.domain.turn import Turn
+
+LARGEST_STATE = 65_536
+"""Bytes of a strand's live state as encoded."""
 
 
 def kept(turn: Turn) -> State:
@@ -18,25 +21,30 @@ def kept(turn: Turn) -> State:
         return state
     if state.recent:
         state = structs.replace(state, recent=tuple(pair for pair in state.recent if now_ms - pair[1] < RECENT_MS))
-    if state.pending is not None and state.pending.until_ms <= now_ms:
+    if state.pending is not None and now_ms >= expecting.over_at_ms(state):
         state = structs.replace(state, pending=None)
     if state.variables:
         state = structs.replace(state, variables=variables.unexpired(state.variables, now_ms))
     return structs.replace(state, session=turn.session, touched_at_ms=now_ms)
 
 
+def check_size(state: State) -> None:
+    """Raise `StateTooLarge` where a live state would pass its limit."""
+    size = len(msgpack.encode(state))
+    if size > LARGEST_STATE:
+        raise StateTooLarge(size, LARGEST_STATE)
+
+
 def keep_until_ms(state: State) -> int:
-    """When the state may be forgotten; while a session is open, not before what its close would leave behind."""
-    return max(_reasons_to_keep(state), default=state.touched_at_ms)
-
-
-def _reasons_to_keep(state: State) -> Iterator[int]:
+    """When the state may be forgotten. While a session is open that is not asked, but its close will leave something."""
     if state.session is not None:
-        yield state.session.deadline_at_ms + RECENT_MS
+        return state.session.deadline_at_ms + RECENT_MS
+    return max(state.touched_at_ms, expecting.over_at_ms(state), *_ends(state))
+
+
+def _ends(state: State) -> Iterator[int]:
     for _, closed_at_ms in state.recent:
         yield closed_at_ms + RECENT_MS
-    if state.pending is not None:
-        yield state.pending.until_ms
     for variable in state.variables.values():
-        # One without a TTL that was set before its session opens waits for it as long as anything pending.
-        yield state.touched_at_ms + DAY_MS if variable.expires_at_ms is None else variable.expires_at_ms
+        # One without a TTL, set before its session opens, waits for it as long as anything that is expected.
+        yield state.touched_at_ms + expecting.WAIT_MS if variable.expires_at_ms is None else variable.expires_at_ms

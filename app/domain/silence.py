@@ -117,9 +117,9 @@ def _silent_since(session: Session, changes: Changes, terms: Terms) -> int:
 
 def _breaks_no_silence(turn: Turn, session: Session, entry: Entry) -> bool:
     """A bot that says our reminder must not keep its session alive by it; typing does not undo a silence that has passed."""
-    if session.reminded_since_ms is not None and is_relay(entry):
-        return session.reminded_since_ms == _silent_since(session, {}, turn.terms)
-    return entry.type == "activity" and _is_silent(turn, session)
+    if entry.type == "activity":
+        return _is_silent(turn, session)
+    return is_relay(entry) and not is_by_user(entry) and session.reminded_since_ms == _silent_since(session, {}, turn.terms)
 
 
 def _remind(turn: Turn, session: Session, at_ms: int) -> Session:

@@ -4,7 +4,8 @@ from msgspec import structs
 
 from app.domain import clearing
 from app.domain.entry import Entry, EntryType
-from app.domain.records import Session
+from app.domain.expecting import expect_no_agent, is_agent_expected
+from app.domain.records import Receive, Session
 from app.domain.signals import is_relay
 from app.domain.strand import session_id
 from app.domain.turn import Turn, Verdict
@@ -47,21 +48,27 @@ def superseded(_turn: Turn, _session: Session, _entry: Entry, kind: EntryType) -
     return ("superseded", _RULES[kind]) if kind in _START_SIGNALS else None
 
 
-def open_session(turn: Turn, entry: Entry, message_id: str, rule: str) -> Session:
+def open_session(turn: Turn, command: Receive, kind: EntryType, *, rule: str) -> Session:
     """The strand's next session, before the entry that opens it is counted."""
-    state = clearing.after_refresh(turn.state) if entry.refresh else turn.state
-    generation = state.generation + 1
-    turn.state = structs.replace(state, generation=generation)
+    entry = command.entry
+    if entry.refresh:
+        turn.state = clearing.after_refresh(turn.state)
+    with_agent = kind == "agent.joined" or is_agent_expected(turn)
+    expect_no_agent(turn)
+    generation = turn.state.generation + 1
+    turn.state = structs.replace(turn.state, generation=generation)
     turn.terms = turn.policy.terms(entry.channel)
     return Session(
         id=session_id(turn.strand, generation=generation, opened_at_ms=turn.now_ms),
         user_id=entry.user_id,
         channel=entry.channel,
         opened_at_ms=turn.now_ms,
-        opened_by=message_id,
+        opened_by=command.message_id,
         opening_rule=rule,
-        previous_session_id=state.last_session_id,
+        previous_session_id=turn.state.last_session_id,
         policy_version=turn.terms.version,
         billed_until_ms=turn.now_ms,
         counted=not turn.terms.policy.requires_bot,
+        trade="agent" if with_agent else "bot",
+        handed_off_at_ms=turn.now_ms if with_agent else None,
     )

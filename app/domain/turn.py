@@ -31,6 +31,7 @@ class Turn(Struct):
     messages: tuple[tuple[str, Message], ...] = ()
     events: tuple[Event, ...] = ()
     ended: tuple[Ended, ...] = ()
+    grew: bool = False  # what the state's limit is about: dialog, tags, variables
 
     def tell(self, event: EventType, session: Session, *, at_ms: int, rule: str, data: dict[str, Any] | None = None) -> None:
         self.events += (Event(event, session, at_ms, rule, data),)

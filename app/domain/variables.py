@@ -1,8 +1,32 @@
-"""Variables that a bot keeps with a conversation: set, deleted, expired. What a close does to them is in `clearing`."""
+"""Variables that a bot keeps with a conversation: set, deleted, expired. What a close does to them is in `clearing` (K21)."""
 
 from collections.abc import Mapping
 
-from app.domain.records import Variable
+from msgspec import json, msgpack, structs
+
+from app.domain.errors import InvalidVariable
+from app.domain.instants import DAY_MS
+from app.domain.records import DeleteVariable, SetVariable, Variable
+from app.domain.turn import Turn
+
+LONGEST_NAME = 128
+LARGEST_VALUE = 8_192
+LONGEST_TTL_MS = 366 * DAY_MS
+
+
+def put(turn: Turn, command: SetVariable) -> None:
+    """Set or replace one; a TTL counts from now. Raises `InvalidVariable`."""
+    _check(command)
+    expires_at_ms = None if command.ttl_ms is None else turn.now_ms + command.ttl_ms
+    variables = {**turn.state.variables, command.name: Variable(command.value, expires_at_ms)}
+    turn.state = structs.replace(turn.state, variables=variables)
+    turn.grew = True
+
+
+def delete(turn: Turn, command: DeleteVariable) -> None:
+    if command.name in turn.state.variables:
+        variables = {name: variable for name, variable in turn.state.variables.items() if name != command.name}
+        turn.state = structs.replace(turn.state, variables=variables)
 
 
 def unexpired(variables: Mapping[str, Variable], now_ms: int) -> dict[str, Variable]:
@@ -12,3 +36,17 @@ def unexpired(variables: Mapping[str, Variable], now_ms: int) -> dict[str, Varia
         for name, variable in variables.items()
         if variable.expires_at_ms is None or now_ms < variable.expires_at_ms
     }
+
+
+def _check(command: SetVariable) -> None:
+    if not 1 <= len(command.name) <= LONGEST_NAME or not command.name.isprintable():
+        raise InvalidVariable("name", f"a name has 1 to {LONGEST_NAME} characters, all of them printable")
+    if command.ttl_ms is not None and not 1 <= command.ttl_ms <= LONGEST_TTL_MS:
+        raise InvalidVariable("ttl_s", f"a TTL is more than 0 and at most {LONGEST_TTL_MS // 1_000} seconds")
+    size = len(json.encode(command.value))
+    if size > LARGEST_VALUE:
+        raise InvalidVariable("value", f"the value has {size} bytes as JSON; at most {LARGEST_VALUE} are allowed")
+    try:
+        msgpack.encode(command.value)
+    except OverflowError as error:
+        raise InvalidVariable("value", "it holds a whole number of more than 64 bits", "send it as a string") from error

@@ -27,15 +27,17 @@ GROUP = "archive"
 # A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
 REPEATS_KNOWN_MS = 15 * 60_000
 
-# KEYS [1] the shard's event stream, then message hashes of archived sessions.
+# KEYS [1] the shard's event stream, [2] its counts, then message hashes of archived sessions.
 # ARGV [1] consumer group, [2] how long the hashes live on, in ms, then ids of records. Done twice, it does nothing.
 _RELEASE = """
-for i = 2, #KEYS do
+for i = 3, #KEYS do
   redis.call('PEXPIRE', KEYS[i], ARGV[2])
 end
 for i = 3, #ARGV do
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  redis.call('XDEL', KEYS[1], ARGV[i])
+  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
+    redis.call('HINCRBY', KEYS[2], 'released', 1)
+  end
 end
 return #ARGV - 2
 """
@@ -159,8 +161,9 @@ def _release(shard: int, items: Sequence[Taken]) -> tuple[str | bytes | int, ...
     return (
         "EVAL",
         _RELEASE,
-        1 + len(names),
+        2 + len(names),
         keys.events(shard),
+        keys.counts(shard),
         *names,
         GROUP,
         REPEATS_KNOWN_MS,

@@ -1,6 +1,6 @@
 -- Commits decisions about strands of one shard, each a compare-and-set of its own.
 --
--- KEYS  [1] the shard's event stream; then whatever the commits name, by index
+-- KEYS  [1] the shard's event stream, [2] its counts; then whatever the commits name, by index
 -- ARGV  [1] now in ms, as the caller decided with
 --       [2] how far that may be from this server's clock, in ms
 --       [3] '1': go on when Redis is full (closing and cleaning up), '0': refuse (ingest)
@@ -15,6 +15,8 @@
 --   wake_at   ms, '' for none
 --   opened_at ms where a session opened; '-' where none is open any more; '' where that did not change
 --   keep_ms   how long the state lives on where no session is open; '' where one is
+--   opened    how many sessions it opens
+--   closed    how many sessions it closes
 --   checks    how many of: index of a message hash, n, then n ids; if any id is in it, nothing is written
 --   messages  how many of: index of a message hash, n, then n fields and values in turn
 --   events    n, then n stream records
@@ -62,6 +64,7 @@ while at < #ARGV do
     state = take_key(), expected = take(), version = take(), value = take(),
     due = take_key(), live = take_key(), member = take(),
     wake_at = take(), opened_at = take(), keep_ms = take(),
+    opened = tonumber(take()), closed = tonumber(take()),
     checks = take_lists(), messages = take_lists(),
   }
   local n = tonumber(take())
@@ -100,8 +103,10 @@ if ARGV[3] == '1' and #accepted > 0 then
   redis.call('HDEL', KEYS[1] .. ':none', '')
 end
 
+local opened, closed, records = 0, 0, 0
 for _, c in ipairs(accepted) do
   if c.value ~= '' then
+    opened, closed, records = opened + c.opened, closed + c.closed, records + c.last_event - c.first_event + 1
     local value = c.version .. ':' .. c.value
     if c.keep_ms == '' then
       redis.call('SET', c.state, value)
@@ -126,5 +131,10 @@ for _, c in ipairs(accepted) do
     end
   end
 end
+
+-- What the shard must account for: see app/closing/invariants.py.
+if opened > 0 then redis.call('HINCRBY', KEYS[2], 'opened', opened) end
+if closed > 0 then redis.call('HINCRBY', KEYS[2], 'closed', closed) end
+if records > 0 then redis.call('HINCRBY', KEYS[2], 'told', records) end
 
 return { tostring(now), 1, unpack(refused) }

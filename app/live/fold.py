@@ -7,7 +7,7 @@ from msgspec import Struct, msgpack
 
 from app.domain.decide import decide
 from app.domain.errors import DomainError
-from app.domain.records import Answer, BotRules, Command, Decision, Event, Message, Receive, Session, State
+from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Message, Receive, Session, State
 from app.domain.strand import Strand
 
 encode_state = msgpack.Encoder().encode
@@ -109,6 +109,9 @@ class Fold:
 
     def events(self, *, without: frozenset[str]) -> tuple[Event, ...]:
         return tuple(event for _, decision in self.decided for event in decision.events if event.type not in without)
+
+    def count(self, event_type: EventType) -> int:
+        return sum(event.type == event_type for _, decision in self.decided for event in decision.events)
 
     def settle(self) -> None:
         """The commit stands: tell everyone who waits."""

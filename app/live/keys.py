@@ -15,6 +15,8 @@ SHARDS = "adj:shards"
 DIRECTORY = "adj:{directory}"
 DIRECTORY_CHANGES = "adj:{directory}:changes"
 TICKS = "adj:ticks"
+# Bot to the policy version that its open sessions' deadlines stand by.
+POLICIES_APPLIED = "adj:policies:applied"
 
 
 def shard_of(strand: Strand, shards: int) -> int:
@@ -55,6 +57,16 @@ def live(shard: int, bot: str) -> str:
 
 def events(shard: int) -> str:
     return f"adj:{{{shard}}}:events"
+
+
+def counts(shard: int) -> str:
+    """How many sessions were opened and closed, how many event records were written and released, since the shard began."""
+    return f"adj:{{{shard}}}:counts"
+
+
+def policy_lease(bot: str) -> str:
+    """Held by the worker that moves the deadlines of a bot's open sessions."""
+    return f"adj:policies:lease:{bot}"
 
 
 def sandbox_clock(bot: str) -> str:

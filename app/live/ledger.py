@@ -23,7 +23,7 @@ from app.live import keys
 from app.live.fold import Fold, Outcome, Pending, decode_state
 from app.live.pipe import Pipe
 from app.live.script import Call, Commit, Conflict, Repeats, Script
-from app.metrics import CONFLICTS
+from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
@@ -138,7 +138,7 @@ class Ledger:
             refused = await self._send(call, folds)
             if refused is None:
                 continue  # the clock was off; the reply set it right
-            folds = self._sort_out(folds, call.commits, refused)
+            folds = self._sort_out(folds, call.commits, refused, now_ms=now_ms)
             if not folds:
                 return
         raise Unavailable("too many others write to the same conversation", retry_after_s=1)
@@ -154,7 +154,9 @@ class Ledger:
                 fold.doubtful = True
             return await self._script.send(call)
 
-    def _sort_out(self, folds: list[Fold], commits: list[Commit], refused: dict[int, Conflict | Repeats]) -> list[Fold]:
+    def _sort_out(
+        self, folds: list[Fold], commits: list[Commit], refused: dict[int, Conflict | Repeats], *, now_ms: int
+    ) -> list[Fold]:
         """Settle what stands; the rest is to be decided again."""
         again = []
         for index, (fold, commit) in enumerate(zip(folds, commits, strict=True)):
@@ -170,6 +172,7 @@ class Ledger:
                 case _:
                     self._remember(fold.strand, commit.version, fold.decided[-1][1].state)
                     fold.settle()
+                    _count(fold, now_ms=now_ms)
         return again
 
     def _remember(self, strand: Strand, version: str, state: State) -> None:
@@ -195,6 +198,16 @@ class Ledger:
                 if stored:
                     version, _, value = stored.partition(b":")
                     fold.version, fold.state = version.decode(), decode_state(value)
+
+
+def _count(fold: Fold, *, now_ms: int) -> None:
+    for event in fold.events(without=frozenset()):
+        if event.type == "session.started":
+            OPENED.inc()
+        elif event.type == "session.closed":
+            CLOSED.labels(event.session.reason).inc()
+            if not fold.sandbox:
+                CLOSE_LAG.observe(max(now_ms - event.at_ms, 0) / 1000)
 
 
 def _closes(pending: Pending) -> bool:

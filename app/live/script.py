@@ -9,7 +9,7 @@ from msgspec import Struct
 from redis.exceptions import NoScriptError, ResponseError
 
 from app.clock import Clock, monotonic_ms
-from app.domain.records import Decision
+from app.domain.records import Decision, Wake
 from app.errors import Unavailable
 from app.live import keys
 from app.live.fold import Fold, Record, encode_message, encode_record, encode_session, encode_state
@@ -65,7 +65,7 @@ class Script:
         """The call that commits decided folds of one shard; `silent[i]` are the event types that nobody wants of fold i."""
         names = _Names(shard)
         commits = [
-            _commit(fold, names, version=self._new_version(), now_ms=now_ms, closing=closing, silent=types)
+            _commit(fold, names, version=self._new_version(), now_ms=now_ms, silent=types)
             for fold, types in zip(folds, silent, strict=True)
         ]
         return Call(names.keys, now_ms, closing, commits)
@@ -104,7 +104,7 @@ class _Names:
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
-        self._index: dict[str, int] = {keys.events(shard): 1}
+        self._index: dict[str, int] = {keys.events(shard): 1, keys.counts(shard): 2}
 
     def __getitem__(self, name: str) -> int:
         return self._index.setdefault(name, len(self._index) + 1)
@@ -114,12 +114,12 @@ class _Names:
         return list(self._index)
 
 
-def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, closing: bool, silent: frozenset[str]) -> Commit:
+def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: frozenset[str]) -> Commit:
     shard, strand = names.shard, fold.strand
     member = keys.member(strand)
     last = fold.decided[-1][1]
     # A wake that changed nothing is written as well: it puts `due` right if that was what woke the strand for nothing.
-    written = closing or _changes(fold, last)
+    written = _changes(fold, last) or any(isinstance(pending.command, Wake) for pending, _ in fold.decided)
     args: list[Argument] = [
         names[keys.state(shard, member)],
         fold.version,
@@ -131,6 +131,8 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, closing: bo
         last.wake_at_ms if last.wake_at_ms is not None else "",
         _opened(fold, last),
         _keep_ms(fold, last, now_ms=now_ms),
+        fold.count("session.started"),
+        fold.count("session.closed"),
     ]
     _add_checks(args, fold, names)
     _add_messages(args, fold, names)

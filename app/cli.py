@@ -60,6 +60,7 @@ def worker() -> None:
     from app.worker import run
 
     settings = _settings()
+    _need_servers(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signal(run(settings)))
 
@@ -95,7 +96,9 @@ def api(
     """Serve the API on a socket of `adjourn serve`."""
     from app.supervisor.api import run_api
 
-    run_api(_settings(), descriptor=fd, ready=ready_fd)
+    settings = _settings()
+    _need_servers(settings)
+    run_api(settings, descriptor=fd, ready=ready_fd)
 
 
 def _settings(**chosen: object) -> Settings:
@@ -108,6 +111,16 @@ def _settings(**chosen: object) -> Settings:
         raise CannotStart(msg) from None
     configure_logging(settings)
     return settings
+
+
+def _need_servers(settings: Settings) -> None:
+    """Say in one line that Redis is away. Postgres may be: entries are taken and sessions closed without it."""
+    from app.supervisor.preflight import check_servers
+
+    if settings.redis_url is None or settings.database_url is None:
+        msg = "REDIS_URL and DATABASE_URL are not set; `adjourn serve` starts servers of its own"
+        raise CannotStart(msg)
+    asyncio.run(check_servers(redis_url=settings.redis_url))
 
 
 async def _until_signal(work: Coroutine[None, None, None]) -> None:

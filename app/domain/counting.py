@@ -2,7 +2,7 @@
 
 from app.domain.entry import Entry, EntryType
 from app.domain.records import Session
-from app.domain.signals import CONTROL_TAGS, is_by_user
+from app.domain.signals import CONTROL_TAGS
 from app.domain.turn import Changes, Turn
 
 # The user's, but no interaction: typing, arriving and leaving (K13, and RULES.md's table of types).
@@ -28,17 +28,18 @@ def count(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
 
 
 def take_part(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
-    """K14 to K17 and K19: the first entry by the user makes a session interactive, one by a developer flags it."""
-    if entry.developer:
-        changes["developer"] = True
+    """K14 to K17: the user's first makes a session interactive. R03: a bot's counts. K19: a developer's is flagged."""
     if is_interaction_by_user(entry):
         changes["interactive"] = True
-    elif entry.role == "bot" and entry.type != "activity":
+    elif entry.type == "activity":
+        pass
+    elif entry.role == "bot":
         changes["counted"] = True
-    elif entry.role == "agent" and entry.type not in {"activity", "agent.joined"}:
+    elif entry.role == "agent" and entry.type != "agent.joined":
         changes["trade"] = "agent"
-        if session.handed_off_at_ms is None:
-            changes["handed_off_at_ms"] = turn.now_ms
+        changes["handed_off_at_ms"] = session.handed_off_at_ms or turn.now_ms
+    if entry.developer:
+        changes["developer"] = True
 
 
 def see(_turn: Turn, _session: Session, entry: Entry, changes: Changes) -> None:
@@ -52,7 +53,7 @@ def see(_turn: Turn, _session: Session, entry: Entry, changes: Changes) -> None:
 
 
 def is_interaction_by_user(entry: Entry) -> bool:
-    return is_by_user(entry) and entry.type not in _NOT_INTERACTING
+    return entry.type not in _NOT_INTERACTING if entry.role == "user" else entry.type == "authorization"
 
 
 def _time_response(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:

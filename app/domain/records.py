@@ -79,63 +79,64 @@ class Message(Struct, frozen=True, array_like=True):
 
 
 class Session(Struct, frozen=True, array_like=True):
-    """One session, open or closed: `closed_at_ms` is None while it is open."""
+    """One session, open or closed: `closed_at_ms` is None while it is open.
+
+    What each entry changes comes first: replacing a field costs less the nearer it is to the front.
+    """
 
     id: str
     user_id: str
     channel: str
     opened_at_ms: int
+    # what was counted
+    entries: int = 0
+    last_entry_at_ms: int = 0
+    deadline_at_ms: int = 0
+    deadline_by: str | None = None  # message id of the entry that moved it last; None: a change of policy
+    any_clock_at_ms: int = 0  # the silence is counted from here, or from the next
+    user_clock_at_ms: int = 0
+    interactions: int = 0
+    user_entries: int = 0
+    last_user_at_ms: int | None = None
+    bot_entries: int = 0
+    last_bot_at_ms: int | None = None
+    interactive: bool = False
+    counted: bool = True
+    intent: str | None = None
+    billing_sessions: int = 0
+    billed_until_ms: int = 0
+    agent_entries: int = 0
+    last_agent_at_ms: int | None = None
+    system_entries: int = 0
+    last_system_at_ms: int | None = None
+    first_user_at_ms: int | None = None
+    first_bot_at_ms: int | None = None
+    first_agent_at_ms: int | None = None
+    first_system_at_ms: int | None = None
+    asked_at_ms: int | None = None  # the first message by the user
+    first_response_ms: int | None = None  # from there to the first message by a bot or an agent
+    # what was seen last, beside the intent
+    language: str | None = None
+    tags: tuple[str, ...] = ()
+    # who takes part, beside the user
+    trade: Trade = "bot"
+    developer: bool = False
     # how it opened
     opened_by: str = ""  # message id
     opening_rule: str = ""
     previous_session_id: str | None = None
+    # why it will close at its deadline, as computed under `policy_version`
+    policy_version: int = 0
+    deadline_reason: Reason = "inactivity"
+    remind_at_ms: int | None = None
+    reminded_at_ms: int | None = None
+    reminded_since_ms: int | None = None  # the start of the silence that the last reminder was about
+    paused: bool = False
     # how it closed
     closed_at_ms: int | None = None
     reason: Reason | None = None
     closing_rule: str | None = None
     closed_by: str | None = None  # message id, where an entry closed it
-    # when it will close: the deadline as computed under `policy_version`, and what moved it last
-    policy_version: int = 0
-    deadline_at_ms: int = 0
-    deadline_reason: Reason = "inactivity"
-    deadline_rule: str = ""
-    deadline_by: str | None = None  # message id; None: a change of policy
-    any_clock_at_ms: int = 0  # the silence is counted from here, or from the next
-    user_clock_at_ms: int = 0
-    remind_at_ms: int | None = None
-    reminded_at_ms: int | None = None
-    reminded_since_ms: int | None = None  # the start of the silence that the last reminder was about
-    paused: bool = False
-    # who takes part
-    interactive: bool = False
-    developer: bool = False
-    trade: Trade = "bot"
-    # what was counted
-    entries: int = 0
-    user_entries: int = 0
-    bot_entries: int = 0
-    agent_entries: int = 0
-    system_entries: int = 0
-    interactions: int = 0
-    billing_sessions: int = 0
-    billed_until_ms: int = 0
-    counted: bool = True
-    # what was seen last
-    language: str | None = None
-    intent: str | None = None
-    tags: tuple[str, ...] = ()
-    # when
-    last_entry_at_ms: int = 0
-    first_user_at_ms: int | None = None
-    last_user_at_ms: int | None = None
-    first_bot_at_ms: int | None = None
-    last_bot_at_ms: int | None = None
-    first_agent_at_ms: int | None = None
-    last_agent_at_ms: int | None = None
-    first_system_at_ms: int | None = None
-    last_system_at_ms: int | None = None
-    asked_at_ms: int | None = None  # the first message by the user
-    first_response_ms: int | None = None  # from there to the first message by a bot or an agent
     # what came of it
     outcome: Outcome | None = None
     contained: bool | None = None

@@ -31,7 +31,7 @@ def is_by_user(entry: Entry) -> bool:
 
 def is_relay(entry: Entry) -> bool:
     """A bot's entry that answers an event of ours, a closure message for one: it never starts a session (ruling 6)."""
-    return entry.role == "bot" and entry.in_reply_to is not None
+    return entry.in_reply_to is not None and entry.role == "bot" and entry.type != "authorization"
 
 
 def end(turn: Turn, session: Session, entry: Entry, message_id: str) -> None:

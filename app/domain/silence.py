@@ -20,6 +20,13 @@ from app.domain.turn import Changes, Turn, Verdict
 
 _NEVER_MS = 1 << 62
 
+DEADLINE_RULES: dict[Reason, str] = {
+    "inactivity": "K07",
+    "abandoned": "abandon_after_hours",
+    "max_duration": "max_duration_hours",
+}
+"""The row or the policy's field that closes a session at its deadline."""
+
 
 def pass_deadlines(turn: Turn) -> None:
     """What was due by now happened when it was due: first the reminder, then the close."""
@@ -44,7 +51,7 @@ def under_new_policy(session: Session, terms: Terms) -> Session:
 
 def move_deadline(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
     """Every entry restarts the clock, the user's also the user's own, but for those that break no silence."""
-    if not _breaks_no_silence(turn, session, entry):
+    if (entry.type != "activity" or not _is_silent(turn, session)) and not _repeats_reminder(turn, session, entry):
         changes["any_clock_at_ms"] = turn.now_ms
         if is_by_user(entry):
             changes["user_clock_at_ms"] = turn.now_ms
@@ -56,23 +63,25 @@ def set_deadline(session: Session, changes: Changes, terms: Terms) -> None:
     reason: Reason
     remind_at_ms = None
     if session.paused and terms.pauses:
-        due_ms, reason, rule = _NEVER_MS, "max_duration", "max_duration_hours"
+        due_ms, reason = _NEVER_MS, "max_duration"
     elif terms.proactive:
         since_ms = _silent_since(session, changes, terms)
-        due_ms, reason, rule = since_ms + terms.silence_ms, "inactivity", "K07"
+        due_ms, reason = since_ms + terms.silence_ms, "inactivity"
         if terms.remind_before_ms is not None and since_ms != session.reminded_since_ms:
             remind_at_ms = max(due_ms - terms.remind_before_ms, terms.effective_at_ms)
     else:
         since_ms = changes.get("any_clock_at_ms", session.any_clock_at_ms)
-        due_ms, reason, rule = since_ms + terms.abandon_ms, "abandoned", "abandon_after_hours"
-    longest_ms = session.opened_at_ms + terms.max_duration_ms
-    if longest_ms < due_ms:
-        due_ms, reason, rule = longest_ms, "max_duration", "max_duration_hours"
+        due_ms, reason = since_ms + terms.abandon_ms, "abandoned"
+    if session.opened_at_ms + terms.max_duration_ms < due_ms:
+        due_ms, reason = session.opened_at_ms + terms.max_duration_ms, "max_duration"
     due_ms = max(due_ms, terms.effective_at_ms)
+    if remind_at_ms is not None and remind_at_ms >= due_ms:
+        remind_at_ms = None
     changes["deadline_at_ms"] = due_ms
-    changes["deadline_reason"] = reason
-    changes["deadline_rule"] = rule
-    changes["remind_at_ms"] = remind_at_ms if remind_at_ms is not None and remind_at_ms < due_ms else None
+    if reason != session.deadline_reason:
+        changes["deadline_reason"] = reason
+    if remind_at_ms != session.remind_at_ms:
+        changes["remind_at_ms"] = remind_at_ms
 
 
 def wake_at_ms(session: Session) -> int:
@@ -115,11 +124,10 @@ def _silent_since(session: Session, changes: Changes, terms: Terms) -> int:
     return since_ms
 
 
-def _breaks_no_silence(turn: Turn, session: Session, entry: Entry) -> bool:
-    """A bot that says our reminder must not keep its session alive by it; typing does not undo a silence that has passed."""
-    if entry.type == "activity":
-        return _is_silent(turn, session)
-    return is_relay(entry) and not is_by_user(entry) and session.reminded_since_ms == _silent_since(session, {}, turn.terms)
+def _repeats_reminder(turn: Turn, session: Session, entry: Entry) -> bool:
+    """A bot that says our reminder to its user must not keep the session alive by it, to be reminded again, and again."""
+    since_ms = session.reminded_since_ms
+    return since_ms is not None and is_relay(entry) and since_ms == _silent_since(session, {}, turn.terms)
 
 
 def _remind(turn: Turn, session: Session, at_ms: int) -> Session:
@@ -137,7 +145,7 @@ def _remind(turn: Turn, session: Session, at_ms: int) -> Session:
 
 def _close_overdue(turn: Turn, session: Session) -> None:
     """K07: over at the deadline, whoever notices first. K09, K10: where the channel can show it, with words, and these first."""
-    at_ms, rule = session.deadline_at_ms, session.deadline_rule
+    at_ms, rule = session.deadline_at_ms, DEADLINE_RULES[session.deadline_reason]
     closed = ending.closed(session, session.deadline_reason, rule=rule, at_ms=at_ms)
     message = turn.terms.policy.closure_message
     if closed.reason == "inactivity" and message is not None and _can_show(message, closed.channel):

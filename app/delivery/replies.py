@@ -6,7 +6,6 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 KEPT_BYTES = 1024
-RETRY_AFTER_MAX_MS = 12 * 3600 * 1000
 _MAX_DIGITS = 10
 
 
@@ -31,28 +30,19 @@ class Reply:
         return plain(self._beginning.decode(errors="replace"))
 
 
-def retry_after_ms(header: str | None, *, now_ms: int) -> int | None:
-    """How long a receiver asks to be left alone: seconds or a date (RFC 9110, 10.2.3), at most 12 hours, None if unreadable."""
-    if header is None:
+def retry_after_s(header: str | None, *, now_ms: int) -> int | None:
+    """How long a receiver asks to be left alone: seconds or a date (RFC 9110, 10.2.3); None if it does not say so readably."""
+    header = (header or "").strip()
+    if header.isascii() and header.isdecimal():
+        return int(header[:_MAX_DIGITS])
+    try:
+        at = parsedate_to_datetime(header)
+        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return max(0, int(aware.timestamp()) - now_ms // 1000)
+    except (ValueError, OverflowError):
         return None
-    header = header.strip()
-    wait_ms = _seconds(header) * 1000 if header.isascii() and header.isdecimal() else _until(header, now_ms=now_ms)
-    return None if wait_ms is None else min(max(wait_ms, 0), RETRY_AFTER_MAX_MS)
 
 
 def plain(text: str) -> str:
     """Text that Postgres takes: without NUL and without halves of surrogate pairs."""
     return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
-
-
-def _seconds(digits: str) -> int:
-    return int(digits) if len(digits) <= _MAX_DIGITS else RETRY_AFTER_MAX_MS
-
-
-def _until(date: str, *, now_ms: int) -> int | None:
-    try:
-        at = parsedate_to_datetime(date)
-        aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-        return int(aware.timestamp() * 1000) - now_ms
-    except (ValueError, OverflowError):
-        return None

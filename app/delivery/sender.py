@@ -10,7 +10,6 @@ import ssl
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
-from typing import Self
 
 import httpcore
 import httpx
@@ -18,7 +17,7 @@ import structlog
 from msgspec import Struct
 from standardwebhooks import Webhook
 
-from app.delivery.replies import Reply, retry_after_ms
+from app.delivery.replies import Reply, retry_after_s
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
 
 log = structlog.get_logger(__name__)
@@ -58,7 +57,7 @@ class Retry(Struct, frozen=True):
     detail: str
     status: int | None = None
     reply: str = ""
-    retry_after_ms: int | None = None
+    retry_after_s: int | None = None
 
 
 class Gone(Struct, frozen=True):
@@ -88,10 +87,7 @@ class Sender:
         self._deadline_s = deadline_s
         self._reply_max_bytes = reply_max_bytes
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
         await self._client.aclose()
 
     async def send(self, letter: Letter, *, now_ms: int) -> Outcome:
@@ -173,8 +169,8 @@ def _verdict(reply: Reply, broken: Retry | None, *, now_ms: int) -> Outcome:
     if reply.status == _GONE:
         return Gone(reply.text())
     if not 200 <= reply.status < 300:  # noqa: PLR2004 - the class of success
-        wait_ms = retry_after_ms(reply.retry_after, now_ms=now_ms)
-        return Retry(_reason(reply.status), f"answered {reply.status}", reply.status, reply.text(), wait_ms)
+        wait_s = retry_after_s(reply.retry_after, now_ms=now_ms)
+        return Retry(_reason(reply.status), f"answered {reply.status}", reply.status, reply.text(), wait_s)
     if broken is not None:
         return Retry(broken.reason, broken.detail, reply.status, reply.text())
     return Delivered(reply.status, reply.text())

@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpcore
 import httpx
@@ -32,7 +32,8 @@ _HOST = re.compile(r"[A-Za-z0-9_.-]+")
 # Azure's metadata service answers on an address that looks public.
 _METADATA = frozenset({ip_address("168.63.129.16"), ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
 _BROADCAST = IPv4Address("255.255.255.255")
-_NAT64 = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"))
+_UNICAST_IPV6 = IPv6Network("2000::/3")  # all that was ever given out
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 
 Address = IPv4Address | IPv6Address
 
@@ -71,7 +72,7 @@ def refusal(address: Address, *, allow_private: bool) -> str:
         return "where clouds keep their credentials"
     if bare.is_multicast or bare.is_unspecified or bare == _BROADCAST:
         return "which no receiver can have"
-    if not allow_private and (not bare.is_global or bare.is_reserved):
+    if not allow_private and not _is_public(bare):
         return "a private address"
     return ""
 
@@ -158,11 +159,17 @@ def _look_up(host: str, port: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv6Address) and address not in _UNICAST_IPV6:
+        return False
+    return address.is_global and not address.is_reserved
+
+
 def _embedded_ipv4(address: Address) -> IPv4Address | None:
     """The IPv4 address that a mapped, translated or tunnelled IPv6 one leads to."""
     if isinstance(address, IPv4Address):
         return None
-    if any(address in network for network in _NAT64 if isinstance(network, IPv6Network)):
+    if any(address in network for network in _NAT64):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 

@@ -1,0 +1,125 @@
+"""Puts events into the outbox: one delivery for each endpoint that wants to hear of them, in the archivist's own transaction.
+
+A delivery's id is made of session, endpoint and event, so what is archived twice is told once. Its body is written here, once:
+every attempt sends the same bytes. What happens to it then is the business of `app.archive.outbox`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID, uuid5
+
+from msgspec import Struct, json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.instants import instant
+from app.domain.instants import rfc3339
+from app.domain.records import Event
+from app.domain.strand import Strand
+from app.domain.session_view import session_view
+
+_NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
+# Said once for each silence, so a session can have several.
+_REPEATED = frozenset({"session.reminder"})
+
+_ENDPOINTS = text("""
+    SELECT id, bot_id, events FROM endpoints WHERE bot_id = ANY(CAST(:bots AS text[])) AND enabled AND deleted_at IS NULL
+""")
+
+# Due at the event's own instant rather than at Postgres's now: what is due is decided by Redis's clock, which may be behind.
+# A sandbox bot's instants can be anything, so they count within the last minute alone.
+_ENQUEUE = text("""
+    INSERT INTO deliveries (id, endpoint_id, bot_id, session_id, event, event_at, body, after_id, next_attempt_at)
+    SELECT n.id, n.endpoint_id, n.bot_id, n.session_id, n.event, n.event_at, n.body, n.after_id,
+           least(now(), greatest(n.event_at, now() - interval '1 minute'))
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:endpoints AS uuid[]), CAST(:bots AS text[]), CAST(:sessions AS uuid[]),
+                CAST(:events AS text[]), CAST(:event_ats AS timestamptz[]), CAST(:bodies AS text[]), CAST(:afters AS uuid[]))
+        AS n(id, endpoint_id, bot_id, session_id, event, event_at, body, after_id)
+    ON CONFLICT DO NOTHING
+""")
+
+
+class _Subscriber(Struct, frozen=True):
+    endpoint_id: str
+    events: frozenset[str]
+
+
+class _Row(Struct, frozen=True):
+    id: str
+    endpoint_id: str
+    bot: str
+    event: Event
+    body: str
+    after_id: str | None
+
+
+def payload(event: Event, strand: Strand) -> bytes:
+    """What a webhook says, as Standard Webhooks recommends: `type`, `timestamp` (of the event) and `data`."""
+    data = {
+        "event_id": event_id(event),
+        "bot": strand.bot,
+        "rule": event.rule,
+        "session": session_view(strand, event.session),
+        **(event.data or {}),
+    }
+    return json.encode({"type": event.type, "timestamp": rfc3339(event.at_ms), "data": data})
+
+
+def event_id(event: Event) -> str:
+    """The same for all endpoints and attempts: what `in_reply_to` names."""
+    return str(uuid5(_NAMESPACE, _name(event)))
+
+
+def delivery_id(event: Event, endpoint_id: str) -> str:
+    """One event to one endpoint: the `webhook-id` of all its attempts."""
+    return str(uuid5(_NAMESPACE, f"{_name(event)}/{endpoint_id}"))
+
+
+async def enqueue(conn: AsyncConnection, told: Sequence[tuple[Strand, Event]]) -> int:
+    """Add a delivery for each of these events and each enabled endpoint of its bot that subscribes to it; gives how many.
+
+    Events of one session are given in their order: its closure message goes out before its `session.closed`.
+    """
+    subscribers = await _subscribers(conn, {strand.bot for strand, _ in told})
+    rows = list(_rows(told, subscribers))
+    if rows:
+        await conn.execute(_ENQUEUE, _columns(rows))
+    return len(rows)
+
+
+async def _subscribers(conn: AsyncConnection, bots: set[str]) -> dict[str, list[_Subscriber]]:
+    found: dict[str, list[_Subscriber]] = defaultdict(list)
+    if bots:
+        for row in await conn.execute(_ENDPOINTS, {"bots": list(bots)}):
+            found[row.bot_id].append(_Subscriber(str(row.id), frozenset(row.events)))
+    return found
+
+
+def _rows(told: Sequence[tuple[Strand, Event]], subscribers: dict[str, list[_Subscriber]]) -> Iterable[_Row]:
+    farewells = {event.session.id: event for _, event in told if event.type == "session.closure_message"}
+    for strand, event in told:
+        wanting = [each for each in subscribers.get(strand.bot, ()) if event.type in each.events]
+        body = payload(event, strand).decode() if wanting else ""
+        farewell = farewells.get(event.session.id) if event.type == "session.closed" else None
+        for each in wanting:
+            after = delivery_id(farewell, each.endpoint_id) if farewell and farewell.type in each.events else None
+            yield _Row(delivery_id(event, each.endpoint_id), each.endpoint_id, strand.bot, event, body, after)
+
+
+def _name(event: Event) -> str:
+    once = f"{event.session.id}/{event.type}"
+    return f"{once}/{event.at_ms}" if event.type in _REPEATED else once
+
+
+def _columns(rows: Sequence[_Row]) -> dict[str, Any]:
+    return {
+        "ids": [row.id for row in rows],
+        "endpoints": [row.endpoint_id for row in rows],
+        "bots": [row.bot for row in rows],
+        "sessions": [row.event.session.id for row in rows],
+        "events": [row.event.type for row in rows],
+        "event_ats": [instant(row.event.at_ms) for row in rows],
+        "bodies": [row.body for row in rows],
+        "afters": [row.after_id for row in rows],
+    }

@@ -1,0 +1,361 @@
+"""What the dispatcher does to the outbox: claim, settle, hand back, and clear away what will never be sent.
+
+A claim leases a delivery: it counts an attempt and is not due again before the lease ends, so a worker that dies in between
+delays it by one lease and no more. Whatever is settled is settled for that attempt alone: who comes too late changes nothing.
+
+Claiming locks the endpoint, not only its deliveries. So the number under way and the breaker hold over all workers, while
+deliveries may be added all the time (the lock is one that a foreign key does not wait for).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Row, TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.instants import instant, instant_or_none
+from app.domain.instants import ms_of
+
+# The first row of each endpoint that has any pending is found by skipping through the index, so idle endpoints cost nothing
+# and an endpoint with a million rows costs as much as one with a single row.
+_LOCK_DUE = text("""
+    WITH RECURSIVE waiting AS (
+        (SELECT endpoint_id FROM deliveries WHERE status = 'pending' ORDER BY endpoint_id LIMIT 1)
+        UNION ALL
+        SELECT (SELECT d.endpoint_id FROM deliveries d
+                WHERE d.status = 'pending' AND d.endpoint_id > w.endpoint_id ORDER BY d.endpoint_id LIMIT 1)
+        FROM waiting w WHERE w.endpoint_id IS NOT NULL
+    ), due AS (
+        SELECT w.endpoint_id, (SELECT d.next_attempt_at FROM deliveries d
+                               WHERE d.status = 'pending' AND d.endpoint_id = w.endpoint_id
+                               ORDER BY d.next_attempt_at LIMIT 1) AS since,
+               (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = w.endpoint_id
+                AND l.status = 'pending' AND l.leased_until > :now) AS under_way
+        FROM waiting w WHERE w.endpoint_id IS NOT NULL
+    )
+    SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_secret_expires_at, b.sandbox, coalesce(h.failures, 0) AS failures
+    FROM due
+    JOIN endpoints e ON e.id = due.endpoint_id
+    JOIN bots b ON b.id = e.bot_id
+    LEFT JOIN endpoint_health h ON h.endpoint_id = e.id
+    WHERE due.since <= :now AND e.enabled AND e.deleted_at IS NULL AND (h.resume_at IS NULL OR h.resume_at <= :now)
+    ORDER BY due.under_way, due.since
+    LIMIT :room
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+""")
+
+# A statement of its own, since it must see what the holder of the lock before us has leased. Endpoints take turns: everybody's
+# first delivery goes before anybody's second.
+_LEASE = text("""
+    WITH open AS (
+        SELECT o.endpoint_id, o.width - (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
+                                         AND l.status = 'pending' AND l.leased_until > :now) AS room
+        FROM unnest(CAST(:endpoints AS uuid[]), CAST(:widths AS int[])) AS o(endpoint_id, width)
+    ), chosen AS (
+        SELECT c.id FROM open CROSS JOIN LATERAL (
+            SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS turn FROM (
+                SELECT d.id, d.next_attempt_at FROM deliveries d
+                WHERE d.status = 'pending' AND d.endpoint_id = open.endpoint_id AND d.next_attempt_at <= :now
+                  AND NOT EXISTS (SELECT FROM deliveries p WHERE p.id = d.after_id AND p.status = 'pending')
+                ORDER BY d.next_attempt_at
+                LIMIT greatest(open.room, 0)
+            ) f
+        ) c
+        ORDER BY c.turn, c.next_attempt_at
+        LIMIT :room
+    ), locked AS (
+        SELECT d.id FROM deliveries d JOIN chosen ON chosen.id = d.id
+        WHERE d.status = 'pending' AND d.next_attempt_at <= :now
+        FOR UPDATE OF d SKIP LOCKED
+    )
+    UPDATE deliveries d SET attempt = d.attempt + 1, leased_until = :lease, next_attempt_at = :lease
+    FROM locked WHERE d.id = locked.id
+    RETURNING d.id, d.endpoint_id, d.bot_id, d.event, d.event_at, d.body, d.attempt, d.uncounted, d.next_attempt_at
+""")
+
+_SETTLED = """
+    unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:nexts AS timestamptz[]),
+           CAST(:ends AS timestamptz[]), CAST(:replied AS int[]), CAST(:errors AS text[]), CAST(:uncounted AS int[]))
+        AS s(id, attempt, status, next_attempt_at, ended_at, replied, error, uncounted)
+"""
+
+_SETTLE = text(f"""
+    UPDATE deliveries d SET
+        status = s.status,
+        leased_until = NULL,
+        next_attempt_at = coalesce(s.next_attempt_at, d.next_attempt_at),
+        uncounted = d.uncounted + s.uncounted,
+        delivered_at = CASE WHEN s.status = 'delivered' THEN s.ended_at END,
+        failed_at = CASE WHEN s.status = 'failed' THEN s.ended_at END,
+        last_status = s.replied,
+        last_error = s.error
+    FROM {_SETTLED}
+    WHERE d.id = s.id AND d.attempt = s.attempt AND d.status = 'pending'
+    RETURNING d.id
+""")  # noqa: S608 - made of constants
+
+# A delivery that waits for another would else be looked at, in vain, at each claim until that one is tried again.
+_DELAY_FOLLOWERS = text(f"""
+    UPDATE deliveries d SET next_attempt_at = s.next_attempt_at
+    FROM {_SETTLED}
+    WHERE d.after_id = s.id AND s.status = 'pending' AND d.status = 'pending' AND d.leased_until IS NULL
+      AND d.next_attempt_at < s.next_attempt_at
+""")  # noqa: S608 - made of constants
+
+# Kept even if it came too late to settle anything: it happened. The join leaves out what has been deleted meanwhile.
+_KEEP_ATTEMPTS = text("""
+    INSERT INTO attempts (delivery_id, attempt, started_at, duration_ms, status, error, reply)
+    SELECT d.id, a.attempt, a.started_at, a.duration_ms, a.replied, a.error, a.reply
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:starts AS timestamptz[]), CAST(:durations AS int[]),
+                CAST(:replied AS int[]), CAST(:errors AS text[]), CAST(:replies AS text[]))
+        AS a(id, attempt, started_at, duration_ms, replied, error, reply)
+    JOIN deliveries d ON d.id = a.id
+    ON CONFLICT DO NOTHING
+""")
+
+_DISABLE = text("""
+    WITH disabled AS (
+        UPDATE endpoints SET enabled = false, disabled_reason = :reason, updated_at = :now
+        WHERE id = CAST(:endpoint AS uuid) AND enabled RETURNING id, bot_id, updated_at, disabled_reason
+    )
+    INSERT INTO audit_log (at, actor, action, bot_id, target, detail)
+    SELECT updated_at, 'adjourn', 'endpoint.disabled', bot_id, CAST(id AS text), jsonb_build_object('reason', disabled_reason)
+    FROM disabled
+""")
+
+_READ_HEALTH = text("""
+    SELECT endpoint_id, failures, opened_at, resume_at FROM endpoint_health
+    WHERE endpoint_id = ANY(CAST(:endpoints AS uuid[])) ORDER BY endpoint_id FOR UPDATE
+""")
+
+_FORGET_HEALTH = text("DELETE FROM endpoint_health WHERE endpoint_id = ANY(CAST(:endpoints AS uuid[]))")
+
+_SAVE_HEALTH = text("""
+    INSERT INTO endpoint_health (endpoint_id, failures, opened_at, resume_at)
+    SELECT * FROM unnest(CAST(:endpoints AS uuid[]), CAST(:failures AS int[]),
+                         CAST(:opened AS timestamptz[]), CAST(:resumes AS timestamptz[]))
+    ON CONFLICT (endpoint_id) DO UPDATE
+    SET failures = excluded.failures, opened_at = excluded.opened_at, resume_at = excluded.resume_at
+""")
+
+_CANCEL = text("""
+    UPDATE deliveries SET status = 'cancelled', leased_until = NULL,
+        last_error = coalesce(last_error, 'the endpoint is disabled or deleted')
+    WHERE id IN (
+        SELECT d.id FROM endpoints e JOIN deliveries d ON d.endpoint_id = e.id AND d.status = 'pending'
+        WHERE (NOT e.enabled OR e.deleted_at IS NOT NULL) AND (d.leased_until IS NULL OR d.leased_until <= :now)
+        LIMIT :room
+        FOR UPDATE OF d SKIP LOCKED
+    )
+    RETURNING id
+""")
+
+_EXPIRE = text("""
+    UPDATE deliveries SET status = 'failed', leased_until = NULL, failed_at = :now,
+        last_error = coalesce(last_error, 'the endpoint did not answer for as long as deliveries are tried')
+    WHERE id IN (
+        SELECT d.id FROM endpoint_health h JOIN deliveries d ON d.endpoint_id = h.endpoint_id AND d.status = 'pending'
+        WHERE h.opened_at IS NOT NULL AND d.queued_at < :since AND (d.leased_until IS NULL OR d.leased_until <= :now)
+        LIMIT :room
+        FOR UPDATE OF d SKIP LOCKED
+    )
+    RETURNING id
+""")
+
+_PRUNE = text("""
+    DELETE FROM deliveries WHERE id IN (
+        SELECT id FROM deliveries WHERE created_at < :since AND status = ANY(CAST(:statuses AS text[]))
+        ORDER BY created_at LIMIT :room FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id
+""")
+
+_DEPTH = text("SELECT count(*) FROM deliveries WHERE status = 'pending'")
+
+
+class Due(Struct, frozen=True):
+    """An endpoint that something is due for, locked for this transaction. `failures`: how many in a row."""
+
+    endpoint_id: str
+    url: str
+    secrets: tuple[str, ...]
+    sandbox: bool
+    failures: int
+
+
+class Claim(Struct, frozen=True):
+    """A delivery leased to this worker.
+
+    `attempt` is the number of the one to come; `tries` is the same without those that the retry schedule does not count.
+    """
+
+    id: str
+    endpoint: Due
+    bot: str
+    event: str
+    event_at_ms: int
+    body: str
+    attempt: int
+    tries: int
+    leased_until_ms: int
+
+
+class Health(Struct, frozen=True):
+    """How an endpoint has been doing: failures in a row, and its breaker (`app.delivery.breaker`) where they opened it."""
+
+    failures: int = 0
+    opened_at_ms: int | None = None
+    resume_at_ms: int | None = None
+
+
+HEALTHY = Health()
+
+
+class Settled(Struct, frozen=True):
+    """How an attempt ended and what becomes of its delivery.
+
+    `next_attempt_at_ms` is set if `status` is `pending`. `replied` is the HTTP status that came back.
+    """
+
+    id: str
+    attempt: int
+    status: str
+    started_at_ms: int
+    duration_ms: int
+    next_attempt_at_ms: int | None = None
+    replied: int | None = None
+    error: str | None = None
+    reply: str | None = None
+    uncounted: int = 0
+
+
+async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[Due]:
+    """Up to `room` endpoints that have something due and may be sent to: the least busy first, then the longest waiting."""
+    now = instant(now_ms)
+    rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
+    return [Due(str(row.id), row.url, _secrets(row, now_ms=now_ms), row.sandbox, row.failures) for row in rows]
+
+
+async def lease(
+    conn: AsyncConnection, endpoints: Sequence[tuple[Due, int]], *, room: int, now_ms: int, lease_ms: int
+) -> list[Claim]:
+    """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have under way."""
+    known = {endpoint.endpoint_id: endpoint for endpoint, _ in endpoints}
+    parameters = {
+        "endpoints": list(known),
+        "widths": [width for _, width in endpoints],
+        "room": room,
+        "now": instant(now_ms),
+        "lease": instant(now_ms + lease_ms),
+    }
+    rows = await conn.execute(_LEASE, parameters)
+    return [_claim(row, known[str(row.endpoint_id)]) for row in rows]
+
+
+async def settle(conn: AsyncConnection, settled: Sequence[Settled]) -> set[str]:
+    """Record how attempts ended; gives the deliveries for which that still counted."""
+    parameters = _columns(settled)
+    rows = await conn.execute(_SETTLE, parameters)
+    effective = {str(row.id) for row in rows}
+    if any(item.status == "pending" for item in settled):
+        await conn.execute(_DELAY_FOLLOWERS, parameters)
+    await conn.execute(_KEEP_ATTEMPTS, parameters | _details(settled))
+    return effective
+
+
+async def read_health(conn: AsyncConnection, endpoint_ids: Iterable[str]) -> dict[str, Health]:
+    """The health of these endpoints, locked till the transaction ends; a healthy one is missing."""
+    rows = await conn.execute(_READ_HEALTH, {"endpoints": list(endpoint_ids)})
+    return {str(row.endpoint_id): Health(row.failures, _ms(row.opened_at), _ms(row.resume_at)) for row in rows}
+
+
+async def save_health(conn: AsyncConnection, health: Mapping[str, Health]) -> None:
+    well = [endpoint for endpoint, state in health.items() if state == HEALTHY]
+    ill = {endpoint: state for endpoint, state in health.items() if state != HEALTHY}
+    if well:
+        await conn.execute(_FORGET_HEALTH, {"endpoints": well})
+    if ill:
+        parameters = {
+            "endpoints": list(ill),
+            "failures": [state.failures for state in ill.values()],
+            "opened": [instant_or_none(state.opened_at_ms) for state in ill.values()],
+            "resumes": [instant_or_none(state.resume_at_ms) for state in ill.values()],
+        }
+        await conn.execute(_SAVE_HEALTH, parameters)
+
+
+async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: str, now_ms: int) -> None:
+    """Send it nothing more, and say why; nothing happens if it is disabled already."""
+    await conn.execute(_DISABLE, {"endpoint": endpoint_id, "reason": reason, "now": instant(now_ms)})
+
+
+async def cancel_unwanted(conn: AsyncConnection, *, room: int, now_ms: int) -> int:
+    """Cancel what waits for endpoints that were disabled or deleted; gives how many it were."""
+    return await _count(conn, _CANCEL, {"room": room, "now": instant(now_ms)})
+
+
+async def expire(conn: AsyncConnection, *, queued_before_ms: int, room: int, now_ms: int) -> int:
+    """Give up what has waited that long behind an open breaker, where most never get as many attempts as they are due."""
+    return await _count(conn, _EXPIRE, {"since": instant(queued_before_ms), "room": room, "now": instant(now_ms)})
+
+
+async def prune(conn: AsyncConnection, statuses: Sequence[str], *, created_before_ms: int, room: int) -> int:
+    """Delete deliveries that ended so and are that old; gives how many it were."""
+    return await _count(conn, _PRUNE, {"statuses": list(statuses), "since": instant(created_before_ms), "room": room})
+
+
+async def depth(conn: AsyncConnection) -> int:
+    """How many deliveries are pending."""
+    return int(await conn.scalar(_DEPTH) or 0)
+
+
+def _secrets(row: Row[Any], *, now_ms: int) -> tuple[str, ...]:
+    expires_at = row.previous_secret_expires_at
+    if row.previous_secret is None or expires_at is None or ms_of(expires_at) <= now_ms:
+        return (row.secret,)
+    return (row.secret, row.previous_secret)
+
+
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else ms_of(at)
+
+
+def _claim(row: Row[Any], endpoint: Due) -> Claim:
+    return Claim(
+        id=str(row.id),
+        endpoint=endpoint,
+        bot=row.bot_id,
+        event=row.event,
+        event_at_ms=ms_of(row.event_at),
+        body=row.body,
+        attempt=row.attempt,
+        tries=row.attempt - row.uncounted,
+        leased_until_ms=ms_of(row.next_attempt_at),
+    )
+
+
+def _columns(settled: Sequence[Settled]) -> dict[str, Any]:
+    return {
+        "ids": [item.id for item in settled],
+        "attempts": [item.attempt for item in settled],
+        "statuses": [item.status for item in settled],
+        "nexts": [instant_or_none(item.next_attempt_at_ms) for item in settled],
+        "ends": [instant(item.started_at_ms + item.duration_ms) for item in settled],
+        "replied": [item.replied for item in settled],
+        "errors": [item.error for item in settled],
+        "uncounted": [item.uncounted for item in settled],
+    }
+
+
+def _details(settled: Sequence[Settled]) -> dict[str, Any]:
+    return {
+        "starts": [instant(item.started_at_ms) for item in settled],
+        "durations": [item.duration_ms for item in settled],
+        "replies": [item.reply for item in settled],
+    }
+
+
+async def _count(conn: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> int:
+    return len((await conn.execute(statement, parameters)).all())

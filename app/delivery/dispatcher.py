@@ -1,0 +1,185 @@
+"""Sends what is due in the outbox: claim, sign, POST, record.
+
+    run_once ─> record what is over ─> claim as many as there are idle senders ─> one task each ─> POST
+                     ▲                                                                             │
+                     └───────────────── several at once, in one transaction ───────────────────────┘
+
+Only what can be sent at once is claimed, so a lease runs for as long as one attempt and no more. Whatever ends makes room for
+the next claim without waiting for a tick. A crash anywhere delays a delivery by one lease; it cannot lose it.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+from asyncpg import PostgresError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.archive import outbox
+from app.archive.outbox import Claim
+from app.clock import monotonic_ms
+from app.delivery import breaker
+from app.delivery.chores import Chores
+from app.delivery.recording import Attempt, Interrupted, record
+from app.delivery.sender import Letter, Outcome, Sender, trusted_tls
+from app.delivery.url_guard import Resolver
+from app.errors import Unavailable
+from app.metrics import DELIVERY_DURATION, DELIVERY_LATENCY
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# A lease covers one attempt and what may come between: a slow commit, a busy machine.
+LEASE_MARGIN_MS = 15_000
+# What one endpoint may have under way, as a part of what a worker can: five of them may hang and nobody else would notice.
+SHARE_OF_ONE = 5
+
+# While a connection is being made, asyncpg's own errors come through as they are.
+_POSTGRES_AWAY = (SQLAlchemyError, PostgresError, OSError, TimeoutError)
+
+
+class Dispatcher:
+    """One worker's sending. `jitter` draws from 0 to 1."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings, *, jitter: Callable[[], float] = random.random) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._jitter = jitter
+        self._resolver = Resolver()
+        self._tls = trusted_tls()
+        self._idle: list[Sender] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._over: list[Attempt] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._recording = asyncio.Lock()
+        self._claiming = asyncio.Lock()
+        self._chores = Chores(engine)
+        self._ahead_ms = 0.0
+        self._stopping = False
+
+    async def run_once(self, now_ms: int) -> None:
+        """One tick. Raises `Unavailable` while Postgres does not answer; what is under way goes on and is recorded later."""
+        self._ahead_ms = now_ms - monotonic_ms()
+        try:
+            await self._record()
+            await self._top_up()
+            await self._chores.run_once(now_ms)
+        except _POSTGRES_AWAY as error:
+            detail = f"Postgres does not answer, so nothing is delivered: {error}"
+            raise Unavailable(detail) from error
+
+    async def idle(self) -> None:
+        """Wait until everything that was due has been sent and recorded, as far as Postgres answers."""
+        while running := [task for task in (*self._under_way, self._settling) if task is not None and not task.done()]:
+            await asyncio.wait(running)
+
+    async def stop(self, grace_s: float) -> None:
+        """Claim nothing more, let what is under way end within the grace, and hand the rest back to other workers at once."""
+        self._stopping = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                async with self._claiming:
+                    pass  # a claim that was being made is one more to end or to hand back
+                await self.idle()
+        for task in self._under_way:
+            task.cancel()
+        await self.idle()
+        await self._settle()
+        for sender in self._idle:
+            await sender.close()
+        self._resolver.close()
+
+    def _now_ms(self) -> int:
+        """The tick's clock, carried on: attempts end between ticks."""
+        return int(monotonic_ms() + self._ahead_ms)
+
+    async def _top_up(self) -> None:
+        """Claim and start until nobody is idle or nothing is due."""
+        async with self._claiming:
+            while (room := self._room()) and not self._stopping:
+                claims = await self._claim(room)
+                for claim in claims:
+                    self._start(claim)
+                if len(claims) < room:
+                    return
+
+    def _room(self) -> int:
+        # What is over but not recorded counts: with Postgres away for long it must not pile up.
+        return max(0, self._settings.delivery_concurrency - len(self._under_way) - len(self._over))
+
+    async def _claim(self, room: int) -> list[Claim]:
+        now_ms = self._now_ms()
+        full = max(1, self._settings.delivery_concurrency // SHARE_OF_ONE)
+        lease_ms = int(self._settings.delivery_timeout_s * 1000) + LEASE_MARGIN_MS
+        async with self._engine.begin() as conn:
+            due = await outbox.lock_due(conn, room=room, now_ms=now_ms)
+            if not due:
+                return []
+            endpoints = [(each, breaker.width(each.failures, full=full)) for each in due]
+            return await outbox.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=lease_ms)
+        # A crash here leaves them leased: they are due again when that ends.
+
+    def _start(self, claim: Claim) -> None:
+        task = asyncio.create_task(self._deliver(claim), name=f"deliver {claim.id}")
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle(), name="settle deliveries")
+
+    async def _deliver(self, claim: Claim) -> None:
+        started_at_ms = self._now_ms()
+        outcome: Outcome | Interrupted = Interrupted()
+        try:
+            # After a long sleep of the whole process the lease may be over, and another worker at it.
+            if started_at_ms < claim.leased_until_ms and not self._stopping:
+                _observe_latency(claim, started_at_ms=started_at_ms)
+                outcome = await self._send(claim, now_ms=started_at_ms)
+        finally:
+            self._over.append(Attempt(claim, started_at_ms, self._now_ms(), outcome))
+
+    async def _send(self, claim: Claim, *, now_ms: int) -> Outcome:
+        sender = self._idle.pop() if self._idle else self._new_sender()
+        try:
+            started_ms = monotonic_ms()
+            outcome = await sender.send(Letter(claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets), now_ms=now_ms)
+            DELIVERY_DURATION.observe((monotonic_ms() - started_ms) / 1000)
+            return outcome
+        finally:
+            self._idle.append(sender)
+
+    def _new_sender(self) -> Sender:
+        return Sender(
+            resolver=self._resolver,
+            tls=self._tls,
+            allow_private=self._settings.private_webhooks_allowed,
+            deadline_s=self._settings.delivery_timeout_s,
+            reply_max_bytes=self._settings.delivery_reply_max_bytes,
+        )
+
+    async def _settle(self) -> None:
+        """Record what is over, and fill the room that it left. What fails here is done again at the next tick."""
+        try:
+            while self._over:
+                await self._record()
+                await self._top_up()
+        except _POSTGRES_AWAY as error:
+            log.warning("deliveries_not_recorded", waiting=len(self._over), error=str(error))
+
+    async def _record(self) -> None:
+        async with self._recording:
+            # A crash before this is committed sends them again, under the same ids, when their leases end.
+            attempts = list(self._over)
+            if attempts:
+                await record(self._engine, attempts, jitter=self._jitter)
+                del self._over[: len(attempts)]
+
+
+def _observe_latency(claim: Claim, *, started_at_ms: int) -> None:
+    if claim.attempt == 1 and not claim.endpoint.sandbox:
+        DELIVERY_LATENCY.observe(max(0, started_at_ms - claim.event_at_ms) / 1000)

@@ -1,0 +1,41 @@
+"""Makes what must be new: ids, API keys, webhook secrets; and the digest that a key is known by.
+
+Ids are UUIDv7, so rows lie in the order they were made in. A session's id is no business of this module: it is made of
+what the session is (`app.domain.strand.session_id`).
+"""
+
+from base64 import b64encode
+from hashlib import sha256
+from secrets import randbits, token_bytes, token_urlsafe
+from uuid import UUID
+
+KEY_PREFIX = "adj_"
+KEY_BYTES = 32
+SHOWN_PREFIX_LENGTH = len(KEY_PREFIX) + 6
+WEBHOOK_SECRET_PREFIX = "whsec_"  # noqa: S105 - how Standard Webhooks marks a secret, not one
+WEBHOOK_SECRET_BYTES = 32
+
+
+def new_id(now_ms: int) -> str:
+    """A UUIDv7 of this instant, as text."""
+    return str(UUID(int=now_ms << 80 | 7 << 76 | randbits(12) << 64 | 2 << 62 | randbits(62)))
+
+
+def new_key() -> str:
+    """An API key, `adj_…`: 256 random bits that are shown once and kept nowhere."""
+    return KEY_PREFIX + token_urlsafe(KEY_BYTES)
+
+
+def key_digest(key: str) -> bytes:
+    """What a key is known by. A key has 256 random bits, so a plain SHA-256 gives nothing away."""
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def shown_prefix(key: str) -> str:
+    """The part of a key that lists may show, so that people can tell keys apart."""
+    return key[:SHOWN_PREFIX_LENGTH]
+
+
+def new_webhook_secret() -> str:
+    """A secret as Standard Webhooks writes them: `whsec_` and 256 random bits in base64."""
+    return WEBHOOK_SECRET_PREFIX + b64encode(token_bytes(WEBHOOK_SECRET_BYTES)).decode()

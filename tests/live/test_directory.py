@@ -1,0 +1,205 @@
+"""The directory: what is saved in Postgres is known to every process, whatever happens to Redis in between."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
+
+from app.archive.engine import make_engine
+from app.live import keys
+from app.live.directory import Directory, mark_held
+from app.publish import publish
+
+DIGEST = sha256(b"adj_one").digest()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, protocol=2, socket_timeout=1)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    made = make_engine(database_url, pool_size=4)
+    yield made
+    await made.dispose()
+
+
+@asynccontextmanager
+async def following(redis: Redis) -> AsyncIterator[Directory]:
+    directory = Directory(redis)
+    task = asyncio.create_task(directory.follow())
+    try:
+        yield directory
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def run(engine: AsyncEngine, *statements: str, **values: object) -> None:
+    async with engine.begin() as conn:
+        for statement in statements:
+            await conn.execute(text(statement), {"digest": DIGEST} if ":digest" in statement else values)
+
+
+ADD_BOT = "INSERT INTO bots (id, name) VALUES ('shop', 'Shop')"
+ADD_POLICY = """INSERT INTO policies (bot_id, version, policy, effective_at)
+                VALUES ('shop', 1, '{"inactivity_minutes"\\: 20}', '2026-11-21')"""
+ADD_KEY = """INSERT INTO api_keys (id, name, digest, prefix, scopes, bots)
+             VALUES (gen_random_uuid(), 'one', :digest, 'adj_on', '{ingest,read}', '{shop}')"""
+ADD_ENDPOINT = """INSERT INTO endpoints (id, bot_id, url, events, secret)
+                  VALUES (gen_random_uuid(), 'shop', 'https\\://example.org', '{session.closed}', 'whsec_x')"""
+
+
+async def test_what_is_saved_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:
+    """A bot, its policy, a key and an endpoint reach two processes that were running before."""
+    async with following(redis) as one, following(redis) as other:
+        await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_ENDPOINT)
+        mark = await publish(engine, redis)
+        both = [await directory.caught_up(mark, timeout_s=2) for directory in (one, other)]
+
+        assert both == [True, True]
+        for directory in (one, other):
+            bot, key = directory.bot("shop"), directory.key(DIGEST)
+            assert bot is not None
+            assert (bot.rules.policy.version, bot.rules.policy.policy.inactivity_minutes) == (1, 20)
+            assert bot.subscribed == {"session.closed"}
+            assert key is not None
+            assert key.scopes == {"ingest", "read"}
+            assert key.bots == frozenset({"shop"})
+
+
+async def test_a_change_is_known_within_two_seconds(engine: AsyncEngine, redis: Redis) -> None:
+    """A second version of the policy, a revoked key, a disabled endpoint and a deleted bot, each by plain SQL."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_ENDPOINT)
+    async with following(redis) as directory:
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await run(engine, "INSERT INTO policies VALUES ('shop', 2, '{\"inactivity_minutes\"\\: 30}', now())")
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+        bot = directory.bot("shop")
+        assert bot is not None
+        assert (bot.rules.policy.version, bot.rules.policy.policy.inactivity_minutes) == (2, 30)
+
+        await run(engine, "UPDATE api_keys SET revoked_at = now()", "UPDATE endpoints SET enabled = false")
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+        bot = directory.bot("shop")
+        assert directory.key(DIGEST) is None
+        assert bot is not None
+        assert bot.subscribed == frozenset()
+
+        await run(engine, "UPDATE bots SET deleted_at = now()")
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+        assert directory.bot("shop") is None
+        assert directory.known("shop") is not None  # its open sessions still have to close
+
+
+async def test_an_emptied_redis_is_filled_again_and_nobody_forgets_meanwhile(engine: AsyncEngine, redis: Redis) -> None:
+    """FLUSHALL loses no bot and no key: processes go on with what they know, and the next publication writes it again."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    async with following(redis) as directory:
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await redis.flushall()
+        assert await mark_held(redis) is None
+        assert directory.bot("shop") is not None
+
+        await run(engine, "UPDATE bots SET name = 'Shop 2'")
+        mark = await publish(engine, redis)
+        assert await directory.caught_up(mark, timeout_s=2)
+        bot = directory.bot("shop")
+        assert bot is not None
+        assert bot.name == "Shop 2"
+        assert directory.key(DIGEST) is not None
+    fresh = Directory(redis)
+    await fresh.load()
+    assert fresh.key(DIGEST) is not None
+
+
+async def test_a_lost_stream_of_changes_is_noticed(engine: AsyncEngine, redis: Redis) -> None:
+    """Changes whose messages are gone (trimmed, deleted) reach a follower all the same."""
+    await run(engine, ADD_BOT, ADD_POLICY)
+    async with following(redis) as directory:
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await run(engine, ADD_KEY)
+        mark = await publish(engine, redis)
+        await redis.delete(keys.DIRECTORY_CHANGES)
+
+        assert await directory.caught_up(mark, timeout_s=2)
+        assert directory.key(DIGEST) is not None
+
+
+async def test_another_database_replaces_the_whole_copy(engine: AsyncEngine, redis: Redis) -> None:
+    """A Redis that holds another database's configuration, or a later state of a restored one, keeps nothing of it."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    await publish(engine, redis)
+
+    await run(engine, "UPDATE instance SET id = gen_random_uuid()", "DELETE FROM api_keys")
+    async with following(redis) as directory:
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+        assert directory.key(DIGEST) is None
+        assert directory.bot("shop") is not None
+
+
+async def test_publishers_that_race_lose_no_change(engine: AsyncEngine, redis: Redis) -> None:
+    """Ten bots saved and published at once: all of them are known at the end."""
+
+    async def add(number: int) -> None:
+        await run(engine, "INSERT INTO bots (id, name) VALUES (:bot, 'x')", bot=f"bot-{number}")
+        await publish(engine, redis)
+
+    await asyncio.gather(*(add(number) for number in range(10)))
+    directory = Directory(redis)
+    await directory.load()
+
+    assert sorted(bot.id for bot in directory.bots()) == [f"bot-{number}" for number in range(10)]
+
+
+async def test_publishing_nothing_new_writes_nothing(engine: AsyncEngine, redis: Redis) -> None:
+    """The worker's publication every second leaves no trace where nothing changed."""
+    await run(engine, ADD_BOT)
+    first = await publish(engine, redis)
+    length = await redis.xlen(keys.DIRECTORY_CHANGES)
+    second = await publish(engine, redis)
+
+    assert second == first
+    assert await redis.xlen(keys.DIRECTORY_CHANGES) == length
+
+
+async def test_a_policy_that_is_no_longer_accepted_leaves_the_bot_with_the_default(engine: AsyncEngine, redis: Redis) -> None:
+    """What an older version saved and this one refuses takes no bot out of service."""
+    await run(engine, ADD_BOT, "INSERT INTO policies VALUES ('shop', 1, '{\"inactivity_minutes\"\\: 4}', now())")
+    await publish(engine, redis)
+    directory = Directory(redis)
+    await directory.load()
+    bot = directory.bot("shop")
+
+    assert bot is not None
+    assert bot.rules.policy.policy.inactivity_minutes == 15
+
+
+async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngine) -> None:
+    """A copy that cannot be read, then one that can: the follower has gone on trying."""
+    await redis.set(keys.DIRECTORY, "no hash")
+    async with following(redis) as directory:
+        async with asyncio.timeout(5):
+            with capture_logs() as logs:
+                while not logs:
+                    await asyncio.sleep(0.01)
+        assert logs[0]["event"] == "directory.redis_away"
+        assert not directory.loaded
+
+        await redis.delete(keys.DIRECTORY)
+        await run(engine, ADD_BOT)
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
+        assert directory.bot("shop") is not None

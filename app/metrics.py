@@ -30,3 +30,9 @@ DELIVERY_DURATION = Histogram(
     "How long one attempt took",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15),
 )
+REPAIRS = Counter("adjourn_repairs_total", "Invariants of the live state that did not hold and were repaired")
+UNACCOUNTED = Gauge(
+    "adjourn_unaccounted",
+    "Sessions and event records that were counted in and are nowhere: must be 0",
+    multiprocess_mode="mostrecent",
+)

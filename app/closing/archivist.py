@@ -80,10 +80,6 @@ class Archivist:
             batch = following
         return archived
 
-    async def backlog(self) -> int:
-        """How many records wait in the streams."""
-        return sum(await self._pipe.call_all([("XLEN", keys.events(shard)) for shard in range(self._shards)]))
-
     async def _take(self) -> list[Taken]:
         """What a dead worker left comes before what is new."""
         if not self._grouped:

@@ -2,14 +2,14 @@
 
     {"preset": "aivo", "on_resolved": "continue"}  ->  Policy
 
-It is the face of the policy: the records come from `policy_fields`, the presets from `presets`.
+It is the face of the policy: the records come from `policy_fields`, the presets from `presets`, the words from `policy_words`.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
-from msgspec import json, structs, to_builtins
+from msgspec import json
 
 from app.domain.errors import InvalidPolicy
 from app.domain.policy_fields import (
@@ -25,11 +25,11 @@ from app.domain.policy_fields import (
     Reminder,
     Terms,
 )
+from app.domain.policy_words import describe, notices, policy_view
 from app.domain.presets import PRESETS
 from app.domain.texts import PLACEHOLDERS, placeholders_in
 
 __all__ = [
-    "LAZY_NOTICE",
     "PRESETS",
     "ClosureMessage",
     "Overrides",
@@ -37,15 +37,12 @@ __all__ = [
     "PolicyVersion",
     "Reminder",
     "Terms",
+    "describe",
     "notices",
     "policy_from",
     "policy_view",
 ]
 
-LAZY_NOTICE = (
-    "Closing `{closing}` is deprecated: a session stays open until its user comes back. "
-    "Choose `proactive`, which closes it when the silence is over."
-)
 _LONGEST_TEXT = 2_000
 _MOST_TEXTS = 100
 _MOST_CHANNELS = 100
@@ -75,19 +72,6 @@ def policy_from(given: object) -> Policy:
         if not problems:
             return policy
     raise InvalidPolicy(tuple(problems))
-
-
-def policy_view(policy: Policy) -> dict[str, Any]:
-    """The policy as JSON-like values with every field; `policy_from` makes the same policy of it."""
-    view: dict[str, Any] = to_builtins(policy)
-    return view
-
-
-def notices(policy: Policy) -> list[str]:
-    """What a policy's owner should know of it (K25)."""
-    closings = [policy.closing, *(policy.on(channel).closing for channel in policy.channels)]
-    lazy = dict.fromkeys(closing for closing in closings if closing != "proactive")
-    return [LAZY_NOTICE.format(closing=closing) for closing in lazy]
 
 
 def _merged(given: object, problems: Problems) -> dict[str, Any]:
@@ -264,5 +248,3 @@ _CHANNEL_FIELDS: dict[str, Check] = {
     "billing_block_minutes": _whole(1, 1440),
 }
 _FIELDS: dict[str, Check] = {**_CHANNEL_FIELDS, "inactivity_minutes": _whole(*_INACTIVITY)}
-
-FIELD_NAMES = tuple(field.name for field in structs.fields(Policy))

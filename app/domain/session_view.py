@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from app.domain import variables
+from app.domain.explanation import explain
 from app.domain.instants import rfc3339, rfc3339_or_none
-from app.domain.records import Answer, Message, Session
+from app.domain.records import Answer, Dialog, Message, Session, State
 from app.domain.strand import Strand
+
+__all__ = ["answer_view", "context_view", "explain", "message_view", "session_view", "variables_view"]
 
 _ROLES = ("user", "bot", "agent", "system")
 
@@ -83,4 +87,23 @@ def answer_view(answer: Answer) -> dict[str, Any]:
         "closes_at": rfc3339_or_none(answer.closes_at_ms),
         "received_at": rfc3339(answer.received_at_ms),
         "closed": [{"session_id": ended.session_id, "reason": ended.reason} for ended in answer.closed],
+    }
+
+
+def context_view(state: State) -> dict[str, Any]:
+    """The dialog of a conversation as JSON: topic and details, tags of now and of before (the latest last), tones."""
+    dialog = state.dialog or Dialog()
+    return {
+        "context": dialog.context,
+        "tags": list(dialog.tags),
+        "historic_tags": list(dialog.historic_tags),
+        "tones": dialog.tones,
+    }
+
+
+def variables_view(state: State, now_ms: int) -> dict[str, dict[str, Any]]:
+    """Name to `value` and `expires_at`, of those that live on at `now_ms`."""
+    return {
+        name: {"value": variable.value, "expires_at": rfc3339_or_none(variable.expires_at_ms)}
+        for name, variable in variables.unexpired(state.variables, now_ms).items()
     }

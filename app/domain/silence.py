@@ -10,6 +10,7 @@ from msgspec import structs
 
 from app.domain import ending
 from app.domain.entry import Entry, EntryType
+from app.domain.explanation import DEADLINE_RULES
 from app.domain.instants import MINUTE_MS, rfc3339
 from app.domain.policy_fields import Spoken, Terms
 from app.domain.records import Reason, Session
@@ -19,13 +20,6 @@ from app.domain.texts import filled, text_in
 from app.domain.turn import Changes, Turn, Verdict
 
 _NEVER_MS = 1 << 62
-
-DEADLINE_RULES: dict[Reason, str] = {
-    "inactivity": "K07",
-    "abandoned": "abandon_after_hours",
-    "max_duration": "max_duration_hours",
-}
-"""The row or the policy's field that closes a session at its deadline."""
 
 
 def pass_deadlines(turn: Turn) -> None:

@@ -85,6 +85,11 @@ class ApiServer(uvicorn.Server):
         closing = (b"connection", b"close")
         self.config.encoded_headers.append(closing)
         self.server_state.default_headers = [*self.server_state.default_headers, closing]
+        for connection in self.server_state.connections:
+            # A request in flight took its headers when it came.
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None:
+                cycle.keep_alive = False
         self._loop.call_later(self._drain_delay_s, self._exit)
 
     def _exit(self) -> None:

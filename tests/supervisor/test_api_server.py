@@ -1,0 +1,131 @@
+"""How an API process ends: it says so first, refuses nobody in between, and answers what it has begun."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+
+from app.supervisor import listener
+from app.supervisor.api import ApiServer
+
+
+class Served:
+    """A server of a small app on a free port. `/slow` answers when `release` is set."""
+
+    def __init__(self, *, drain_delay_s: float) -> None:
+        self.began = asyncio.Event()
+        self.release = asyncio.Event()
+        self.listener = listener.bind("127.0.0.1", 0)
+        self.url = listener.url_of(self.listener)
+        self.ready, announcement = os.pipe()
+        app = FastAPI()
+        app.add_api_route("/slow", self._slow)
+        app.add_api_route("/quick", self._quick)
+        config = uvicorn.Config(app, http="httptools", log_config=None, timeout_graceful_shutdown=5)
+        self.server = ApiServer(config, app=app, drain_delay_s=drain_delay_s, ready=announcement)
+
+    def ask_to_stop(self) -> None:
+        self.server.handle_exit(signal.SIGTERM, None)
+
+    async def _slow(self) -> str:
+        self.began.set()
+        await self.release.wait()
+        return "finished"
+
+    async def _quick(self, request: Request) -> dict[str, bool]:
+        return {"draining": request.app.state.draining}
+
+
+@asynccontextmanager
+async def _served(*, drain_delay_s: float = 0.0) -> AsyncIterator[tuple[Served, asyncio.Task[None]]]:
+    served = Served(drain_delay_s=drain_delay_s)
+    task = asyncio.create_task(served.server.serve(sockets=[served.listener]))
+    await _until(lambda: served.server.started)
+    try:
+        yield served, task
+    finally:
+        served.release.set()
+        served.ask_to_stop()
+        with suppress(asyncio.CancelledError):
+            await task
+        os.close(served.ready)
+
+
+async def _until(met: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not met():
+            await asyncio.sleep(0.01)
+
+
+async def test_it_says_when_it_works() -> None:
+    """A byte comes through the pipe once requests are answered."""
+    async with _served() as (served, _):
+        assert os.read(served.ready, 1) == b"1"
+
+
+async def test_a_request_in_flight_is_answered() -> None:
+    """A stop waits for it, and its connection is closed with the answer."""
+    async with _served() as (served, task), httpx.AsyncClient(base_url=served.url) as client:
+        request = asyncio.create_task(client.get("/slow"))
+        await served.began.wait()
+        served.ask_to_stop()
+        await _until(lambda: served.server.should_exit)
+        served.release.set()
+        answer = await request
+        await task
+
+    assert (answer.status_code, answer.json(), answer.headers["connection"]) == (200, "finished", "close")
+
+
+async def test_it_says_no_before_it_stops_listening() -> None:
+    """Within the drain delay new requests are still answered, and the app knows that it is draining."""
+    async with _served(drain_delay_s=0.5) as (served, task):
+        served.ask_to_stop()
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            answer = await client.get("/quick")
+        await task
+
+    assert (answer.json(), answer.headers["connection"]) == ({"draining": True}, "close")
+
+
+async def test_nobody_is_kept_waiting_after_the_stop() -> None:
+    """A connection is refused at once: none hangs in a queue that nobody serves."""
+    async with _served() as (served, task):
+        host, port = served.listener.getsockname()
+        served.ask_to_stop()
+        await task
+
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, port), timeout=1)
+
+
+async def test_an_idle_connection_does_not_hold_up_the_stop() -> None:
+    """A client that keeps its connection open and is silent loses it after a moment."""
+    async with _served() as (served, task), httpx.AsyncClient(base_url=served.url) as client:
+        await client.get("/quick")
+        served.ask_to_stop()
+        async with asyncio.timeout(3):
+            await task
+
+
+async def test_asking_twice_changes_nothing() -> None:
+    """Impatience is no reason to drop what is in flight."""
+    async with _served() as (served, task), httpx.AsyncClient(base_url=served.url) as client:
+        request = asyncio.create_task(client.get("/slow"))
+        await served.began.wait()
+        for _ in range(3):
+            served.ask_to_stop()
+        await _until(lambda: served.server.should_exit)
+        served.release.set()
+
+        assert (await request).json() == "finished"
+        await task

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
-from asyncpg import PostgresError
+from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -38,7 +38,7 @@ LEASE_MARGIN_MS = 15_000
 SHARE_OF_ONE = 5
 
 # While a connection is being made, asyncpg's own errors come through as they are.
-_POSTGRES_AWAY = (SQLAlchemyError, PostgresError, OSError, TimeoutError)
+_POSTGRES_AWAY = (SQLAlchemyError, PostgresError, InterfaceError, OSError, TimeoutError)
 
 
 class Dispatcher:

@@ -1,0 +1,90 @@
+"""One bad endpoint delays nobody else, however it is bad and however much waits for it."""
+
+import asyncio
+import resource
+
+from app.clock import wall_ms
+from app.delivery.dispatcher import SHARE_OF_ONE
+from tests.delivery.conftest import DispatcherMaker
+from tests.delivery.outbox_rows import Outbox
+from tests.receiver import Receiver, drip, flood, gzip_bomb, redirect, silence
+
+CONCURRENCY = 50
+PER_ENDPOINT = 30
+
+
+async def test_no_endpoint_starves_beside_bad_ones(dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver) -> None:
+    """Of 100 endpoints one never answers, one drips, one sends without end, one a bomb, one a redirect; 30 wait for each.
+
+    The other 95 get everything while the first slow ones are still being waited for, and memory stays where it was.
+    """
+    bad = {
+        "/dead": silence(),
+        "/drip": drip(),
+        "/endless": flood(),
+        "/bomb": gzip_bomb(),
+        "/redirect": redirect(receiver.url("/elsewhere")),
+    }
+    for path, behaviour in bad.items():
+        await outbox.endpoint(receiver.behave(path, behaviour))
+    for number in range(95):
+        await outbox.endpoint(receiver.url(f"/good/{number}"))
+    await outbox.add(PER_ENDPOINT)
+    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    worker = dispatchers(delivery_concurrency=CONCURRENCY, delivery_timeout_s=60)
+    await worker.run_once(wall_ms())
+    good = 95 * PER_ENDPOINT
+    async with asyncio.timeout(60):
+        while sum(request.path.startswith("/good/") for request in list(receiver.requests)) < good:
+            await asyncio.sleep(0.02)
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
+    waiting = {path: len(receiver.at(path)) for path in ("/dead", "/drip")}
+
+    # The slow ones' first attempts are still under way: nobody waited for their deadline.
+    assert waiting == {"/dead": CONCURRENCY // SHARE_OF_ONE, "/drip": CONCURRENCY // SHARE_OF_ONE}
+    assert receiver.at("/elsewhere") == []
+    assert grown_mb < 50
+
+
+async def test_every_endpoints_first_delivery_goes_before_anybodys_backlog(
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
+) -> None:
+    """An endpoint with 2,000 waiting since long ago does not push back those with one each."""
+    await outbox.endpoint(receiver.url("/backlog"), bot="busy")
+    await outbox.add(2_000, bot="busy")
+    await outbox.run("UPDATE deliveries SET next_attempt_at = next_attempt_at - interval '1 hour'")
+    for number in range(40):
+        await outbox.endpoint(receiver.url(f"/one/{number}"))
+    await outbox.add(1)
+    worker = dispatchers(delivery_concurrency=CONCURRENCY)
+    await worker.run_once(wall_ms())
+    await receiver.until(200)
+    first = [request.path for request in receiver.requests[:200]]
+    await worker.stop(20)
+
+    assert {path for path in first if path.startswith("/one/")} == {f"/one/{number}" for number in range(40)}
+    assert max(first.index(f"/one/{number}") for number in range(40)) < 2 * CONCURRENCY
+
+
+async def test_more_bad_endpoints_than_senders_leave_room_in_the_end(
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
+) -> None:
+    """Where 30 endpoints hang and 20 senders serve them all, their breakers open and the good one gets through."""
+    for number in range(30):
+        await outbox.endpoint(receiver.behave(f"/dead/{number}", silence()), bot="bad")
+    await outbox.add(20, bot="bad")
+    await outbox.endpoint(receiver.url("/good"))
+    await outbox.add(20)
+    worker = dispatchers(delivery_concurrency=20, delivery_timeout_s=0.05)
+    now_ms = wall_ms()
+    await worker.run_once(now_ms)
+    async with asyncio.timeout(30):
+        await worker.idle()
+    sent = len(receiver.requests)
+    await worker.run_once(now_ms + 3_000)
+    await worker.idle()
+    dead = [sum(request.path == f"/dead/{number}" for request in receiver.requests) for number in range(30)]
+
+    assert len(receiver.at("/good")) == 20
+    assert sent <= 30 * 20 + 20
+    assert max(dead) <= 9  # 4 at once, then 2, 1, 1, 1: then its breaker is open

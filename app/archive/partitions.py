@@ -31,7 +31,7 @@ def is_partition(table: str) -> bool:
 async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
     """Make sure that rows of these months have a place; one round trip when they have.
 
-    Call it in a transaction of its own, before the one that writes rows: others that need a new month wait until it commits.
+    Others that need a new month wait until this transaction commits; nobody else does.
     """
     wanted = sorted(set(months))
     if not await _missing(conn, wanted):

@@ -1,0 +1,170 @@
+"""Reads closed sessions: one, a page of a list, one's messages. Newest first; by keyset, never by OFFSET.
+
+A session's id carries its `opened_at`, so a look-up goes to one partition, and a page of a list touches only the months it shows.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Row, Select, Text, cast, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.instants import instant, instant_or_none
+from app.archive.tables import messages, sessions
+from app.domain.instants import DAY_MS, HOUR_MS, ms_of
+from app.domain.records import Answer, Message, Session
+from app.domain.strand import Strand, opened_at_ms_of
+
+# The longest that a policy lets a session be open (`max_duration_hours`), and a day to spare.
+LONGEST_SESSION_MS = 720 * HOUR_MS + DAY_MS
+
+_decode_session = msgspec.json.Decoder(Session).decode
+# As text: the driver's own decoding would make lists of it, only for them to be read again.
+_DETAIL = cast(sessions.c.detail, Text).label("detail")
+_COLUMNS = (sessions.c.bot_id, sessions.c.conversation_id, sessions.c.thread, sessions.c.continuation_of, _DETAIL)
+
+
+class Archived(Struct, frozen=True):
+    """A closed session as it stands in Postgres."""
+
+    strand: Strand
+    session: Session
+    continuation_of: str | None
+
+
+class Place(Struct, frozen=True):
+    """Where a page of a list ended: the last session on it."""
+
+    opened_at_ms: int
+    id: str
+
+
+class Filter(Struct, frozen=True, kw_only=True):
+    """Which sessions are wanted; None: all. `bots` are those that the asker may see."""
+
+    bots: frozenset[str] | None = None
+    user: str | None = None
+    channel: str | None = None
+    conversation: str | None = None
+    reason: str | None = None
+    interactive: bool | None = None
+    developer: bool | None = None
+    opened_from_ms: int | None = None
+    opened_to_ms: int | None = None
+    closed_from_ms: int | None = None
+    closed_to_ms: int | None = None
+
+
+async def find(conn: AsyncConnection, session_id: str) -> Archived | None:
+    """The session of this id. The id must be a UUID."""
+    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    wanted = select(*_COLUMNS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
+    row = (await conn.execute(wanted)).one_or_none()
+    return None if row is None else _archived(row)
+
+
+async def page(conn: AsyncConnection, wanted: Filter, *, after: Place | None, limit: int) -> list[Archived]:
+    """Sessions in the order of their opening, the latest first; those after `after`. From is included, to is not."""
+    listed = (
+        select(*_COLUMNS).where(*_conditions(wanted)).order_by(sessions.c.opened_at.desc(), sessions.c.id.desc()).limit(limit)
+    )
+    return [_archived(row) for row in await conn.execute(_after(listed, after))]
+
+
+async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
+    """A session's messages in order, those whose sequence is above `after`."""
+    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    wanted = (
+        select(messages)
+        .where(messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.sequence > after)
+        .order_by(messages.c.sequence)
+        .limit(limit)
+    )
+    return [_message(row) for row in await conn.execute(wanted)]
+
+
+async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[str]) -> list[Message]:
+    """Those of a session's messages that have these ids."""
+    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    wanted = select(messages).where(
+        messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.message_id.in_(ids)
+    )
+    return [_message(row) for row in await conn.execute(wanted)]
+
+
+def _after(listed: Select[Any], place: Place | None) -> Select[Any]:
+    if place is None:
+        return listed
+    at = instant(place.opened_at_ms)
+    # The first condition says nothing new, but by it Postgres knows which months to leave out.
+    return listed.where(sessions.c.opened_at <= at, tuple_(sessions.c.opened_at, sessions.c.id) < (at, place.id))
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    return [
+        *_bots(wanted.bots),
+        *(
+            column == value
+            for column, value in (
+                (sessions.c.user_id, wanted.user),
+                (sessions.c.channel, wanted.channel),
+                (sessions.c.conversation_id, wanted.conversation),
+                (sessions.c.reason, wanted.reason),
+                (sessions.c.interactive, wanted.interactive),
+                (sessions.c.developer, wanted.developer),
+            )
+            if value is not None
+        ),
+        *_times(wanted),
+    ]
+
+
+def _bots(bots: frozenset[str] | None) -> list[ColumnElement[bool]]:
+    """One bot by equality, since only then its index gives the order of the list."""
+    if bots is None:
+        return []
+    names = sorted(bots)
+    return [sessions.c.bot_id == names[0]] if len(names) == 1 else [sessions.c.bot_id.in_(names)]
+
+
+def _times(wanted: Filter) -> list[ColumnElement[bool]]:
+    opened_from_ms, opened_to_ms = wanted.opened_from_ms, wanted.opened_to_ms
+    if wanted.closed_from_ms is not None:
+        # No session is open for longer, and the bound on `opened_at` says which months to look into.
+        opened_from_ms = max(opened_from_ms or 0, wanted.closed_from_ms - LONGEST_SESSION_MS)
+    bounds = [
+        (sessions.c.opened_at.__ge__, opened_from_ms),
+        (sessions.c.opened_at.__lt__, opened_to_ms),
+        (sessions.c.closed_at.__ge__, wanted.closed_from_ms),
+        (sessions.c.closed_at.__lt__, wanted.closed_to_ms),
+    ]
+    if wanted.closed_to_ms is not None:
+        bounds.append((sessions.c.opened_at.__lt__, wanted.closed_to_ms))
+    return [compare(instant_or_none(at_ms)) for compare, at_ms in bounds if at_ms is not None]
+
+
+def _archived(row: Row[Any]) -> Archived:
+    strand = Strand(row.bot_id, row.conversation_id, row.thread)
+    return Archived(strand, _decode_session(row.detail), row.continuation_of)
+
+
+def _message(row: Row[Any]) -> Message:
+    received_at_ms = ms_of(row.received_at)
+    return Message(
+        row.sequence,
+        row.message_id,
+        received_at_ms,
+        row.role,
+        row.type,
+        row.text,
+        # What the bot was told is not archived: by then the entry can no longer be repeated.
+        Answer(row.session_id, "continued", row.sequence, None, received_at_ms),
+        row.user_id,
+        row.intent,
+        row.language,
+        tuple(row.tags),
+        None if row.sent_at is None else ms_of(row.sent_at),
+        row.rest,
+    )

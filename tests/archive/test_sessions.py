@@ -1,0 +1,195 @@
+"""Closed sessions in Postgres: written once, whatever is repeated, and read back as they were."""
+
+import asyncio
+
+from msgspec import structs
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.archive import session_reads
+from app.archive.session_reads import Filter, Place
+from app.archive.sessions import ClosedSession, existing_message_ids, insert_closed
+from app.domain.strand import opened_at_ms_of
+from tests.closed import NOVEMBER_MS, closed_session, message
+
+
+async def insert(engine: AsyncEngine, *batch: ClosedSession) -> set[str]:
+    async with engine.begin() as conn:
+        return await insert_closed(conn, batch)
+
+
+async def count(engine: AsyncEngine, table: str) -> int:
+    async with engine.connect() as conn:
+        return int(await conn.scalar(text(f"SELECT count(*) FROM {table}")) or 0)  # noqa: S608 - a name of ours
+
+
+async def test_a_session_is_read_as_it_was_written(engine: AsyncEngine) -> None:
+    """The record, its strand and its messages come back equal, but for what the bot was told of each message."""
+    closed = closed_session(7, tags=("a", "b"), trade="agent", first_response_ms=1234)
+    closed = structs.replace(
+        closed,
+        messages=[
+            *closed.messages,
+            message(
+                closed.session.id,
+                "last",
+                sequence=3,
+                at_ms=NOVEMBER_MS + 8000,
+                tags=("x",),
+                language="pt-BR",
+                intent="refund",
+                sent_at_ms=NOVEMBER_MS + 7999,
+                rest={"metadata": {"n": [1, None, "ü"]}},
+            ),
+        ],
+    )
+    await insert(engine, closed)
+
+    async with engine.connect() as conn:
+        found = await session_reads.find(conn, closed.session.id)
+        read = await session_reads.messages_of(conn, closed.session.id, after=0, limit=100)
+    assert found is not None
+    assert (found.strand, found.session) == (closed.strand, closed.session)
+    assert [structs.replace(one, answer=None) for one in read] == [structs.replace(one, answer=None) for one in closed.messages]
+
+
+async def test_a_batch_that_is_repeated_inserts_nothing(engine: AsyncEngine) -> None:
+    """A crash before the release repeats the batch: only what is new is told, and nothing stands there twice."""
+    batch = [closed_session(number) for number in range(10)]
+    first = await insert(engine, *batch)
+    second = await insert(engine, *batch, closed_session(10), closed_session(10))
+
+    assert first == {closed.session.id for closed in batch}
+    assert second == {closed_session(10).session.id}
+    assert await count(engine, "sessions") == 11
+    assert await count(engine, "messages") == 22
+
+
+async def test_archivists_that_write_the_same_batch_at_once_insert_it_once(engine: AsyncEngine) -> None:
+    """Two workers with the same batch: every session is told as new by exactly one of them."""
+    batch = [closed_session(number) for number in range(200)]
+    one, other = await asyncio.gather(insert(engine, *batch), insert(engine, *batch))
+
+    assert one | other == {closed.session.id for closed in batch}
+    assert not one & other
+    assert await count(engine, "messages") == 400
+
+
+async def test_an_archived_session_keeps_its_messages_when_more_are_offered(engine: AsyncEngine) -> None:
+    """The rollback rule's question: which messages does the archive hold of a session that closed again?"""
+    closed = closed_session(1, messages=2)
+    await insert(engine, closed)
+    again = closed_session(1, messages=4)
+    inserted = await insert(engine, again)
+
+    async with engine.connect() as conn:
+        held = await existing_message_ids(conn, [again.session, closed_session(2).session])
+    assert inserted == set()
+    assert held == {closed.session.id: {"1-1", "1-2"}}
+
+
+async def test_sessions_of_any_months_find_their_place(engine: AsyncEngine) -> None:
+    """A batch that spans a year's end, and one from long ago, need no partition made by hand."""
+    new_year_ms = 1_798_761_600_000
+    batch = [closed_session(at, opened_at_ms=new_year_ms - 1 + at) for at in range(2)]
+    batch.append(closed_session(9, opened_at_ms=1_100_000_000_000))
+    await insert(engine, *batch)
+
+    async with engine.connect() as conn:
+        found = await conn.scalars(text("SELECT tableoid::regclass::text FROM sessions ORDER BY 1"))
+        names = found.all()
+    assert names == ["sessions_2004_11", "sessions_2026_12", "sessions_2027_01"]
+
+
+async def test_nothing_that_a_user_types_stops_the_archive(engine: AsyncEngine) -> None:
+    """NUL characters become U+FFFD wherever they stand; an escaped backslash before `u0000` stays what it is."""
+    closed = closed_session(1, messages=0, intent="in\x00tent", tags=("t\x00",))
+    rest = {"metadata": {"k\x00": ["\x00", {"deep": "a\x00b"}], "plain": "\\u0000"}}
+    kept = message(closed.session.id, "m", sequence=1, at_ms=NOVEMBER_MS, text="a\x00b", intent="\x00", tags=("\x00",), rest=rest)
+    far = message(closed.session.id, "n", sequence=2, at_ms=NOVEMBER_MS, sent_at_ms=-(10**15))
+    await insert(engine, structs.replace(closed, messages=[kept, far]))
+
+    async with engine.connect() as conn:
+        found = await session_reads.find(conn, closed.session.id)
+        read, _ = await session_reads.messages_of(conn, closed.session.id, after=0, limit=10)
+    assert found is not None
+    assert (found.session.intent, found.session.tags) == ("in\ufffdtent", ("t\ufffd",))
+    assert (read.text, read.intent, read.tags) == ("a\ufffdb", "\ufffd", ("\ufffd",))
+    assert read.rest == {"metadata": {"k\ufffd": ["\ufffd", {"deep": "a\ufffdb"}], "plain": "\\u0000"}}
+
+
+async def test_a_walk_through_pages_meets_every_session_once(engine: AsyncEngine) -> None:
+    """Sessions of one millisecond, of several months, and new ones written during the walk: no gap, no repeat."""
+    batch = [closed_session(number, opened_at_ms=NOVEMBER_MS - (number // 3) * 9 * 86_400_000) for number in range(40)]
+    await insert(engine, *batch)
+
+    seen: list[str] = []
+    after: Place | None = None
+    while True:
+        async with engine.connect() as conn:
+            page = await session_reads.page(conn, Filter(), after=after, limit=7)
+        if not page:
+            break
+        seen += [archived.session.id for archived in page]
+        after = Place(page[-1].session.opened_at_ms, page[-1].session.id)
+        newer = [closed_session(1000 + len(seen) + at, opened_at_ms=NOVEMBER_MS + 1000 + len(seen) + at) for at in range(3)]
+        await insert(engine, *newer)
+
+    assert seen == sorted((closed.session.id for closed in batch), reverse=True)
+
+
+async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
+    """Two sessions that differ in everything: each filter finds the one and not the other."""
+    one = closed_session(1, bot="one", channel="sms", interactive=True, developer=True, reason="api", conversation="c1")
+    other = closed_session(2, bot="two", channel="web", opened_at_ms=NOVEMBER_MS + 10_000_000)
+    await insert(engine, one, other)
+    border_ms = NOVEMBER_MS + 5_000_000
+    filters = [
+        (Filter(bots=frozenset({"one"})), one),
+        (Filter(bots=frozenset({"one", "three"})), one),
+        (Filter(user="user-2"), other),
+        (Filter(channel="sms"), one),
+        (Filter(conversation="c1"), one),
+        (Filter(reason="api"), one),
+        (Filter(interactive=False), other),
+        (Filter(developer=True), one),
+        (Filter(opened_from_ms=border_ms), other),
+        (Filter(opened_to_ms=border_ms), one),
+        (Filter(closed_from_ms=border_ms), other),
+        (Filter(closed_to_ms=border_ms), one),
+        (Filter(closed_from_ms=one.session.closed_at_ms, closed_to_ms=border_ms), one),
+    ]
+
+    async with engine.connect() as conn:
+        for wanted, expected in filters:
+            page = await session_reads.page(conn, wanted, after=None, limit=10)
+            assert [archived.session.id for archived in page] == [expected.session.id], wanted
+        assert await session_reads.page(conn, Filter(bots=frozenset()), after=None, limit=10) == []
+        assert await session_reads.page(conn, Filter(opened_to_ms=one.session.opened_at_ms), after=None, limit=10) == []
+
+
+async def test_a_page_of_a_list_reads_only_the_months_it_shows(engine: AsyncEngine) -> None:
+    """By the plan of the first page of a bot: an index gives the order, and nothing is sorted."""
+    await insert(engine, *(closed_session(number, opened_at_ms=NOVEMBER_MS - number * 86_400_000) for number in range(90)))
+
+    async with engine.connect() as conn:
+        await conn.execute(text("SET enable_seqscan = off"))
+        plan = await conn.scalars(
+            text(
+                "EXPLAIN SELECT id FROM sessions WHERE bot_id = 'shop' AND opened_at <= '2026-10-01' "
+                "ORDER BY opened_at DESC, id DESC LIMIT 5"
+            )
+        )
+        lines = "\n".join(plan)
+    assert "Sort" not in lines
+    assert "sessions_2026_11" not in lines
+    assert "bot_id_opened_at_id_idx" in lines
+
+
+async def test_an_id_of_no_session_is_found_nowhere(engine: AsyncEngine) -> None:
+    """An id of a month that has no partition, and one whose time lies beyond the calendar."""
+    async with engine.connect() as conn:
+        for unknown in ("00000000-0000-7000-8000-000000000000", "ffffffff-ffff-7fff-bfff-ffffffffffff"):
+            assert opened_at_ms_of(unknown) >= 0
+            assert await session_reads.find(conn, unknown) is None
+            assert await session_reads.messages_of(conn, unknown, after=0, limit=1) == []

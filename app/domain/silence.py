@@ -55,21 +55,21 @@ def move_deadline(turn: Turn, session: Session, entry: Entry, changes: Changes) 
 def set_deadline(session: Session, changes: Changes, terms: Terms) -> None:
     """Put the deadline and the reminder's time into `changes`, as they follow from the clocks there or else in the session."""
     reason: Reason
-    remind_at_ms = None
+    since_ms = 0
     if session.paused and terms.pauses:
         due_ms, reason = _NEVER_MS, "max_duration"
     elif terms.proactive:
         since_ms = _silent_since(session, changes, terms)
         due_ms, reason = since_ms + terms.silence_ms, "inactivity"
-        if terms.remind_before_ms is not None and since_ms != session.reminded_since_ms:
-            remind_at_ms = max(due_ms - terms.remind_before_ms, terms.effective_at_ms)
     else:
-        since_ms = changes.get("any_clock_at_ms", session.any_clock_at_ms)
-        due_ms, reason = since_ms + terms.abandon_ms, "abandoned"
+        due_ms, reason = changes.get("any_clock_at_ms", session.any_clock_at_ms) + terms.abandon_ms, "abandoned"
     if session.opened_at_ms + terms.max_duration_ms < due_ms:
         due_ms, reason = session.opened_at_ms + terms.max_duration_ms, "max_duration"
-    due_ms = max(due_ms, terms.effective_at_ms)
-    if remind_at_ms is not None and remind_at_ms >= due_ms:
+    remind_at_ms = None
+    if terms.remind_before_ms is not None and reason == "inactivity" and since_ms != session.reminded_since_ms:
+        remind_at_ms = max(due_ms - terms.remind_before_ms, terms.effective_at_ms)
+    if due_ms < terms.effective_at_ms:
+        due_ms = terms.effective_at_ms
         remind_at_ms = None
     changes["deadline_at_ms"] = due_ms
     if reason != session.deadline_reason:

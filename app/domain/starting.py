@@ -67,6 +67,8 @@ def open_session(turn: Turn, command: Receive, kind: EntryType, *, rule: str) ->
         opening_rule=rule,
         previous_session_id=turn.state.last_session_id,
         policy_version=turn.terms.version,
+        any_clock_at_ms=turn.now_ms,
+        user_clock_at_ms=turn.now_ms,
         billed_until_ms=turn.now_ms,
         counted=not turn.terms.policy.requires_bot,
         trade="agent" if with_agent else "bot",

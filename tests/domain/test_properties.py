@@ -1,0 +1,174 @@
+"""Whatever comes in whatever order: the promises of a session hold, and a second implementation agrees."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from msgspec import msgpack
+
+from app.domain.decide import decide
+from app.domain.entry import Entry
+from app.domain.explanation import RULES
+from app.domain.policy import Policy, PolicyVersion
+from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
+from app.domain.strand import Strand
+from tests.domain.naive import Item, sessions_of
+from tests.domain.strategies import PAUSES, entries, policies
+from tests.domain.talk import NOON_MS
+
+STRAND = Strand("shop", "c1")
+FAR_MS = NOON_MS + 10**12
+
+
+class Life(RuleBasedStateMachine):
+    """One strand under random entries, pauses, wakes, closes by API and changes of policy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ms = NOON_MS
+        self.state = State()
+        self.items: list[Item] = []
+        self.events: list[Event] = []
+        self.messages: list[tuple[str, Message]] = []
+        self.opened: dict[str, Session] = {}
+        self.closed: dict[str, Session] = {}
+        self.decision: Decision | None = None
+        self.command: Command = Wake()
+        self.bot = BotRules("shop", PolicyVersion(1, NOON_MS, Policy()))
+
+    @initialize(policy=policies())
+    def begin(self, policy: Policy) -> None:
+        self.bot = BotRules("shop", PolicyVersion(1, NOON_MS, policy))
+        self.items.append(Item(NOON_MS, policy=policy))
+
+    @rule(entry=st.sampled_from(["web", "web", "web", "sms", "help"]).flatmap(lambda channel: entries(channel=channel)))
+    def receive(self, entry: Entry) -> None:
+        message_id = f"m{len(self.items)}"
+        self.items.append(Item(self.now_ms, entry=entry, message_id=message_id))
+        self.do(Receive(entry, message_id))
+
+    @rule(pause=PAUSES)
+    def wait(self, pause: int) -> None:
+        self.now_ms += pause
+
+    @rule(pause=PAUSES, entry=entries(channel="web"))
+    def wait_and_receive(self, pause: int, entry: Entry) -> None:
+        self.wait(pause)
+        self.receive(entry)
+
+    @rule()
+    def wake(self) -> None:
+        self.do(Wake())
+
+    @rule()
+    def close(self) -> None:
+        self.do(Wake())
+        if self.state.session is not None:
+            self.items.append(Item(self.now_ms))
+            self.do(Close(self.state.session.id))
+
+    @rule(policy=policies())
+    def change_policy(self, policy: Policy) -> None:
+        self.bot = BotRules("shop", PolicyVersion(self.bot.policy.version + 1, self.now_ms, policy))
+        self.items.append(Item(self.now_ms, policy=policy))
+        self.do(ApplyPolicy())
+
+    def do(self, command: Command) -> None:
+        before = self.state
+        decision = decide(STRAND, before, command, self.bot, self.now_ms)
+        assert decision == decide(STRAND, before, command, self.bot, self.now_ms)
+        self.decision, self.command = decision, command
+        self.state = msgpack.decode(msgpack.encode(decision.state), type=State)
+        assert self.state == decision.state
+        self.messages.extend(decision.messages)
+        for event in decision.events:
+            self.hear(event)
+
+    def hear(self, event: Event) -> None:
+        self.events.append(event)
+        assert event.rule in RULES
+        if event.type == "session.started":
+            assert event.session.id not in self.opened
+            self.opened[event.session.id] = event.session
+        elif event.type == "session.closed":
+            assert event.session.id not in self.closed
+            self.closed[event.session.id] = event.session
+
+    @invariant()
+    def one_open_at_most(self) -> None:
+        """What was opened and not closed is the open session, and there is one such at most."""
+        still_open = self.opened.keys() - self.closed.keys()
+        assert still_open == ({self.state.session.id} if self.state.session else set())
+
+    @invariant()
+    def deadline_is_ahead(self) -> None:
+        """After any decision nothing that was due by then is left undone, and an open session is woken for."""
+        if self.decision is None or self.state.session is None:
+            return
+        assert self.decision.wake_at_ms is not None
+        assert self.state.touched_at_ms < self.decision.wake_at_ms <= self.state.session.deadline_at_ms
+
+    @invariant()
+    def answer_tells_what_happened(self) -> None:
+        if self.decision is None or self.decision.answer is None:
+            return
+        answer = self.decision.answer
+        open_now = self.state.session
+        if isinstance(self.command, Receive) and answer.session != "none":
+            assert answer.session_id is not None
+            assert answer.closes_at_ms == (open_now.deadline_at_ms if open_now else None)
+            assert [session_id for session_id, _ in self.decision.messages] == [answer.session_id]
+        else:
+            assert self.decision.messages == ()
+
+    def teardown(self) -> None:
+        self.do(Wake())
+        self.sessions_hold_their_entries()
+        self.sessions_follow_one_another()
+        self.second_implementation_agrees()
+
+    def sessions_hold_their_entries(self) -> None:
+        """Every entry is in one session at most, numbered without a gap, and within the session's time."""
+        assert len({message.message_id for _, message in self.messages}) == len(self.messages)
+        for session_id, opened in self.opened.items():
+            last = self.closed.get(session_id) or self.state.session
+            assert last is not None
+            inside = [message for owner, message in self.messages if owner == session_id]
+            assert [message.sequence for message in inside] == list(range(1, last.entries + 1))
+            assert inside[0].received_at_ms == opened.opened_at_ms
+            assert inside[-1].received_at_ms == last.last_entry_at_ms
+            if last.closed_at_ms is not None:
+                assert last.closed_at_ms >= last.last_entry_at_ms
+
+    def sessions_follow_one_another(self) -> None:
+        for earlier, later in pairwise(self.opened):
+            closed_at_ms = self.closed[earlier].closed_at_ms
+            assert closed_at_ms is not None
+            assert closed_at_ms <= self.opened[later].opened_at_ms
+
+    def second_implementation_agrees(self) -> None:
+        expected = [session.boundaries() for session in sessions_of(self.items, until=self.now_ms)]
+        found = []
+        for session_id, opened in self.opened.items():
+            end = self.closed.get(session_id)
+            ids = [message.message_id for owner, message in self.messages if owner == session_id]
+            found.append((opened.opened_at_ms, end.closed_at_ms if end else None, end.reason if end else None, ids))
+        assert found == expected
+
+
+_QUICK: dict[str, Any] = {"deadline": None, "stateful_step_count": 50, "suppress_health_check": list(HealthCheck)}
+
+
+def test_promises_hold_for_any_life() -> None:
+    """Random entries, pauses, wakes, closes and policies: 100 lives of up to 50 steps."""
+    run_state_machine_as_test(Life, settings=settings(max_examples=100, **_QUICK))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_promises_hold_for_very_many_lives() -> None:
+    """The same for 2,000 lives."""
+    run_state_machine_as_test(Life, settings=settings(max_examples=2_000, **_QUICK))

@@ -21,7 +21,7 @@ REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key|cookie|signature", re.IGNORECASE)
 # A key of ours, a webhook's secret, an Authorization header, the password in a URL: wherever they stand in a text.
 _SECRET_TEXTS = re.compile(
-    r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_\w+", re.IGNORECASE
+    r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_[\w-]{20,}", re.IGNORECASE
 )
 # Their word is kept at INFO only where it says something that ours does not.
 _CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio")

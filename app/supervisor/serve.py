@@ -14,6 +14,7 @@ import structlog
 from app.archive import migrate
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
+from app.resources import open_resources
 from app.settings import Settings
 from app.supervisor import listener
 from app.supervisor.preflight import check_servers, without_password
@@ -33,6 +34,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         _tell_servers(settings, servers)
         migrate.upgrade(_known(settings.database_url))
         _say("schema", f"version {migrate.newest_version()}")
+        asyncio.run(_rehearse(settings))
         socket = stack.enter_context(listener.bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
@@ -41,6 +43,12 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         url = listener.url_of(socket)
         asyncio.run(processes.run(announce=lambda: _announce(settings, url, with_worker=with_worker), watch=_reviver(servers)))
         _say("stopped", "everything in flight was finished")
+
+
+async def _rehearse(settings: Settings) -> None:
+    """Open once what each child will open, so that what cannot work is told here, once and in one line."""
+    async with open_resources(settings):
+        pass
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def test_json_lines_carry_time_level_process_and_fields(capsys: pytest.CaptureFi
         ("url", "postgresql://adjourn:sesame@db/adjourn"),
         ("detail", "refused: Authorization: Bearer sesame"),
         ("secrets", ["sesame"]),
-        ("created", "adj_sesame"),
+        ("created", "adj_0123456789-0123456789_sesame"),
         ("text", "the secret is whsec_sesame"),
     ),
 )

@@ -1,0 +1,126 @@
+"""`adjourn serve` as a user runs it: a process with output, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from app.settings import environment_with
+
+START_S = 60
+STOP_S = 40
+
+
+class Serving:
+    """One running `adjourn serve`, ready to answer."""
+
+    def __init__(self, process: subprocess.Popen[str], var_dir: Path) -> None:
+        self.process = process
+        self.var_dir = var_dir
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    @property
+    def url(self) -> str:
+        return self._found(r"api +(http://\S+)")
+
+    @property
+    def key(self) -> str:
+        return self._found(r"Bearer (\S+?)['\"]")
+
+    @property
+    def curl_lines(self) -> list[str]:
+        return [line.strip() for line in self.output.splitlines() if line.strip().startswith("curl ")]
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=10)
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """The living children, by what they do: api, worker, redis-server, postgres."""
+        found: dict[str, list[psutil.Process]] = {}
+        for child in psutil.Process(self.process.pid).children():
+            words = child.cmdline()
+            part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
+            found.setdefault(part, []).append(child)
+        return found
+
+    def wait_ready(self) -> None:
+        until(lambda: "Ready." in self.output or self.process.poll() is not None, within_s=START_S)
+        assert self.process.poll() is None, self.output
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(STOP_S)
+        self._reader.join(5)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self._lines.extend(iter(self.process.stdout.readline, ""))
+
+    def _found(self, pattern: str) -> str:
+        found = re.search(pattern, self.output)
+        assert found is not None, self.output
+        return found[1]
+
+
+@contextmanager
+def serving(var_dir: Path, *arguments: str, **settings: object) -> Iterator[Serving]:
+    """Run `adjourn serve` on a free port, with its output; whatever is left at the end is ended."""
+    unset: dict[str, object] = {"redis_url": None, "database_url": None}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--var-dir", str(var_dir), *arguments],
+        env=environment_with(**unset | settings),
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    running = Serving(process, var_dir)
+    try:
+        running.wait_ready()
+        yield running
+    finally:
+        if process.poll() is None:
+            running.stop(signal.SIGTERM)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="adj-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(met: Callable[[], bool], *, within_s: float = 20) -> None:
+    """Poll until `met`; fail when the time is up."""
+    for _ in range(int(within_s / 0.05)):
+        if met():
+            return
+        time.sleep(0.05)
+    assert met()

@@ -18,6 +18,8 @@ OPEN = Gauge("adjourn_sessions_open", "Sessions open now", multiprocess_mode="mo
 BACKLOG = Gauge("adjourn_stream_backlog", "Event records not archived yet", multiprocess_mode="mostrecent")
 OUTBOX = Gauge("adjourn_outbox_depth", "Deliveries waiting", multiprocess_mode="mostrecent")
 ARCHIVED = Counter("adjourn_sessions_archived_total", "Sessions written to Postgres")
+CONTINUATIONS = Counter("adjourn_continuations_total", "Archived sessions that had collected more after a rollback of Redis")
+REJECTED = Counter("adjourn_rejected_total", "Event records that Postgres refused and that were set aside")
 FAILURES = Counter("adjourn_job_failures_total", "Runs of a worker's job that failed", ["job"])
 DELIVERIES = Counter("adjourn_delivery_attempts_total", "Webhooks sent, by how that went", ["outcome"])
 DELIVERY_LATENCY = Histogram(

@@ -7,23 +7,40 @@ id is the primary key, a delivery's id is made of session, endpoint and event.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import asyncpg
+import structlog
 from msgspec import Struct, msgpack
 from redis.exceptions import ResponseError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.archive import deliveries, sessions
-from app.domain.records import Event
+from app.archive import deliveries, rejects, sessions
+from app.domain.continuation import continuation
+from app.domain.continuation import told as continued
+from app.domain.records import BotRules, Event
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.fold import Record
 from app.live.pipe import Pipe
 from app.live.view import messages_of
-from app.metrics import ARCHIVED
+from app.metrics import ARCHIVED, CONTINUATIONS, REJECTED
+
+log = structlog.get_logger(__name__)
 
 GROUP = "archive"
+# What Postgres says of the data, whoever sends it: anything else is about the server, and worth trying again.
+REFUSED = (
+    DataError,
+    IntegrityError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    OverflowError,
+)
 # A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
 REPEATS_KNOWN_MS = 15 * 60_000
 
@@ -57,13 +74,24 @@ class Taken(Struct, frozen=True):
 class Archivist:
     """One consumer of all shards' streams. `batch` is about how many records one transaction holds."""
 
-    def __init__(self, *, pipe: Pipe, engine: AsyncEngine, shards: int, consumer: str, batch: int, claim_idle_ms: int) -> None:
+    def __init__(
+        self,
+        *,
+        pipe: Pipe,
+        engine: AsyncEngine,
+        shards: int,
+        consumer: str,
+        batch: int,
+        claim_idle_ms: int,
+        rules_of: Callable[[str], BotRules],
+    ) -> None:
         self._pipe = pipe
         self._engine = engine
         self._shards = shards
         self._consumer = consumer
         self._a_shard = max(1, batch // shards)
         self._claim_idle_ms = claim_idle_ms
+        self._rules_of = rules_of
         self._grouped = False
 
     async def run_once(self) -> int:
@@ -123,13 +151,58 @@ class Archivist:
         return taken
 
     async def _archive(self, batch: Sequence[Taken]) -> None:
+        """Archive and release. A record that Postgres refuses is set aside, so that its neighbours are not held up."""
         closed = await self._closed_sessions(batch)
-        async with self._engine.begin() as conn:
-            inserted = await sessions.insert_closed(conn, closed)
-            await deliveries.enqueue(conn, [(item.strand, event) for item in batch for event in _told(item, inserted)])
+        try:
+            inserted = await self._write(batch, closed)
+        except REFUSED as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._archive(batch[:middle])
+                await self._archive(batch[middle:])
+                return
+            await self._set_aside(batch[0], closed, error)
+            inserted = set()
         # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
         await self._release(batch)
         ARCHIVED.inc(len(inserted))
+
+    async def _write(self, batch: Sequence[Taken], closed: Sequence[sessions.ClosedSession]) -> set[str]:
+        """One transaction; returns the ids of the sessions that are new to the archive."""
+        async with self._engine.begin() as conn:
+            inserted = await sessions.insert_closed(conn, closed)
+            told = [(item.strand, event) for item in batch for event in _told(item, inserted)]
+            known = [item for item in closed if item.session.id not in inserted]
+            if known:
+                more = await self._continuations(conn, known)
+                inserted |= await sessions.insert_closed(conn, more)
+                told += [(item.strand, continued(item.session)) for item in more if item.session.id in inserted]
+            await deliveries.enqueue(conn, told)
+        return inserted
+
+    async def _continuations(
+        self, conn: AsyncConnection, known: Sequence[sessions.ClosedSession]
+    ) -> list[sessions.ClosedSession]:
+        """What sessions that were archived before have collected since: only if Redis has lost its last moments."""
+        held = await sessions.existing_message_ids(conn, [item.session for item in known])
+        found = []
+        for item in known:
+            surplus = [message for message in item.messages if message.message_id not in held.get(item.session.id, ())]
+            if surplus:
+                CONTINUATIONS.inc()
+                log.warning("session continued after a rollback", session=item.session.id, messages=len(surplus))
+                session, messages = continuation(item.strand, item.session, surplus, self._rules_of(item.strand.bot).policy)
+                found.append(sessions.ClosedSession(item.strand, session, messages, continuation_of=item.session.id))
+        return found
+
+    async def _set_aside(self, item: Taken, closed: Sequence[sessions.ClosedSession], error: Exception) -> None:
+        """Where an admin sees it: the record with its messages as they were, and what Postgres said."""
+        log.error("record refused by Postgres, set aside", bot=item.strand.bot, error=str(error))
+        REJECTED.inc()
+        async with self._engine.begin() as conn:
+            payload = msgpack.encode([item.strand, item.events, [each.messages for each in closed]])
+            session_id = item.events[-1].session.id
+            await rejects.add(conn, bot=item.strand.bot, session_id=session_id, error=str(error), payload=payload)
 
     async def _closed_sessions(self, batch: Sequence[Taken]) -> list[sessions.ClosedSession]:
         ends = [(item, event.session) for item in batch for event in item.events if event.type == "session.closed"]

@@ -113,3 +113,4 @@ class Pipe:
 
     async def close(self) -> None:
         await self._drop(Unavailable("shutting down", retry_after_s=1))
+        await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed

@@ -1,0 +1,7 @@
+"""Every route but the two of ingest, one module a resource."""
+
+from fastapi import APIRouter
+
+from app.api.routes import operations, sandbox
+
+ROUTERS: tuple[APIRouter, ...] = (operations.router, sandbox.router)

@@ -1,0 +1,118 @@
+"""The two ingest routes: a small ASGI endpoint in front of FastAPI, since each message comes through here.
+
+It reads a body, finds key and bot in the process's memory, hands the entries on and writes the answer. The OpenAPI document
+describes it by hand (`app.api.ingest_openapi`).
+"""
+
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from uuid import uuid4
+
+from app.api.auth import known_bot, principal_of
+from app.api.errors import problem_bytes, problem_of
+from app.domain.errors import DomainError
+from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
+from app.ingest.intake import Refusal
+from app.ingest.wire import Receipt, encode, entries_from, entry_from
+from app.live.directory import KnownBot
+from app.resources import Resources
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+_ROUTE = re.compile(r"/v1/bots/(?P<bot>[^/]+)/messages(?P<batch>/batch)?")
+_JSON = "application/json"
+_NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+_OK = [(b"content-type", b"application/json")]
+
+
+def route_of(scope: Scope) -> re.Match[str] | None:
+    """Whether a request is for one of the two routes."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    return _ROUTE.fullmatch(scope["path"])
+
+
+async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
+    """Answer one request. Every refusal is an answer; nothing is raised but what nobody foresaw."""
+    request_id = uuid4().hex
+    try:
+        status, headers, body = await _answer(resources, scope, receive, route)
+    except (AdjournError, DomainError) as error:
+        status, headers, body = problem_bytes(error, instance=scope["path"], request_id=request_id)
+    length = (b"content-length", str(len(body)).encode())
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, length, (b"x-request-id", request_id.encode())],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _answer(resources: Resources, scope: Scope, receive: Receive, route: re.Match[str]) -> Answer:
+    headers = dict(scope["headers"])
+    bot = _bot(resources, headers, route["bot"])
+    media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
+    body = await _body(receive, headers, limit=resources.settings.max_body_bytes)
+    if route["batch"]:
+        return await _many(resources, bot, body, media=media)
+    return await _one(resources, bot, body, media=media)
+
+
+def _bot(resources: Resources, headers: dict[bytes, bytes], name: str) -> KnownBot:
+    principal = principal_of(resources.directory, headers.get(b"authorization", b"").decode("latin-1"))
+    principal.require("ingest", bot=name)
+    return known_bot(resources.directory, name)
+
+
+async def _one(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
+    if media != _JSON:
+        raise UnsupportedMedia(f"cannot read {media!r}", hint=f"send {_JSON}")
+    (result,) = await resources.intake.take(bot, [entry_from(body)])
+    if not isinstance(result, Receipt):
+        raise result
+    return 200, _OK, encode(result)
+
+
+async def _many(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
+    if media != _JSON and media not in _NDJSON:
+        raise UnsupportedMedia(f"cannot read {media!r}", hint=f"send {_JSON} or {_NDJSON[0]}")
+    entries = entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
+    if not entries:
+        raise Invalid("the batch is empty", hint="send at least one entry")
+    results = await resources.intake.take(bot, entries)
+    refused = [result for result in results if not isinstance(result, Receipt)]
+    told = [_told(result) for result in results]
+    return 200, _OK, encode({"accepted": len(results) - len(refused), "refused": len(refused), "answers": told})
+
+
+def _told(result: Receipt | Refusal) -> Receipt | dict[str, object]:
+    return result if isinstance(result, Receipt) else {"error": problem_of(result)}
+
+
+async def _body(receive: Receive, headers: dict[bytes, bytes], *, limit: int) -> bytes:
+    announced = headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Invalid("the request ended before its body")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return b"".join([*chunks, chunk])
+        chunks.append(chunk)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is over {limit} bytes", hint="send fewer entries in one request")

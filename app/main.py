@@ -1,0 +1,62 @@
+"""The web service: one app object that answers the two ingest routes itself and leaves all others to FastAPI."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
+
+from app.api import ingest
+from app.api.errors import install_error_handlers
+from app.api.ingest_openapi import with_ingest
+from app.api.routes import ROUTERS
+from app.log import configure_logging
+from app.resources import Resources, open_resources
+from app.settings import Settings
+
+VERSION = "0.1.0"
+DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; everyone is told."
+
+
+class Adjourn(FastAPI):
+    """FastAPI with the ingest routes in front of it: same object, same port, none of its cost for each message."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = ingest.route_of(scope)
+        if route is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await ingest.serve(self.state.resources, route, scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = with_ingest(super().openapi())
+        return self.openapi_schema
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The app; its lifespan opens the connections. Without `settings` the environment is read."""
+    known = settings or Settings.load()
+    configure_logging(known)
+    app = Adjourn(title="Adjourn", version=VERSION, description=DESCRIPTION, lifespan=_lifespan(known))
+    install_error_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(settings) as resources:
+            app.state.resources = resources
+            yield
+            await _finish(resources)
+
+    return lifespan
+
+
+async def _finish(resources: Resources) -> None:
+    """Requests in flight have been answered by now; what they left with the ledger is committed."""
+    await resources.ledger.settled()

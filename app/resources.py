@@ -1,0 +1,155 @@
+"""Opens what a process works with, in order, and closes it in reverse; every entry point uses it.
+
+Redis must answer when a process starts; Postgres need not: ingest and closing go on without it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.archive.engine import make_engine
+from app.clock import Clock, monotonic_ms
+from app.closing.sweep import Sweep
+from app.domain.policy import Policy, PolicyVersion
+from app.domain.records import BotRules
+from app.errors import CannotStart
+from app.ingest.intake import Intake
+from app.live import keys
+from app.live.directory import Directory, KnownBot
+from app.live.ledger import Ground, Ledger
+from app.live.pipe import Pipe
+from app.live.sandbox import SandboxClocks
+from app.live.script import Script
+from app.live.view import View
+from app.settings import Settings
+
+# What happens to nobody's knowledge where nobody subscribes to it; `session.closed` is what the archive is made of.
+OPTIONAL_EVENTS = frozenset({"session.started", "session.reminder", "session.closure_message"})
+
+
+class ConfigurationError(CannotStart):
+    """The settings do not fit the servers; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """One process's connections and what works on them."""
+
+    settings: Settings
+    clock: Clock
+    redis: Redis
+    pipe: Pipe
+    engine: AsyncEngine
+    directory: Directory
+    ledger: Ledger
+    live: View
+    sandboxes: SandboxClocks
+    intake: Intake
+    sweep: Sweep
+    rules_of: Callable[[str], BotRules]
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Open everything. Raises `ConfigurationError` for settings that cannot work, `Unavailable` if Redis is not there."""
+    if settings.redis_url is None or settings.database_url is None:
+        raise ConfigurationError("REDIS_URL and DATABASE_URL are not set; `adjourn serve` starts its own servers")
+    async with AsyncExitStack() as stack:
+        redis = Redis.from_url(
+            settings.redis_url,
+            protocol=2,
+            socket_timeout=settings.redis_timeout_s,
+            socket_connect_timeout=settings.redis_timeout_s,
+        )
+        stack.push_async_callback(redis.aclose)
+        pipe = Pipe(redis, timeout_s=settings.redis_timeout_s)
+        stack.push_async_callback(pipe.close)
+        clock = Clock()
+        await _check_shards(pipe, settings.shards)
+        await _set_clock(pipe, clock)
+        engine = make_engine(
+            settings.database_url,
+            pool_size=settings.database_pool_size,
+            statement_timeout_s=settings.database_timeout_s,
+        )
+        stack.push_async_callback(engine.dispose)
+        directory = await stack.enter_async_context(_following(Directory(redis)))
+        yield _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, directory=directory)
+
+
+def _assemble(
+    settings: Settings, *, clock: Clock, redis: Redis, pipe: Pipe, engine: AsyncEngine, directory: Directory
+) -> Resources:
+    shards = settings.shards
+    grounds = _Grounds(directory)
+    ledger = Ledger(
+        pipe=pipe,
+        script=Script(pipe, clock, max_skew_ms=settings.max_skew_ms),
+        clock=clock,
+        shards=shards,
+        ground=grounds.of,
+        cache_size=settings.state_cache_size,
+    )
+    sandboxes = SandboxClocks(pipe)
+    return Resources(
+        settings=settings,
+        clock=clock,
+        redis=redis,
+        pipe=pipe,
+        engine=engine,
+        directory=directory,
+        ledger=ledger,
+        live=View(pipe, shards=shards),
+        sandboxes=sandboxes,
+        intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
+        sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),
+        rules_of=lambda bot: grounds.of(bot).rules,
+    )
+
+
+class _Grounds:
+    """What the ledger must know of each bot, made anew only where the directory has news."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._made: dict[str, tuple[KnownBot, Ground]] = {}
+
+    def of(self, bot: str) -> Ground:
+        known = self._directory.known(bot)
+        if known is None:  # not heard of yet, or from before this Redis: its sessions close by the defaults
+            return Ground(BotRules(bot, PolicyVersion(0, 0, Policy())))
+        made = self._made.get(bot)
+        if made is None or made[0] is not known:
+            unwanted = OPTIONAL_EVENTS - known.subscribed
+            made = self._made[bot] = known, Ground(known.rules, known.sandbox, unwanted)
+        return made[1]
+
+
+async def _check_shards(pipe: Pipe, shards: int) -> None:
+    """The number of shards is part of every key: it is fixed at the first start."""
+    await pipe.call("SET", keys.SHARDS, shards, "NX")
+    kept = int(await pipe.call("GET", keys.SHARDS))
+    if kept != shards:
+        raise ConfigurationError(f"this Redis was started with SHARDS={kept}, and now SHARDS={shards}: set it back")
+
+
+async def _set_clock(pipe: Pipe, clock: Clock) -> None:
+    """Before the first decision: the machine's clock may be far from Redis's."""
+    sent_ms = monotonic_ms()
+    seconds, micros = await pipe.call("TIME")
+    clock.observe(int(seconds) * 1000 + int(micros) / 1000, sent_ms=sent_ms, received_ms=monotonic_ms())
+
+
+@asynccontextmanager
+async def _following(directory: Directory) -> AsyncIterator[Directory]:
+    await directory.load()
+    task = asyncio.create_task(directory.follow(), name="directory")
+    try:
+        yield directory
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,157 @@
+"""The ticker: every job is one line. Several workers may run at once, on one machine or on many."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import UTC
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+from app.closing.archivist import Archivist
+from app.closing.invariants import Invariants
+from app.closing.policy_change import PolicyChange
+from app.delivery.dispatcher import Dispatcher
+from app.errors import AdjournError
+from app.live import keys
+from app.live.pipe import Pipe
+from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
+from app.publish import publish
+from app.resources import Resources, open_resources
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Job = Callable[[], Awaitable[object]]
+
+
+async def run(settings: Settings) -> None:
+    """Work until cancelled; then finish what is under way and go."""
+    async with open_resources(settings) as resources:
+        worker = Worker(resources)
+        worker.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await worker.stop()
+
+
+class Worker:
+    """One worker's jobs. `run_all` runs each once, for tests."""
+
+    def __init__(self, resources: Resources) -> None:
+        settings = resources.settings
+        self._resources = resources
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._archive_pipe = Pipe(resources.redis, timeout_s=max(settings.redis_timeout_s, 5.0))
+        self.archivist = Archivist(
+            pipe=self._archive_pipe,
+            engine=resources.engine,
+            shards=settings.shards,
+            consumer=self.name,
+            batch=settings.archive_batch,
+            claim_idle_ms=settings.archive_claim_idle_ms,
+            rules_of=resources.rules_of,
+        )
+        self.dispatcher = Dispatcher(resources.engine, settings)
+        self.policy_change = PolicyChange(
+            pipe=resources.pipe,
+            ledger=resources.ledger,
+            directory=resources.directory,
+            sandboxes=resources.sandboxes,
+            shards=settings.shards,
+            worker=self.name,
+        )
+        self.invariants = Invariants(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._running: set[asyncio.Task[object]] = set()
+
+    def jobs(self) -> dict[str, tuple[Job, int]]:
+        """Each job, and how often it runs, in ms."""
+        tick_ms = self._resources.settings.tick_ms
+        return {
+            "sweep": (self.sweep, tick_ms),
+            "sweep sandboxes": (self.sweep_sandboxes, tick_ms),
+            "archive": (self.archivist.run_once, tick_ms),
+            "deliver": (self.deliver, tick_ms),
+            "publish": (self.publish, 1_000),
+            "change policies": (self.change_policies, 500),
+            "measure": (self.measure, 5_000),
+            "look for what is lost": (self.look, 60_000),
+            "tick": (self.tick, 1_000),
+        }
+
+    def start(self) -> None:
+        for name, (job, every_ms) in self.jobs().items():
+            self._scheduler.add_job(
+                self._guarded,
+                IntervalTrigger(seconds=every_ms / 1000),
+                args=(name, job),
+                name=name,
+                # Late is better than never, once is enough, and one at a time.
+                misfire_grace_time=None,
+                coalesce=True,
+                max_instances=1,
+            )
+        self._scheduler.start()
+
+    async def stop(self) -> None:
+        """Start nothing more, and wait for what is under way as long as the settings allow."""
+        grace_s = self._resources.settings.shutdown_grace_s
+        if self._scheduler.running:
+            self._scheduler.pause()
+        await self.dispatcher.stop(grace_s)
+        if self._running:
+            await asyncio.wait(self._running, timeout=grace_s)
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        await self._archive_pipe.close()
+
+    async def sweep(self) -> None:
+        await self._resources.sweep.run_once(self._resources.clock.now_ms())
+
+    async def sweep_sandboxes(self) -> None:
+        resources = self._resources
+        for bot in resources.directory.sandbox_bots():
+            now_ms = await resources.sandboxes.stands_ms(bot.id)
+            if now_ms is not None:
+                await resources.sweep.run_bot(bot.id, now_ms)
+
+    async def deliver(self) -> None:
+        await self.dispatcher.run_once(self._resources.clock.now_ms())
+
+    async def publish(self) -> None:
+        await publish(self._resources.engine, self._resources.redis)
+
+    async def change_policies(self) -> None:
+        await self.policy_change.run_once(self._resources.clock.now_ms())
+
+    async def measure(self) -> None:
+        account = await self.invariants.account(self._resources.directory.ever_known())
+        OPEN.set(account.open)
+        BACKLOG.set(account.pending)
+        UNACCOUNTED.set(account.unaccounted)
+
+    async def look(self) -> None:
+        await self.invariants.run_once(self._resources.directory.ever_known())
+
+    async def tick(self) -> None:
+        """A sign of life, for `/readyz`."""
+        await self._resources.pipe.call("HSET", keys.TICKS, self.name, self._resources.clock.now_ms())
+
+    async def _guarded(self, name: str, job: Job) -> None:
+        """A job that fails runs again at its next tick: nothing is lost by it, but somebody should know."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        try:
+            await job()
+        except AdjournError as error:
+            FAILURES.labels(name).inc()
+            log.warning("job failed", job=name, error=error.detail)
+        except Exception:
+            FAILURES.labels(name).inc()
+            log.exception("job failed", job=name)

@@ -1,0 +1,180 @@
+"""From the stream to Postgres: every step repeated changes nothing, every crash loses nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from unittest.mock import patch
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from app.closing.archivist import Archivist
+from app.domain.entry import Entry
+from app.domain.records import Close, Receive
+from app.domain.strand import Strand
+from app.live import keys
+from app.live.pipe import Pipe
+from app.resources import Resources
+from app.worker import Worker
+
+STRAND = Strand("bot", "web:ann")
+
+
+@pytest.fixture
+async def other(resources: Resources) -> AsyncIterator[Archivist]:
+    """Another worker's archivist, which takes over what was left for a moment."""
+    pipe = Pipe(resources.redis, timeout_s=5)
+    yield Archivist(
+        pipe=pipe,
+        engine=resources.engine,
+        shards=resources.settings.shards,
+        consumer="other",
+        batch=100,
+        claim_idle_ms=0,
+        rules_of=resources.rules_of,
+    )
+    await pipe.close()
+
+
+async def say(resources: Resources, *texts: str, strand: Strand = STRAND) -> str:
+    """Say these in one session; gives its id."""
+    user = strand.conversation.partition(":")[2]
+    entries = [Entry(user_id=user, role="user", text=words, message_id=f"{user}-{words}") for words in texts]
+    outcomes = [await resources.ledger.submit(strand, Receive(entry, entry.message_id or "")) for entry in entries]
+    answer = outcomes[-1].answer
+    assert answer is not None
+    assert answer.session_id is not None
+    return answer.session_id
+
+
+async def close(resources: Resources, session: str, *, strand: Strand = STRAND) -> None:
+    await resources.ledger.submit(strand, Close(session))
+
+
+async def archived(resources: Resources) -> dict[str, list[str]]:
+    """Session ids in Postgres, each with its messages in order."""
+    statement = """SELECT s.id, array_agg(m.text ORDER BY m.sequence) FROM sessions s
+                   LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id"""
+    async with resources.engine.connect() as conn:
+        return {str(session): texts for session, texts in await conn.execute(text(statement))}
+
+
+async def waiting(resources: Resources) -> int:
+    """Records in all streams."""
+    return sum([await resources.redis.xlen(keys.events(shard)) for shard in range(resources.settings.shards)])
+
+
+async def test_closed_session_is_archived_with_its_messages_and_released(resources: Resources, worker: Worker) -> None:
+    """Once Postgres holds it, Redis keeps no event of it, and its transcript only for repeats."""
+    session = await say(resources, "hello", "again")
+    await close(resources, session)
+
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: ["hello", "again"]}
+    assert await waiting(resources) == 0
+    shard = keys.shard_of(STRAND, resources.settings.shards)
+    assert 0 < await resources.redis.pttl(keys.messages(shard, session)) <= 15 * 60_000
+
+
+async def test_crash_before_the_release_repeats_and_doubles_nothing(
+    resources: Resources, worker: Worker, other: Archivist
+) -> None:
+    """The transaction stands and the worker is gone: another one archives it again, which inserts nothing."""
+    session = await say(resources, "hello")
+    await close(resources, session)
+    with patch.object(Archivist, "_release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+        await worker.archivist.run_once()
+    assert await waiting(resources) == 2  # the opening, and the close
+
+    await other.run_once()
+
+    assert await archived(resources) == {session: ["hello"]}
+    assert await waiting(resources) == 0
+
+
+async def test_crash_before_the_transaction_loses_nothing(resources: Resources, worker: Worker, other: Archivist) -> None:
+    """Read and never written: the record is pending with the dead worker, and another one takes it over."""
+    session = await say(resources, "hello")
+    await close(resources, session)
+    with patch.object(Archivist, "_write", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+        await worker.archivist.run_once()
+    assert await archived(resources) == {}
+
+    await other.run_once()
+
+    assert await archived(resources) == {session: ["hello"]}
+
+
+async def test_two_archivists_at_once_archive_each_session_once(resources: Resources, worker: Worker, other: Archivist) -> None:
+    """Also where one takes over what the other is still writing."""
+    sessions = {}
+    for number in range(40):
+        strand = Strand("bot", f"web:user{number}")
+        session = await say(resources, "hello", strand=strand)
+        await close(resources, session, strand=strand)
+        sessions[session] = ["hello"]
+
+    await asyncio.gather(worker.archivist.run_once(), other.run_once(), other.run_once())
+
+    assert await archived(resources) == sessions
+    assert await waiting(resources) == 0
+
+
+async def test_messages_after_a_rollback_become_a_continuation(resources: Resources, worker: Worker) -> None:
+    """Redis came back without the close that Postgres holds, and the session went on: nothing of it is dropped."""
+    session = await say(resources, "hello")
+    redis, shard = resources.redis, keys.shard_of(STRAND, resources.settings.shards)
+    names = [keys.state(shard, keys.member(STRAND)), keys.messages(shard, session)]
+    before = [await redis.dump(name) for name in names]
+    await close(resources, session)
+    await worker.archivist.run_once()
+    for name, value in zip(names, before, strict=True):
+        await redis.restore(name, 0, value or b"", replace=True)
+
+    assert await say(resources, "more", "and more") == session
+    await close(resources, session)
+    await worker.archivist.run_once()
+
+    found = await archived(resources)
+    assert found.pop(session) == ["hello"]
+    assert list(found.values()) == [["more", "and more"]]
+    async with resources.engine.connect() as conn:
+        query = "SELECT continuation_of::text, user_entries, opening_rule FROM sessions WHERE continuation_of IS NOT NULL"
+        rows = (await conn.execute(text(query))).all()
+    assert [tuple(row) for row in rows] == [(session, 2, "rollback")]
+
+
+async def test_record_that_postgres_refuses_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
+    """Its neighbours are archived, and an admin can see it."""
+    good = await say(resources, "hello")
+    bad_strand = Strand("bot", "web:eve")
+    bad = await say(resources, "poison", strand=bad_strand)
+    await close(resources, good)
+    await close(resources, bad, strand=bad_strand)
+    async with resources.engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT no_eve CHECK (user_id <> 'eve')"))
+
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {good: ["hello"]}
+    assert await waiting(resources) == 0
+    async with resources.engine.connect() as conn:
+        rejects = (await conn.execute(text("SELECT session_id::text, error FROM rejects"))).all()
+    assert [row.session_id for row in rejects] == [bad]
+    assert "no_eve" in rejects[0].error
+
+
+async def test_postgres_away_holds_everything_back(resources: Resources, worker: Worker) -> None:
+    """What cannot be written waits in the stream, and goes out when Postgres is back."""
+    session = await say(resources, "hello")
+    await close(resources, session)
+    away = asyncpg.CannotConnectNowError("the database system is starting up")
+    with patch("app.archive.sessions.insert_closed", side_effect=away), pytest.raises(asyncpg.CannotConnectNowError):
+        await worker.archivist.run_once()
+    assert await waiting(resources) == 2  # the opening, and the close
+
+    await asyncio.sleep(0.15)  # the settings of this test: left alone for 100 ms, a record is taken again
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: ["hello"]}

@@ -158,6 +158,11 @@ def normalised_database_url(url: str) -> str:
     return f"{_ASYNCPG}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
+def armed_failpoint() -> str:
+    """Give `ADJOURN_FAILPOINT`, by which tests of faults have a process kill itself; no setting of a deployment."""
+    return os.environ.get("ADJOURN_FAILPOINT", "")
+
+
 def environment_with(**settings: object) -> dict[str, str]:
     """Give this process's environment for a child, with settings changed; `None` unsets one."""
     environment = dict(os.environ)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Sequence
 
 from app.domain.records import Wake
 from app.domain.strand import Strand
+from app.failpoints import failpoint
 from app.live.due import due
 from app.live.fold import Outcome
 from app.live.ledger import Ledger
@@ -36,8 +37,10 @@ class Sweep:
         """Rounds until nothing is due: what one wakes may be due again before `now_ms` (a reminder, then the close)."""
         woken = 0
         while strands := await due(self._pipe, shards=self._shards, now_ms=now_ms, bot=bot, limit=self._batch):
+            failpoint("sweep.after_read")
             woken += len(strands)
             await _all(self._wake(strands, at_ms=now_ms if bot else None))
+            failpoint("sweep.after_commit")
         return woken
 
     def _wake(self, strands: Sequence[Strand], *, at_ms: int | None) -> list[Awaitable[Outcome]]:

@@ -27,6 +27,7 @@ from app.delivery.recording import Attempt, Interrupted, record
 from app.delivery.sender import Letter, Outcome, Sender, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.errors import Unavailable
+from app.failpoints import failpoint
 from app.metrics import DELIVERY_DURATION, DELIVERY_LATENCY
 from app.settings import Settings
 
@@ -123,6 +124,7 @@ class Dispatcher:
         # A crash here leaves them leased: they are due again when that ends.
 
     def _start(self, claim: Claim) -> None:
+        failpoint("deliver.after_claim")
         task = asyncio.create_task(self._deliver(claim), name=f"deliver {claim.id}")
         self._under_way.add(task)
         task.add_done_callback(self._ended)
@@ -147,7 +149,9 @@ class Dispatcher:
         sender = self._idle.pop() if self._idle else self._new_sender()
         try:
             started_ms = monotonic_ms()
+            failpoint("deliver.before_post")
             outcome = await sender.send(Letter(claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets), now_ms=now_ms)
+            failpoint("deliver.after_post")
             DELIVERY_DURATION.observe((monotonic_ms() - started_ms) / 1000)
             return outcome
         finally:
@@ -177,6 +181,7 @@ class Dispatcher:
             attempts = list(self._over)
             if attempts:
                 await record(self._engine, attempts, jitter=self._jitter)
+                failpoint("deliver.after_record")
                 del self._over[: len(attempts)]
 
 

@@ -11,6 +11,7 @@ from app.domain.instants import ms_of
 from app.domain.records import Receive
 from app.domain.strand import strand_of
 from app.errors import AdjournError, Unavailable
+from app.failpoints import failpoint
 from app.ingest.wire import Receipt, receipt
 from app.live.directory import KnownBot
 from app.live.fold import Outcome
@@ -35,7 +36,9 @@ class Intake:
         try:
             async with asyncio.timeout(self._deadline_s):
                 instants = await self._instants(bot, entries)
+                failpoint("ingest.before_commit")
                 results = await self._submit(bot, entries, instants)
+                failpoint("ingest.after_commit")
                 await self._move_clock(bot, instants)
         except TimeoutError as error:
             raise Unavailable("Redis did not answer in time", retry_after_s=1) from error

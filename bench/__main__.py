@@ -1,0 +1,33 @@
+"""`python -m bench [part …]`: all measurements, or some of `routes`, `ledger`, `archivist`, `deliveries`."""
+
+import sys
+
+import uvloop
+
+from app.resources import open_resources
+from app.settings import Settings
+from bench import archivist, deliveries, ledger, routes
+from bench.ground import ground, make_bots
+
+
+async def _in_process(settings: Settings, parts: list[str]) -> None:
+    async with open_resources(settings) as resources:
+        if "ledger" in parts:
+            ledger.show(await ledger.measure(resources))
+        if "archivist" in parts:
+            archivist.show(await archivist.measure(resources))
+        if "deliveries" in parts:
+            deliveries.show(await deliveries.measure(resources))
+
+
+def main(parts: list[str]) -> None:
+    """Each part in a run of its own, one after the other."""
+    with ground() as (settings, _):
+        key = uvloop.run(make_bots(settings.redis_url or ""))
+        if "routes" in parts:
+            routes.show(routes.measure(settings, key))
+        uvloop.run(_in_process(settings, parts))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["routes", "ledger", "archivist", "deliveries"])

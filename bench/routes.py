@@ -1,0 +1,110 @@
+"""How much of a bare server's speed the ingest route keeps: the same client, one uvicorn worker each, in turns."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.client import HTTPConnection
+from statistics import median
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from app.settings import Settings, environment_with
+from bench.ground import BOT
+from bench.load import Counted, Load
+
+ROUNDS = 3
+SECONDS = 2.0
+
+
+class Target(Struct, frozen=True):
+    """A server under test."""
+
+    name: str
+    path: str
+    port: int
+    process: subprocess.Popen[bytes]
+
+
+class Taken(Struct, frozen=True):
+    """One round of one target: requests a second, and what each cost the server's process in µs of CPU."""
+
+    rate: float
+    cpu_us: float
+
+
+def measure(settings: Settings, key: str) -> dict[str, list[Taken]]:
+    """Rounds in turns, so that whatever else this machine does falls on all alike."""
+    taken: dict[str, list[Taken]] = {}
+    with ExitStack() as stack:
+        targets = [stack.enter_context(target) for target in _targets(settings)]
+        for target in targets:
+            _wait_until_it_answers(target)
+        for run in range(ROUNDS):
+            for target in targets:
+                taken.setdefault(target.name, []).append(_round(target, key, run))
+    return taken
+
+
+def show(taken: dict[str, list[Taken]]) -> None:
+    """Each against the bare server of its own round; the median over the rounds."""
+    print("\nRoutes: one uvicorn worker, 8 connections of 16 pipelined requests, one entry each")
+    print(f"  {'':<26}{'of bare':>8}{'requests/s':>12}{'CPU µs each':>13}{'CPU of bare':>13}")
+    for name, rounds in taken.items():
+        bare = taken["bare ASGI app"]
+        ratio = median(mine.rate / theirs.rate for mine, theirs in zip(rounds, bare, strict=True))
+        cpu = median(mine.cpu_us / theirs.cpu_us for mine, theirs in zip(rounds, bare, strict=True))
+        rate, cpu_us = median(item.rate for item in rounds), median(item.cpu_us for item in rounds)
+        print(f"  {name:<26}{ratio:>8.2f}{rate:>12,.0f}{cpu_us:>13.1f}{cpu:>12.1f}x")
+
+
+def _targets(settings: Settings) -> Iterator[AbstractContextManager[Target]]:
+    ours = ("-m", "app.cli", "api", "--fd")
+    yield _running("bare ASGI app", "/", ("-m", "bench.targets", "bare"), settings)
+    yield _running("FastAPI + pydantic + await", "/entries", ("-m", "bench.targets", "pydantic"), settings)
+    yield _running("adjourn ingest", f"/v1/bots/{BOT}/messages", ours, settings)
+
+
+@contextmanager
+def _running(name: str, path: str, command: tuple[str, ...], settings: Settings) -> Iterator[Target]:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        process = subprocess.Popen(
+            [sys.executable, *command, str(listener.fileno())],
+            env=environment_with(
+                redis_url=settings.redis_url,
+                database_url=settings.database_url,
+                var_dir=settings.var_dir,
+                log_level="WARNING",
+            ),
+            pass_fds=(listener.fileno(),),
+        )
+        try:
+            yield Target(name, path, listener.getsockname()[1], process)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_until_it_answers(target: Target) -> None:
+    """The socket listens already, so the first request waits until there is somebody to answer it."""
+    connection = HTTPConnection("127.0.0.1", target.port, timeout=30)
+    connection.request("GET", "/")
+    connection.getresponse().read()
+    connection.close()
+
+
+def _round(target: Target, key: str, run: int) -> Taken:
+    load = Load(target.port, target.path, key=key, seconds=SECONDS, run=run)
+    server = psutil.Process(target.process.pid)
+    before = server.cpu_times()
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load", msgspec.json.encode(load).decode()], check=True, capture_output=True, timeout=60
+    )
+    after = server.cpu_times()
+    counted = msgspec.json.decode(done.stdout, type=Counted)
+    assert set(counted.statuses) == {"200"}, f"{target.name}: {counted.statuses}"
+    cpu_s = after.user + after.system - before.user - before.system
+    return Taken(counted.answered / counted.seconds, cpu_s / counted.total * 1e6)

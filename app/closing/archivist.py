@@ -22,6 +22,7 @@ from app.domain.continuation import continuation
 from app.domain.continuation import told as continued
 from app.domain.records import BotRules, Event
 from app.domain.strand import Strand
+from app.failpoints import failpoint
 from app.live import keys
 from app.live.fold import Record
 from app.live.pipe import Pipe
@@ -152,6 +153,7 @@ class Archivist:
 
     async def _archive(self, batch: Sequence[Taken]) -> None:
         """Archive and release. A record that Postgres refuses is set aside, so that its neighbours are not held up."""
+        failpoint("archive.after_read")
         closed = await self._closed_sessions(batch)
         try:
             inserted = await self._write(batch, closed)
@@ -165,6 +167,7 @@ class Archivist:
             inserted = set()
         # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
         await self._release(batch)
+        failpoint("archive.after_release")
         ARCHIVED.inc(len(inserted))
 
     async def _write(self, batch: Sequence[Taken], closed: Sequence[sessions.ClosedSession]) -> set[str]:
@@ -178,6 +181,8 @@ class Archivist:
                 inserted |= await sessions.insert_closed(conn, more)
                 told += [(item.strand, continued(item.session)) for item in more if item.session.id in inserted]
             await deliveries.enqueue(conn, told)
+            failpoint("archive.before_commit")
+        failpoint("archive.after_commit")
         return inserted
 
     async def _continuations(

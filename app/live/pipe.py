@@ -18,6 +18,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from app.errors import Unavailable
+from app.failpoints import failpoint
 
 Reply = Any
 Argument = str | bytes | int
@@ -66,6 +67,7 @@ class Pipe:
         # redis-py packs in Python, at five times the cost; hiredis's stub knows tuples of one item only.
         writer.write(b"".join([pack_command(command) for command in commands]))  # type: ignore[arg-type]
         self._waiting.extend(futures)
+        failpoint("redis.after_send")
         return futures
 
     async def _connect(self) -> AbstractConnection:

@@ -17,7 +17,7 @@ ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 # Every place there is, in the order of a message's life: a name that is not here is a mistake, and would silently do nothing.
 NAMES = (
     "ingest.before_commit",
-    "redis.after_send",
+    "redis.after_execution",
     "ingest.after_commit",
     "sweep.after_read",
     "sweep.after_commit",

@@ -67,7 +67,6 @@ class Pipe:
         # redis-py packs in Python, at five times the cost; hiredis's stub knows tuples of one item only.
         writer.write(b"".join([pack_command(command) for command in commands]))  # type: ignore[arg-type]
         self._waiting.extend(futures)
-        failpoint("redis.after_send")
         return futures
 
     async def _connect(self) -> AbstractConnection:
@@ -94,6 +93,7 @@ class Pipe:
                 await self._drop(error)
 
     def _hand_out(self, reply: Reply) -> None:
+        failpoint("redis.after_execution")
         future = self._waiting.popleft()
         if not future.done():
             future.set_result(reply)

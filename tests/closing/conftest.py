@@ -1,9 +1,13 @@
 """A worker on real servers, with jobs that tests run one by one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
 
+from app.archive.instants import instant
+from app.publish import publish
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.worker import Worker
@@ -21,3 +25,30 @@ async def worker(resources: Resources) -> AsyncIterator[Worker]:
     made = Worker(resources)
     yield made
     await made.stop()
+
+
+SaveBot = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def save_bot(resources: Resources) -> SaveBot:
+    """Save a bot, or a new version of its policy; when this returns, the process knows it."""
+
+    async def save(bot: str, *, version: int, minutes: int, sandbox: bool = False, effective_at_ms: int = 0) -> None:
+        async with resources.engine.begin() as conn:
+            await conn.execute(
+                text(
+                    "INSERT INTO bots (id, name, sandbox, clock_mode) VALUES (:bot, :bot, :sandbox, :mode) ON CONFLICT DO NOTHING"
+                ),
+                {"bot": bot, "sandbox": sandbox, "mode": "manual" if sandbox else None},
+            )
+            await conn.execute(
+                text(
+                    "INSERT INTO policies (bot_id, version, policy, effective_at) VALUES (:bot, :version, :policy, :at)"
+                ).bindparams(bindparam("policy", type_=JSONB)),
+                {"bot": bot, "version": version, "policy": {"inactivity_minutes": minutes}, "at": instant(effective_at_ms)},
+            )
+        mark = await publish(resources.engine, resources.redis)
+        assert await resources.directory.caught_up(mark, timeout_s=5)
+
+    return save

@@ -1,0 +1,85 @@
+"""What must always hold of the live state is put right where somebody broke it, and what is gone is told."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from app.closing.archivist import GROUP
+from app.domain.entry import Entry
+from app.domain.records import Close, Receive
+from app.domain.strand import Strand
+from app.live import keys
+from app.resources import Resources
+from app.worker import Worker
+
+ANN = Strand("shop", "web:ann")
+
+SaveBot = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def session(resources: Resources, save_bot: SaveBot) -> str:
+    await save_bot("shop", version=1, minutes=15)
+    outcome = await resources.ledger.submit(ANN, Receive(Entry(user_id="ann", role="user", text="hello"), "m1"))
+    assert outcome.answer is not None
+    return outcome.answer.session_id or ""
+
+
+def shard(resources: Resources) -> int:
+    return keys.shard_of(ANN, resources.settings.shards)
+
+
+@pytest.mark.usefixtures("session")
+async def test_nothing_to_repair_where_nothing_is_broken(resources: Resources, worker: Worker) -> None:
+    """The look itself changes nothing."""
+    assert await worker.invariants.run_once(resources.directory.ever_known()) == 0
+
+
+@pytest.mark.usefixtures("session")
+async def test_open_session_without_a_deadline_gets_one(resources: Resources, worker: Worker) -> None:
+    """Somebody took it out of `due`: without a repair it would be open for ever."""
+    due, member = keys.due(shard(resources)), keys.member(ANN)
+    before = await resources.redis.zscore(due, member)
+    await resources.redis.zrem(due, member)
+
+    repairs = await worker.invariants.run_once(resources.directory.ever_known())
+
+    assert repairs == 1
+    assert await resources.redis.zscore(due, member) == before
+
+
+async def test_record_in_nobodys_hands_is_given_out_again(resources: Resources, worker: Worker, session: str) -> None:
+    """Delivered to a consumer that somebody deleted: neither new nor pending."""
+    await worker.archivist.run_once()
+    await resources.ledger.submit(ANN, Close(session))
+    events = keys.events(shard(resources))
+    await resources.redis.xreadgroup(GROUP, "gone", {events: ">"})
+    await resources.redis.xgroup_delconsumer(events, GROUP, "gone")
+
+    repairs = await worker.invariants.run_once(resources.directory.ever_known())
+    await worker.archivist.run_once()
+
+    assert repairs == 1
+    assert await resources.redis.xlen(events) == 0
+
+
+async def test_everything_is_accounted_for_through_a_sessions_life(resources: Resources, worker: Worker, session: str) -> None:
+    """Open, closed and waiting, archived: at each step what was counted in is somewhere."""
+    bots = resources.directory.ever_known()
+    accounts = [await worker.invariants.account(bots)]
+    await resources.ledger.submit(ANN, Close(session))
+    accounts.append(await worker.invariants.account(bots))
+    await worker.archivist.run_once()
+    accounts.append(await worker.invariants.account(bots))
+
+    assert [(account.open, account.pending, account.unaccounted) for account in accounts] == [(1, 0, 0), (0, 1, 0), (0, 0, 0)]
+
+
+async def test_lost_record_is_told(resources: Resources, worker: Worker, session: str) -> None:
+    """What cannot be repaired must at least be seen."""
+    await resources.ledger.submit(ANN, Close(session))
+    await resources.redis.xtrim(keys.events(shard(resources)), maxlen=0, approximate=False)
+
+    account = await worker.invariants.account(resources.directory.ever_known())
+
+    assert account.unaccounted == 1

@@ -1,0 +1,80 @@
+"""A changed policy counts for open sessions, too."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from app.domain.entry import Entry
+from app.domain.records import Receive, Session
+from app.domain.strand import Strand
+from app.resources import Resources
+from app.worker import Worker
+
+MINUTE_MS = 60_000
+ANN, BEN = Strand("shop", "web:ann"), Strand("shop", "web:ben")
+
+SaveBot = Callable[..., Awaitable[None]]
+
+
+async def say(resources: Resources, strand: Strand) -> str:
+    entry = Entry(user_id=strand.conversation.partition(":")[2], role="user", text="hello")
+    outcome = await resources.ledger.submit(strand, Receive(entry, "m1"))
+    assert outcome.answer is not None
+    return outcome.answer.session_id or ""
+
+
+async def session_of(resources: Resources, session_id: str) -> Session:
+    found = await resources.live.find(session_id)
+    assert found is not None
+    return found.session
+
+
+@pytest.mark.parametrize("minutes", (5, 60))
+async def test_open_sessions_get_the_new_deadline(resources: Resources, worker: Worker, save_bot: SaveBot, minutes: int) -> None:
+    """Shorter or longer: counted from the same entry, without anybody saying a word."""
+    await save_bot("shop", version=1, minutes=15)
+    sessions = [await session_of(resources, await say(resources, strand)) for strand in (ANN, BEN)]
+    now_ms = resources.clock.now_ms()
+
+    await save_bot("shop", version=2, minutes=minutes, effective_at_ms=now_ms)
+    looked_at = await worker.policy_change.run_once(now_ms)
+
+    assert looked_at == 2
+    for before in sessions:
+        after = await session_of(resources, before.id)
+        assert before.deadline_at_ms == before.opened_at_ms + 15 * MINUTE_MS
+        assert after.deadline_at_ms == before.opened_at_ms + minutes * MINUTE_MS
+        assert after.policy_version == 2
+
+
+async def test_session_overdue_by_the_new_policy_closes_at_the_change(
+    resources: Resources, worker: Worker, save_bot: SaveBot
+) -> None:
+    """At the deadline that the new policy gives, but never before the change."""
+    await save_bot("shop", version=1, minutes=60, sandbox=True)
+    opened_at_ms = 1_700_000_000_000
+    entry = Entry(user_id="ann", role="user", text="hello")
+    outcome = await resources.ledger.submit(ANN, Receive(entry, "m1"), at_ms=opened_at_ms)
+    assert outcome.answer is not None
+    changed_at_ms = opened_at_ms + 30 * MINUTE_MS
+    await resources.sandboxes.forward("shop", to_ms=changed_at_ms)
+
+    await save_bot("shop", version=2, minutes=15, effective_at_ms=changed_at_ms)
+    await worker.policy_change.run_once(resources.clock.now_ms())
+
+    session = await session_of(resources, outcome.answer.session_id or "")
+    assert (session.closed_at_ms, session.reason, session.policy_version) == (changed_at_ms, "inactivity", 2)
+
+
+async def test_sessions_are_gone_through_again_when_nobody_can_be_behind(
+    resources: Resources, worker: Worker, save_bot: SaveBot
+) -> None:
+    """A process that had not heard of the change may have opened sessions by the old policy; after that it is done with."""
+    await save_bot("shop", version=1, minutes=15)
+    await save_bot("shop", version=2, minutes=60)
+    await say(resources, ANN)
+    now_ms = resources.clock.now_ms()
+
+    runs = [await worker.policy_change.run_once(at_ms) for at_ms in (now_ms, now_ms + 100, now_ms + 5_000, now_ms + 9_000)]
+
+    assert runs == [1, 0, 1, 0]

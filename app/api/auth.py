@@ -1,24 +1,24 @@
-"""Who asks, and may they: API keys, their scopes, and the bots that they cover.
+"""Who asks, and what they may: keys by scope and by bot.
 
-A key is looked up by its digest in the process's memory. A key that covers some bots sees nothing of the others: they are
-answered as if they did not exist. One module serves FastAPI's routes and the ingest endpoint in front of them.
+A key that is limited to some bots sees nothing of others: they are not found, just as if they were not there. A missing scope is
+refused before anything is looked up, so it tells nothing of what exists either.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from msgspec import Struct
 
-from app.errors import Forbidden, NotFound, Unauthenticated
+from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
 from app.live.directory import Directory, KnownBot, KnownKey
 
 Scope = Literal["ingest", "read", "admin"]
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, `adj_…`, with the scope that the route asks for")
-_HINT = "send the header `Authorization: Bearer adj_…` with a key that was not revoked"
+_BEARER = "bearer"
+_HINT = "send `Authorization: Bearer adj_…`"
 
 
 class Principal(Struct, frozen=True):
@@ -26,58 +26,71 @@ class Principal(Struct, frozen=True):
 
     key: KnownKey
 
-    def covers(self, bot: str) -> bool:
-        return self.key.bots is None or bot in self.key.bots
-
-    def require(self, scope: Scope, *, bot: str | None = None) -> None:
-        """Raises `Forbidden` if the key lacks the scope, `NotFound` if it does not cover the bot."""
-        if scope not in self.key.scopes:
-            raise Forbidden(f"this key lacks the scope `{scope}`", hint="ask an admin for a key that has it")
-        if bot is not None and not self.covers(bot):
-            raise no_such_bot(bot)
+    def require(self, *scopes: Scope, bot: str | None = None) -> None:
+        """Raises `Forbidden` unless the key has one of these scopes, `NotFound` if it has nothing to do with this bot."""
+        if not self.key.scopes.intersection(scopes):
+            raise Forbidden(
+                f"this needs a key with scope {' or '.join(scopes)}",
+                hint=f"this key has {', '.join(sorted(self.key.scopes))}",
+            )
+        if bot is not None and not self.sees(bot):
+            raise no_bot(bot)
 
     def require_all_bots(self) -> None:
-        """Raises `Forbidden` if the key is limited to some bots: what is about all of them is not for it."""
+        """Raises `Forbidden` for a key that is limited to some bots."""
         if self.key.bots is not None:
-            raise Forbidden("this key is limited to some bots", hint="use a key for all bots")
+            raise Forbidden("this needs a key for all bots", hint=f"this key is limited to {', '.join(sorted(self.key.bots))}")
 
-
-def no_such_bot(bot: str) -> NotFound:
-    return NotFound(f"there is no bot {bot!r}", hint="create it with POST /v1/bots, or look at GET /v1/bots")
+    def sees(self, bot: str) -> bool:
+        return self.key.bots is None or bot in self.key.bots
 
 
 def principal_of(directory: Directory, authorization: str) -> Principal:
-    """Who a value of the header `Authorization` stands for. Raises `Unauthenticated`."""
-    kind, _, token = authorization.partition(" ")
-    if kind.lower() != "bearer" or not token:
-        raise Unauthenticated("no API key was sent", hint=_HINT)
-    key = directory.key(key_digest(token.strip()))
-    if key is None:
-        raise Unauthenticated("the API key is not known", hint=_HINT)
-    return Principal(key)
+    """Whose key an `Authorization` header carries. Keys are found by their digest, so no comparison takes time to tell.
+
+    Raises `Unauthenticated`, or `Unavailable` while this process does not know any keys yet.
+    """
+    scheme, _, key = authorization.strip().partition(" ")
+    if not key or scheme.lower() != _BEARER:
+        raise Unauthenticated("an API key is required", hint=_HINT)
+    known = directory.key(key_digest(key.strip()))
+    if known is not None:
+        return Principal(known)
+    if not directory.loaded:
+        raise Unavailable("bots and keys are not known yet", hint="try again in a moment", retry_after_s=1)
+    raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)
 
 
-def known_bot(directory: Directory, bot: str) -> KnownBot:
-    """A bot that exists. Raises `NotFound`."""
-    known = directory.bot(bot)
-    if known is None:
-        raise no_such_bot(bot)
-    return known
+def known_bot(directory: Directory, name: str) -> KnownBot:
+    """The bot of this name. Raises `NotFound`."""
+    bot = directory.bot(name)
+    if bot is None:
+        raise no_bot(name)
+    return bot
 
 
-def require(scope: Scope) -> Callable[..., Awaitable[Principal]]:
-    """A dependency: the principal, which has `scope` and covers the bot of the route's path, if it names one."""
+def no_bot(name: str) -> NotFound:
+    """The same words whether the bot does not exist or is none of the asker's."""
+    return NotFound(f"there is no bot {name[:64]!r}")
 
-    async def principal(
-        request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None
-    ) -> Principal:
+
+# Only for the OpenAPI document; the check is `_needs`'s own.
+_documented = Depends(HTTPBearer(auto_error=False, description="An API key, `adj_…`"))
+
+
+def _needs(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
+    """A dependency: the principal, who has one of these scopes and, where the path names a bot, may see it."""
+
+    async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
         found = principal_of(request.app.state.resources.directory, request.headers.get("authorization", ""))
-        found.require(scope, bot=request.path_params.get("bot"))
+        found.require(*scopes, bot=request.path_params.get("bot"))
         return found
 
     return principal
 
 
-Ingesting = Annotated[Principal, Depends(require("ingest"))]
-Reading = Annotated[Principal, Depends(require("read"))]
-Administering = Annotated[Principal, Depends(require("admin"))]
+Ingesting = Annotated[Principal, Security(_needs("ingest"))]
+Reading = Annotated[Principal, Security(_needs("read"))]
+Administering = Annotated[Principal, Security(_needs("admin"))]
+Anyone = Annotated[Principal, Security(_needs("ingest", "read", "admin"))]
+ReadingOrIngesting = Annotated[Principal, Security(_needs("read", "ingest"))]

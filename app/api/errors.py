@@ -1,75 +1,126 @@
-"""Every refusal as RFC 9457 problem details: what, where, how to mend. Never a stack trace.
+"""Every refusal and failure as RFC 9457 problem details, and an id for every request.
 
-It serves FastAPI's routes by handlers and the ingest endpoint by plain functions, so both say the same.
+    {"type": "urn:adjourn:problem:stale_version", "title": …, "status": 412, "detail": …, "code": "stale_version",
+     "hint": …, "errors": [{"where": "inactivity_minutes", "what": …, "hint": …}], "instance": "/v1/…", "request_id": …}
+
+What was sent is never echoed. What nobody foresaw is told as 500 without its trace: that is in the log, under the request's id.
 """
 
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
-from typing import Any
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 from uuid import uuid4
 
+import asyncpg
 import structlog
-from asyncpg import InterfaceError, PostgresError
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from msgspec import json
+from msgspec import json, to_builtins
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
-from starlette.datastructures import MutableHeaders
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.domain.errors import DomainError, InvalidPolicy
-from app.errors import AdjournError, Fault, Invalid, Unavailable
+from app.domain.errors import DomainError, InvalidPolicy, StateTooLarge
+from app.errors import (
+    AdjournError,
+    Conflict,
+    Fault,
+    Invalid,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+)
 
-log = structlog.get_logger(__name__)
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = 2
+Headers = list[tuple[bytes, bytes]]
 
-MEDIA = "application/problem+json"
-REQUEST_ID = "x-request-id"
-# What Postgres or Redis being away looks like from a route.
-AWAY = (SQLAlchemyError, PostgresError, InterfaceError, RedisError, OSError, TimeoutError)
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = structlog.get_logger()
 
-Refusal = AdjournError | DomainError
-
-
-def problem_of(error: Refusal) -> dict[str, Any]:
-    """The problem details of a refusal, without what belongs to the request."""
-    known = error if isinstance(error, AdjournError) else _invalid(error)
-    problem: dict[str, Any] = {
-        "type": f"urn:adjourn:problem:{error.code}",
-        "title": known.title,
-        "status": known.status,
-        "code": error.code,
-        "detail": known.detail,
-    }
-    if known.hint:
-        problem["hint"] = known.hint
-    if known.faults:
-        problem["errors"] = [{"where": fault.where, "what": fault.what, "hint": fault.hint} for fault in known.faults]
-    return problem
+# What they say of a value stays out of the answer: it may be somebody's text.
+_POSTGRES_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
-def problem_bytes(error: Refusal, *, instance: str, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body, for an endpoint that speaks plain ASGI."""
-    problem = problem_of(error) | {"instance": instance, "request_id": request_id}
-    headers = [(b"content-type", MEDIA.encode())]
-    headers += [(name.encode(), value.encode()) for name, value in _headers(error).items()]
-    return problem["status"], headers, json.encode(problem)
+class MethodNotAllowed(AdjournError):
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class BadRequest(AdjournError):
+    status = 400
+    code = "bad_request"
+    title = "Bad request"
+
+
+class Unexpected(AdjournError):
+    status = 500
+    code = "internal_error"
+    title = "Something went wrong here"
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` a problem, and give every answer a request id."""
-    app.add_exception_handler(AdjournError, _on_refusal)
-    app.add_exception_handler(DomainError, _on_refusal)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    for kind in AWAY:
-        app.add_exception_handler(kind, _on_away)
-    app.add_middleware(_Edge)
+    """Make the app answer everything that it refuses, and every failure, as a problem."""
+    for kind in (AdjournError, DomainError, HTTPException, RequestValidationError, RedisError, OSError, *_POSTGRES_ERRORS):
+        app.add_exception_handler(kind, _answer)
+    app.add_middleware(RequestIds)
 
 
-class _Edge:
-    """Outermost: names each request, and answers what nobody foresaw without a word of what it was."""
+def problem_of(
+    error: AdjournError | DomainError, *, instance: str | None = None, request_id: str | None = None
+) -> dict[str, Any]:
+    """The problem details of a refusal, as JSON-like values; empty members are left out."""
+    told = _told(error)
+    problem = {
+        "type": f"urn:adjourn:problem:{told.code}",
+        "title": told.title,
+        "status": told.status,
+        "detail": told.detail,
+        "code": told.code,
+        "hint": told.hint,
+        "errors": to_builtins(told.faults),
+        "retry_after_s": told.retry_after_s,
+        "instance": instance,
+        "request_id": request_id,
+    }
+    return {name: value for name, value in problem.items() if value or name == "status"}
+
+
+def problem_bytes(
+    error: AdjournError | DomainError, *, instance: str | None = None, request_id: str | None = None
+) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of the answer, for an endpoint that speaks ASGI itself."""
+    told = _told(error)
+    headers: Headers = [(b"content-type", PROBLEM_JSON.encode())]
+    if told.retry_after_s is not None:
+        headers.append((b"retry-after", str(told.retry_after_s).encode()))
+    if isinstance(told, Unauthenticated):
+        headers.append((b"www-authenticate", b'Bearer realm="adjourn"'))
+    return told.status, headers, json.encode(problem_of(told, instance=instance, request_id=request_id))
+
+
+def error_of(error: Exception) -> AdjournError:
+    """What a caller is told of any exception; `Unexpected` for those that nobody foresaw."""
+    if isinstance(error, AdjournError | DomainError):
+        return _told(error)
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _of_http(error)
+    if isinstance(error, RedisError):
+        return Unavailable("Redis cannot be reached", retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, (*_POSTGRES_ERRORS, OSError)):
+        return _of_postgres(error)
+    return Unexpected("the request could not be served", hint="tell the operator the request id")
+
+
+class RequestIds:
+    """Gives each request an id (the caller's own, if it sends a plain one), and an answer to those that fail unforeseen."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -78,100 +129,122 @@ class _Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = scope.setdefault("state", {})["request_id"] = uuid4().hex
+        request_id = request_id_of(scope)
+        scope["adjourn.request_id"] = request_id
         started = False
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
-        try:
-            await self._app(scope, receive, named)
-        except Exception:
-            log.exception("request failed", path=scope["path"], request_id=request_id)
-            if started:
-                raise
-            await unforeseen(scope["path"], request_id)(scope, receive, named)
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                _log.exception("request.failed", method=scope["method"], path=scope["path"])
+                if started:
+                    raise
+                await _send_problem(error_of(error), scope, send_with_id)
 
 
-def unforeseen(path: str, request_id: str) -> Response:
-    """What is told of an error that nobody foresaw; the log has the rest, by the request's id."""
-    detail = "Adjourn made a mistake; it was logged under this request id"
-    return _response(_plain(500, "unexpected", "Something went wrong", detail), path=path, request_id=request_id)
+def request_id_of(scope: Scope) -> str:
+    """The caller's `X-Request-Id` if it is fit to be written to a log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _GIVEN_ID.fullmatch(value.decode("latin-1")):
+            return cast("bytes", value).decode("latin-1")
+    return uuid4().hex
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    if not isinstance(error, AdjournError | DomainError):
-        raise error
-    return _answer(request, problem_of(error), _headers(error))
+async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:
+    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=scope["adjourn.request_id"])
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, _length(body)]})
+    await send({"type": "http.response.body", "body": body})
 
 
-async def _on_invalid(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    faults = tuple(Fault(_where(item["loc"]), item["msg"], _mend(item)) for item in error.errors())
-    return _answer(request, problem_of(Invalid("the request is not valid", faults=faults)))
+async def _answer(request: Request, error: Exception) -> Response:
+    told = error_of(error)
+    if told.status >= Unexpected.status and not isinstance(error, AdjournError):
+        _log.warning("request.unavailable", path=request.url.path, error=type(error).__name__, cause=str(error)[:500])
+    status, headers, body = problem_bytes(told, instance=request.url.path, request_id=request.scope.get("adjourn.request_id"))
+    answer = Response(body, status_code=status)
+    answer.raw_headers = [*headers, *_allow(error), _length(body)]
+    return answer
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, and what else the framework refuses."""
-    if not isinstance(error, HTTPException):
-        raise error
-    title = HTTPStatus(error.status_code).phrase
-    code = title.lower().replace(" ", "_").replace("-", "_")
-    return _answer(request, _plain(error.status_code, code, title, str(error.detail)), error.headers)
+def _allow(error: Exception) -> Headers:
+    """Which methods a route has, where another was tried."""
+    named = error.headers if isinstance(error, HTTPException) else None
+    return [(b"allow", named["Allow"].encode())] if named and "Allow" in named else []
 
 
-async def _on_away(request: Request, error: Exception) -> Response:
-    """A server that does not answer: nothing was lost, and it is worth trying again."""
-    log.warning("server away", path=request.url.path, error=repr(error)[:300])
-    away = Unavailable("a server that this needs does not answer now", hint="try again in a moment", retry_after_s=2)
-    return _answer(request, problem_of(away), _headers(away))
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(body)).encode()
 
 
-def _invalid(error: DomainError) -> AdjournError:
-    if isinstance(error, InvalidPolicy):
-        faults = tuple(Fault(path, message) for path, message in error.problems)
-        return Invalid("the policy is not valid", faults=faults)
-    field = getattr(error, "field", None)
-    faults = (Fault(field, error.message, error.hint),) if field else ()
-    return Invalid(error.message, hint=error.hint, faults=faults)
-
-
-def _headers(error: Refusal) -> dict[str, str]:
-    headers = {}
+def _told(error: AdjournError | DomainError) -> AdjournError:
+    """A refusal of the domain as one of ours."""
     if isinstance(error, AdjournError):
-        if error.status == HTTPStatus.UNAUTHORIZED:
-            headers["www-authenticate"] = "Bearer"
-        if error.retry_after_s is not None:
-            headers["retry-after"] = str(error.retry_after_s)
-    return headers
+        return error
+    if isinstance(error, InvalidPolicy):
+        faults = tuple(Fault(where or "policy", what) for where, what in error.problems)
+        told: AdjournError = Invalid("the policy says something impossible", faults=faults)
+    elif isinstance(error, StateTooLarge):
+        told = TooLarge(error.message, hint=error.hint)
+    else:
+        faults = (Fault(getattr(error, "field", "body"), error.message, error.hint),)
+        told = Invalid(error.message, hint=error.hint, faults=faults)
+    return _Coded(told, error.code)
 
 
-def _where(loc: Sequence[str | int]) -> str:
-    """`("body", "channels", 0)` as `channels[0]`: where in the body, or the parameter's name."""
-    parts = loc[1:] if len(loc) > 1 else loc
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return path.lstrip(".")
+class _Coded(AdjournError):
+    """A refusal of the domain under the domain's own code."""
+
+    def __init__(self, told: AdjournError, code: str) -> None:
+        super().__init__(told.detail, hint=told.hint, faults=told.faults)
+        self.status, self.title, self.code = told.status, told.title, code  # type: ignore[misc]  # its own, not its class's
 
 
-def _mend(item: Mapping[str, Any]) -> str:
-    context = item.get("ctx") or {}
-    bounds = ", ".join(f"{name} {value}" for name, value in context.items() if name != "error")
-    return f"expected: {bounds}" if bounds else ""
+def _invalid(error: RequestValidationError) -> Invalid:
+    faults = tuple(Fault(_where(item["loc"]), item["msg"]) for item in error.errors())
+    return Invalid("the request is not valid", hint="mend what `errors` names", faults=faults)
 
 
-def _plain(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
-    return {"type": f"urn:adjourn:problem:{code}", "title": title, "status": status, "code": code, "detail": detail}
+def _where(place: tuple[int | str, ...]) -> str:
+    """`("body", "scopes", 0)` as `scopes[0]`."""
+    where = ""
+    for part in place[1:]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return where.lstrip(".") or str(place[0])
 
 
-def _answer(request: Request, problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    return _response(problem, path=request.url.path, request_id=request.scope["state"]["request_id"], headers=headers)
+def _of_http(error: HTTPException) -> AdjournError:
+    match error.status_code:
+        case 404:
+            return NotFound("there is no such route", hint="/docs lists the routes")
+        case 405:
+            return MethodNotAllowed("this route does not do that", hint="the header Allow lists what it does")
+        case 413:
+            return TooLarge("the body is too large", hint="send less in one request")
+        case 415:
+            return UnsupportedMedia("cannot read a body of this kind", hint="send application/json")
+        case _:
+            return BadRequest("the body cannot be read", hint="send JSON in UTF-8")
 
 
-def _response(problem: dict[str, Any], *, path: str, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.encode(problem | {"instance": path, "request_id": request_id})
-    return Response(body, status_code=problem["status"], headers=dict(headers or {}), media_type=MEDIA)
+def _of_postgres(error: Exception) -> AdjournError:
+    if isinstance(error, DataError):
+        return Invalid("a value is out of the range of what can be kept")
+    if isinstance(error, IntegrityError):
+        return Conflict("this contradicts what is there", hint="read it again, and try again")
+    if isinstance(error, DBAPIError) and isinstance(_cause(error), asyncpg.QueryCanceledError):
+        return Unavailable("this took too long", hint="narrow it down, for example to a day", retry_after_s=RETRY_AFTER_S)
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, DBAPIError | PoolTimeoutError):
+        return Unexpected("the request could not be served", hint="tell the operator the request id")
+    return Unavailable("the archive cannot be reached", retry_after_s=RETRY_AFTER_S)
+
+
+def _cause(error: DBAPIError) -> BaseException | None:
+    return getattr(error.orig, "__cause__", None)

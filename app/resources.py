@@ -52,6 +52,13 @@ class Resources:
     sweep: Sweep
     rules_of: Callable[[str], BotRules]
 
+    async def sandbox_ms(self, bot: KnownBot) -> int | None:
+        """The instant of a command to this bot in its own time; None for a bot that goes by Redis's."""
+        if not bot.sandbox:
+            return None
+        follows = bot.clock_mode == "sent_at"
+        return await self.sandboxes.now_ms(bot.id, real_ms=self.clock.now_ms(), follows=follows)
+
 
 @asynccontextmanager
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:

@@ -2,6 +2,6 @@
 
 from fastapi import APIRouter
 
-from app.api.routes import operations, sandbox
+from app.api.routes import operations, sandbox, variables
 
-ROUTERS: tuple[APIRouter, ...] = (operations.router, sandbox.router)
+ROUTERS: tuple[APIRouter, ...] = (operations.router, sandbox.router, variables.router)

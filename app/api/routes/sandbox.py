@@ -61,8 +61,8 @@ async def advance_clock(bot: str, advance: Advance, request: Request, _: Ingesti
 
 
 async def _stands_ms(resources: Resources, bot: KnownBot) -> int:
-    follows = bot.clock_mode == "sent_at"
-    return await resources.sandboxes.now_ms(bot.id, real_ms=resources.clock.now_ms(), follows=follows)
+    stands_ms = await resources.sandbox_ms(bot)
+    return resources.clock.now_ms() if stands_ms is None else stands_ms
 
 
 def _sandbox(resources: Resources, name: str) -> KnownBot:

@@ -23,8 +23,8 @@ _SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key
 _SECRET_TEXTS = re.compile(
     r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_[\w-]{20,}", re.IGNORECASE
 )
-# Their word is kept at INFO only where it says something that ours does not.
-_CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio")
+# Of these only warnings: what they tell besides, our own lines tell better.
+_CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio", "uvicorn.error")
 
 
 def configure_logging(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -55,9 +55,10 @@ class Serving:
         """The living children, by what they do: api, worker, redis-server, postgres."""
         found: dict[str, list[psutil.Process]] = {}
         for child in psutil.Process(self.process.pid).children():
-            words = child.cmdline()
-            part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
-            found.setdefault(part, []).append(child)
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile, and perhaps nobody has noticed yet
+                words = child.cmdline()
+                part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
+                found.setdefault(part, []).append(child)
         return found
 
     def wait_ready(self) -> None:

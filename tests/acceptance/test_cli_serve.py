@@ -29,7 +29,7 @@ def served() -> Iterator[Serving]:
 
 
 def _all_processes(running: Serving) -> list[psutil.Process]:
-    return psutil.Process(running.process.pid).children(recursive=True)
+    return list(psutil.Process(running.process.pid).children(recursive=True))
 
 
 @pytest.mark.skipif(shutil.which("curl") is None or shutil.which("bash") is None, reason="needs curl and bash")
@@ -97,7 +97,7 @@ def test_a_part_that_dies_comes_back(served: Serving, part: str) -> None:
 
 
 def test_a_rolling_restart_refuses_nobody(served: Serving) -> None:
-    """SIGHUP replaces each process while a client keeps asking on new connections and on one that it holds."""
+    """SIGUSR1 replaces each process while a client keeps asking on new connections and on one that it holds."""
     before = {child.pid for part in ("api", "worker") for child in served.processes()[part]}
     ended, failures, answers = threading.Event(), [], []
 
@@ -113,7 +113,7 @@ def test_a_rolling_restart_refuses_nobody(served: Serving) -> None:
     clients = [threading.Thread(target=ask, kwargs={"keep": keep}) for keep in (True, False)]
     for client in clients:
         client.start()
-    served.process.send_signal(signal.SIGHUP)
+    served.process.send_signal(signal.SIGUSR1)
     until(lambda: not before & {child.pid for child in _all_processes(served)}, within_s=60)
     ended.set()
     for client in clients:
@@ -124,7 +124,7 @@ def test_a_rolling_restart_refuses_nobody(served: Serving) -> None:
     until(lambda: _strictly_ready(served.url))
 
 
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 def test_a_stop_ends_everything_and_the_next_start_finds_its_data(number: signal.Signals) -> None:
     """Exit code 0, no process left; afterwards the same key opens the same session."""
     with folder() as var_dir:

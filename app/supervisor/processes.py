@@ -124,7 +124,7 @@ def forgetter(metrics_dir: Path) -> Callable[[int], None]:
     """Return what takes a dead process's gauges out of the metrics; its counters stay."""
 
     def forget(pid: int) -> None:
-        multiprocess.mark_process_dead(pid, str(metrics_dir))  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(pid, str(metrics_dir))
 
     return forget
 

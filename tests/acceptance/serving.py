@@ -15,7 +15,10 @@ from pathlib import Path
 
 import httpx
 import psutil
+from redis import Redis
+from redis.exceptions import RedisError
 
+from app.live import keys
 from app.settings import environment_with
 
 START_S = 60
@@ -60,6 +63,16 @@ class Serving:
                 part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
                 found.setdefault(part, []).append(child)
         return found
+
+    def well(self) -> bool:
+        """Whether all is well by the strict measure, and every worker that lives now has ticked."""
+        try:
+            ready = httpx.get(f"{self.url}/readyz", params={"strict": True}, timeout=5).status_code == 200
+            with Redis(unix_socket_path=str(self.var_dir / "run" / "redis.sock")) as redis:
+                ticking = {int(name.rpartition(b"-")[2]) for name in redis.hgetall(keys.TICKS)}
+        except (httpx.HTTPError, RedisError):
+            return False
+        return ready and {worker.pid for worker in self.processes().get("worker", [])} <= ticking
 
     def wait_ready(self) -> None:
         until(lambda: "Ready." in self.output or self.process.poll() is not None, within_s=START_S)

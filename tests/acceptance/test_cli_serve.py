@@ -47,7 +47,7 @@ def test_the_printed_curl_lines_work_when_pasted(served: Serving) -> None:
 
 def test_everything_is_ready(served: Serving) -> None:
     """Redis, Postgres and the worker are all well, also by the strict measure."""
-    until(lambda: httpx.get(f"{served.url}/readyz", params={"strict": True}).status_code == 200)
+    until(served.well)
 
     assert {part: len(found) for part, found in served.processes().items()} == {
         "api": 2,
@@ -85,12 +85,13 @@ def test_a_second_start_on_the_same_folder_is_refused(served: Serving) -> None:
 @pytest.mark.parametrize("part", ("api", "worker", "redis-server", "postgres"))
 def test_a_part_that_dies_comes_back(served: Serving, part: str) -> None:
     """Kill -9 of any child costs a moment; the others go on, and all is well again."""
+    until(served.well)
     before = served.processes()
     victim = before[part][0]
     victim.kill()
     until(lambda: not lives(victim))
     until(lambda: len(served.processes().get(part, [])) == len(before[part]))
-    until(lambda: _strictly_ready(served.url))
+    until(served.well)
 
     others = {child.pid for name, found in before.items() for child in found if name != part}
     assert others <= {child.pid for found in served.processes().values() for child in found}
@@ -121,7 +122,7 @@ def test_a_rolling_restart_refuses_nobody(served: Serving) -> None:
 
     assert failures == []
     assert set(answers) == {200}
-    until(lambda: _strictly_ready(served.url))
+    until(served.well)
 
 
 @pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -170,10 +171,3 @@ def test_servers_of_ones_own_are_used_and_nothing_is_started(redis_url: str, dat
     assert not (tmp_path / "var").exists()
     assert "curl" not in running.output
     assert "adjourn keys create" in running.output
-
-
-def _strictly_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", params={"strict": True}, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -33,7 +33,7 @@ class Principal(Struct, frozen=True):
                 f"this needs a key with scope {' or '.join(scopes)}",
                 hint=f"this key has {', '.join(sorted(self.key.scopes))}",
             )
-        if bot is not None and not self.sees(bot):
+        if bot is not None and not self.covers(bot):
             raise no_bot(bot)
 
     def require_all_bots(self) -> None:
@@ -41,7 +41,7 @@ class Principal(Struct, frozen=True):
         if self.key.bots is not None:
             raise Forbidden("this needs a key for all bots", hint=f"this key is limited to {', '.join(sorted(self.key.bots))}")
 
-    def sees(self, bot: str) -> bool:
+    def covers(self, bot: str) -> bool:
         return self.key.bots is None or bot in self.key.bots
 
 

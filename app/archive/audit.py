@@ -1,0 +1,38 @@
+"""The audit log: who changed what, written in the transaction of the change itself. Secrets never get here."""
+
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Row, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.tables import audit_log
+
+
+class Actor(Struct, frozen=True):
+    """Who does it: a key and its name, or without a key the command line (`adjourn keys`) or Adjourn itself."""
+
+    name: str
+    key_id: str | None = None
+
+
+async def record(
+    conn: AsyncConnection, actor: Actor, action: str, target: str, *, bot: str | None = None, **detail: object
+) -> None:
+    """`action` is a thing and what was done to it: `policy.changed`. `bot`: whose admins may read of it; None: of no one bot."""
+    values = {"key_id": actor.key_id, "actor": actor.name, "action": action, "bot_id": bot, "target": target, "detail": detail}
+    await conn.execute(insert(audit_log).values(values))
+
+
+async def page(
+    conn: AsyncConnection, *, bots: frozenset[str] | None, bot: str | None, before: int | None, limit: int
+) -> list[Row[Any]]:
+    """Entries, the latest first; `bots` are those that the asker may see (None: all), `before` the last one seen."""
+    wanted = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
+    if bots is not None:
+        wanted = wanted.where(audit_log.c.bot_id.in_(sorted(bots)))
+    if bot is not None:
+        wanted = wanted.where(audit_log.c.bot_id == bot)
+    if before is not None:
+        wanted = wanted.where(audit_log.c.id < before)
+    return list((await conn.execute(wanted)).all())

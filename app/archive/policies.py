@@ -1,0 +1,31 @@
+"""Rows of policies: every version is kept, the latest holds."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.tables import policies
+
+
+async def add(
+    conn: AsyncConnection, bot: str, *, version: int, policy: dict[str, Any], effective_at: datetime, key_id: str | None
+) -> Row[Any]:
+    """Save a version, as the admin wrote it. Writers of configuration take turns, so nobody else adds the same version."""
+    values = {"bot_id": bot, "version": version, "policy": policy, "effective_at": effective_at, "changed_by": key_id}
+    row: Row[Any] = (await conn.execute(insert(policies).values(values).returning(policies))).one()
+    return row
+
+
+async def latest(conn: AsyncConnection, bot: str) -> Row[Any] | None:
+    versions = await versions_of(conn, bot, before=None, limit=1)
+    return versions[0] if versions else None
+
+
+async def versions_of(conn: AsyncConnection, bot: str, *, before: int | None, limit: int) -> list[Row[Any]]:
+    """A bot's versions, the latest first; `before` the last one seen."""
+    wanted = select(policies).where(policies.c.bot_id == bot).order_by(policies.c.version.desc()).limit(limit)
+    if before is not None:
+        wanted = wanted.where(policies.c.version < before)
+    return list((await conn.execute(wanted)).all())

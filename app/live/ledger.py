@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from app.clock import Clock
+from app.clock import Clock, monotonic_ms
 from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wake
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
@@ -27,7 +27,8 @@ from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
-_TRIES = 50
+# Of those who write to one strand at once somebody always wins, so this ends; a caller does not wait that long.
+_PATIENCE_MS = 5_000
 
 
 class Ground(Struct, frozen=True):
@@ -126,7 +127,8 @@ class Ledger:
     async def _commit(self, shard: int, folds: list[Fold]) -> None:
         await self._recall(shard, folds)
         closing = _closes(folds[0].pending[0])
-        for _ in range(_TRIES):
+        until_ms = monotonic_ms() + _PATIENCE_MS
+        while monotonic_ms() < until_ms:
             now_ms = self._clock.now_ms()
             for fold in folds:
                 fold.decide(now_ms)
@@ -141,7 +143,7 @@ class Ledger:
             folds = self._sort_out(folds, call.commits, refused, now_ms=now_ms)
             if not folds:
                 return
-        raise Unavailable("too many others write to the same conversation", retry_after_s=1)
+        _fail(folds, Unavailable("too many others write to the same conversation", retry_after_s=1))
 
     async def _send(self, call: Call, folds: Sequence[Fold]) -> dict[int, Conflict | Repeats] | None:
         """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""

@@ -1,6 +1,7 @@
 """Reads of live sessions, for the API. It writes nothing and decides nothing."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -16,6 +17,10 @@ class Found(Struct, frozen=True):
 
     strand: Strand
     session: Session
+
+
+Place = tuple[int, bytes]
+"""Where a session stands in a bot's list of open ones: `opened_at_ms` and the strand as a member."""
 
 
 class View:
@@ -48,22 +53,16 @@ class View:
         shard = keys.shard_of_session(session_id, self._shards)
         return messages_of(await self._pipe.call("HGETALL", keys.messages(shard, session_id)))
 
-    async def page(self, bot: str, *, after: tuple[int, str] | None, limit: int) -> list[Found]:
-        """Open sessions of a bot, the longest open first; `after` is (`opened_at_ms`, session id) of the last one seen."""
-        start = str(after[0]) if after else "-inf"
-        count = limit + 1
-        found: list[Found] = []
-        while len(found) < limit:
-            # Sessions opened in the same ms as the last one seen are read again and passed over.
-            found = [
-                item
-                for item in await self._open(bot, start=start, count=count)
-                if after is None or (item.session.opened_at_ms, item.session.id) > after
-            ]
-            if len(found) >= limit or count > 16 * (limit + 1):
-                break
-            count *= 4
-        return found[:limit]
+    async def page(self, bot: str, *, after: Place | None, limit: int) -> tuple[list[Found], Place | None]:
+        """Open sessions of a bot, the longest open first, and the place to go on from; None where there are no more.
+
+        A session that closes while the list is walked may be left out; one that stays open is given exactly once.
+        """
+        shards = [self._places(shard, bot, after=after, count=limit + 1) for shard in range(self._shards)]
+        places = sorted(place for places in await asyncio.gather(*shards) for place in places)
+        shown = places[:limit]
+        found = await self._sessions([keys.strand_from(member.decode()) for _, member in shown])
+        return found, shown[-1] if len(places) > limit else None
 
     async def count(self, bot: str) -> int:
         """How many sessions of a bot are open."""
@@ -76,27 +75,26 @@ class View:
         members = await self._pipe.call_all([("ZRANGE", name, 0, -1) for name in names])
         return [keys.strand_from(member.decode()) for shard in members for member in shard]
 
-    async def _open(self, bot: str, *, start: str, count: int) -> list[Found]:
-        calls = [
-            ("ZRANGEBYSCORE", keys.live(shard, bot), start, "+inf", "WITHSCORES", "LIMIT", 0, count)
-            for shard in range(self._shards)
-        ]
-        scored: list[tuple[float, str]] = []
-        for reply in await self._pipe.call_all(calls):
-            scored.extend((float(reply[i + 1]), reply[i].decode()) for i in range(0, len(reply), 2))
-        strands = [keys.strand_from(member) for _, member in sorted(scored)[:count]]
-        return await self._sessions(strands)
+    async def _places(self, shard: int, bot: str, *, after: Place | None, count: int) -> list[Place]:
+        """At least `count` places of one shard after `after`, if there are so many."""
+        start, asked = ("-inf", count) if after is None else (str(after[0]), 2 * count)
+        while True:
+            reply = await self._pipe.call("ZRANGEBYSCORE", keys.live(shard, bot), start, "+inf", "WITHSCORES", "LIMIT", 0, asked)
+            read = [(int(float(reply[i + 1])), bytes(reply[i])) for i in range(0, len(reply), 2)]
+            places = [place for place in read if after is None or place > after]
+            # What was opened in the very ms of the place stands before it and is read again.
+            if len(places) >= count or len(read) < asked:
+                return places
+            asked *= 4
 
-    async def _sessions(self, strands: Iterable[Strand]) -> list[Found]:
-        wanted = list(strands)
-        names = [keys.state(keys.shard_of(strand, self._shards), keys.member(strand)) for strand in wanted]
+    async def _sessions(self, strands: Sequence[Strand]) -> list[Found]:
+        names = [keys.state(keys.shard_of(strand, self._shards), keys.member(strand)) for strand in strands]
         stored = await self._pipe.call_all([("GET", name) for name in names])
-        found = [
+        return [
             Found(strand, session)
-            for strand, value in zip(wanted, stored, strict=True)
+            for strand, value in zip(strands, stored, strict=True)
             if (session := _state(value).session) is not None
         ]
-        return sorted(found, key=lambda item: (item.session.opened_at_ms, item.session.id))
 
 
 def messages_of(fields: list[bytes]) -> list[Message]:

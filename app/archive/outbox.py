@@ -15,6 +15,8 @@ from msgspec import Struct
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.archive import audit
+from app.archive.audit import Actor
 from app.archive.instants import instant, instant_or_none
 from app.domain.instants import ms_of
 
@@ -116,13 +118,8 @@ _KEEP_ATTEMPTS = text("""
 """)
 
 _DISABLE = text("""
-    WITH disabled AS (
-        UPDATE endpoints SET enabled = false, disabled_reason = :reason, updated_at = :now
-        WHERE id = CAST(:endpoint AS uuid) AND enabled RETURNING id, bot_id, updated_at, disabled_reason
-    )
-    INSERT INTO audit_log (at, actor, action, bot_id, target, detail)
-    SELECT updated_at, 'adjourn', 'endpoint.disabled', bot_id, CAST(id AS text), jsonb_build_object('reason', disabled_reason)
-    FROM disabled
+    UPDATE endpoints SET enabled = false, disabled_reason = :reason, updated_at = :now
+    WHERE id = CAST(:endpoint AS uuid) AND enabled RETURNING bot_id
 """)
 
 _READ_HEALTH = text("""
@@ -141,7 +138,7 @@ _SAVE_HEALTH = text("""
 """)
 
 _CANCEL = text("""
-    UPDATE deliveries SET status = 'cancelled', leased_until = NULL,
+    UPDATE deliveries SET status = 'cancelled', leased_until = NULL, failed_at = :now,
         last_error = coalesce(last_error, 'the endpoint is disabled or deleted')
     WHERE id IN (
         SELECT d.id FROM endpoints e JOIN deliveries d ON d.endpoint_id = e.id AND d.status = 'pending'
@@ -231,11 +228,19 @@ class Settled(Struct, frozen=True):
     uncounted: int = 0
 
 
+def valid_secrets(endpoint: Row[Any], *, now_ms: int) -> tuple[str, ...]:
+    """What to sign with: the secret and, until it expires, the one before it."""
+    expires_at = endpoint.previous_secret_expires_at
+    if endpoint.previous_secret is None or expires_at is None or ms_of(expires_at) <= now_ms:
+        return (endpoint.secret,)
+    return (endpoint.secret, endpoint.previous_secret)
+
+
 async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[Due]:
     """Up to `room` endpoints that have something due and may be sent to: the least busy first, then the longest waiting."""
     now = instant(now_ms)
     rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
-    return [Due(str(row.id), row.url, _secrets(row, now_ms=now_ms), row.sandbox, row.failures) for row in rows]
+    return [Due(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures) for row in rows]
 
 
 async def lease(
@@ -288,7 +293,9 @@ async def save_health(conn: AsyncConnection, health: Mapping[str, Health]) -> No
 
 async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: str, now_ms: int) -> None:
     """Send it nothing more, and say why; nothing happens if it is disabled already."""
-    await conn.execute(_DISABLE, {"endpoint": endpoint_id, "reason": reason, "now": instant(now_ms)})
+    disabled = await conn.execute(_DISABLE, {"endpoint": endpoint_id, "reason": reason, "now": instant(now_ms)})
+    for row in disabled:
+        await audit.record(conn, Actor("adjourn"), "endpoint.disabled", endpoint_id, bot=row.bot_id, reason=reason)
 
 
 async def cancel_unwanted(conn: AsyncConnection, *, room: int, now_ms: int) -> int:
@@ -309,13 +316,6 @@ async def prune(conn: AsyncConnection, statuses: Sequence[str], *, created_befor
 async def depth(conn: AsyncConnection) -> int:
     """How many deliveries are pending."""
     return int(await conn.scalar(_DEPTH) or 0)
-
-
-def _secrets(row: Row[Any], *, now_ms: int) -> tuple[str, ...]:
-    expires_at = row.previous_secret_expires_at
-    if row.previous_secret is None or expires_at is None or ms_of(expires_at) <= now_ms:
-        return (row.secret,)
-    return (row.secret, row.previous_secret)
 
 
 def _ms(at: datetime | None) -> int | None:

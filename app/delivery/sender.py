@@ -8,6 +8,7 @@ and what follows the 64 KB is never read: the connection is dropped.
 import asyncio
 import ssl
 from datetime import UTC, datetime
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
 
@@ -127,6 +128,7 @@ def signed_headers(letter: Letter, *, now_ms: int) -> dict[str, str]:
     }
 
 
+@cache
 def trusted_tls() -> ssl.SSLContext:
     """Whom webhooks trust: certifi's authorities, or what `SSL_CERT_FILE` names. Made once: reading it takes 20 ms."""
     return httpx.create_ssl_context()

@@ -17,6 +17,7 @@ from app.ids import new_webhook_secret
 from tests.receiver import (
     CERTIFICATE,
     CERTIFICATE_NAME,
+    Behaviour,
     Receiver,
     bad_http,
     busy,
@@ -163,10 +164,10 @@ async def test_retry_after_is_read_as_seconds_or_as_a_date(send: Send, receiver:
     ids=["never answers", "drips its reply", "drips its headers"],
 )
 async def test_slowness_of_any_kind_ends_at_the_deadline(
-    send: Send, receiver: Receiver, behaviour: object, status: int | None
+    send: Send, receiver: Receiver, behaviour: Behaviour, status: int | None
 ) -> None:
     """The deadline is on the whole: many reads that each succeed in time do not lengthen it."""
-    url = receiver.behave("/hook", behaviour)  # type: ignore[arg-type]  # a Behaviour, as pytest passes it
+    url = receiver.behave("/hook", behaviour)
     async with asyncio.timeout(SHORT_S * 10):
         outcome = await send(url, deadline_s=SHORT_S)
 
@@ -185,9 +186,9 @@ async def test_a_refusal_stands_even_if_its_text_never_ends(send: Send, receiver
 
 
 @pytest.mark.parametrize("behaviour", (hang_up(), bad_http(), close_mid_reply()), ids=["hangs up", "no HTTP", "breaks off"])
-async def test_broken_answers_are_failures_that_may_pass(send: Send, receiver: Receiver, behaviour: object) -> None:
+async def test_broken_answers_are_failures_that_may_pass(send: Send, receiver: Receiver, behaviour: Behaviour) -> None:
     """A success that breaks off in the middle does not count: the receiver may not have kept it."""
-    outcome = await send(receiver.behave("/hook", behaviour))  # type: ignore[arg-type]  # a Behaviour, as pytest passes it
+    outcome = await send(receiver.behave("/hook", behaviour))
 
     assert isinstance(outcome, Retry)
     assert outcome.reason == "protocol"

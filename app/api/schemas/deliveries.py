@@ -1,0 +1,170 @@
+"""Deliveries and what can be done with an endpoint's webhooks, as the API takes and tells them."""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy import Row
+
+from app.archive.delivery_log import Trial
+from app.domain.instants import DAY_MS, ms_of, rfc3339
+
+Status = Literal["pending", "delivered", "failed", "cancelled"]
+_DAY_S = DAY_MS // 1000
+
+
+class DeliveryQuery(BaseModel):
+    """Which deliveries to list. `since`: only those made at or after this instant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bot: str | None = None
+    endpoint: UUID | None = None
+    session: UUID | None = None
+    event: str | None = None
+    status: Status | None = None
+    since: AwareDatetime | None = None
+    cursor: str | None = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+
+
+class AttemptView(BaseModel):
+    """One attempt. `status` is the HTTP status that came back, `reply` the first kilobyte of what came with it."""
+
+    attempt: int
+    started_at: str
+    duration_ms: int | None
+    status: int | None
+    error: str | None
+    reply: str | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "AttemptView":
+        return cls(
+            attempt=row.attempt,
+            started_at=rfc3339(ms_of(row.started_at)),
+            duration_ms=row.duration_ms,
+            status=row.status,
+            error=row.error,
+            reply=row.reply,
+        )
+
+
+class DeliveryView(BaseModel):
+    """One event to one endpoint. Its `id` is the `webhook-id` of all its attempts.
+
+    `after_id` names the delivery that must be settled before this one is tried. `next_attempt_at` is set while it is pending;
+    while an attempt is under way it is when another worker may take over.
+    """
+
+    id: str
+    bot: str
+    endpoint_id: str
+    session_id: str | None
+    event: str
+    status: Status
+    attempts: int
+    created_at: str
+    event_at: str
+    next_attempt_at: str | None
+    delivered_at: str | None
+    failed_at: str | None
+    last_status: int | None
+    last_error: str | None
+    after_id: str | None
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "DeliveryView":
+        return cls(**_told(row))
+
+
+class DeliveryDetail(DeliveryView):
+    """A delivery with the payload that is sent and each attempt so far."""
+
+    payload: dict[str, Any]
+    history: list[AttemptView]
+
+    @classmethod
+    def with_history(cls, row: Row[Any], attempts: list[Row[Any]]) -> "DeliveryDetail":
+        return cls(**_told(row), payload=msgspec.json.decode(row.body), history=[AttemptView.of(each) for each in attempts])
+
+
+class DeliveryPage(BaseModel):
+    """`next` is the cursor of the page that follows; null at the end."""
+
+    deliveries: list[DeliveryView]
+    next: str | None
+
+
+class ReplayMany(BaseModel):
+    """All dead letters (failed, cancelled) since an instant, of an endpoint or of a bot."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: AwareDatetime
+    endpoint_id: UUID | None = None
+    bot: str | None = None
+
+
+class Replayed(BaseModel):
+    """How many deliveries are pending again."""
+
+    replayed: int
+
+
+class TestResult(BaseModel):
+    """What the endpoint said to a `webhook.test` that was sent just now."""
+
+    delivery_id: str
+    delivered: bool
+    status: int | None
+    error: str | None
+    reply: str
+    duration_ms: int
+
+    @classmethod
+    def of(cls, trial: Trial) -> "TestResult":
+        return cls(
+            delivery_id=trial.id,
+            delivered=trial.delivered,
+            status=trial.replied,
+            error=trial.error,
+            reply=trial.reply,
+            duration_ms=trial.duration_ms,
+        )
+
+
+class RotateSecret(BaseModel):
+    """For how long the present secret stays valid beside the new one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    previous_valid_s: Annotated[int, Field(ge=0, le=30 * _DAY_S)] = _DAY_S
+
+
+class NewSecret(BaseModel):
+    """The new secret, shown this once. Until `previous_valid_until` webhooks carry a signature of the old one, too."""
+
+    secret: str
+    previous_valid_until: str
+
+
+def _told(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "bot": row.bot_id,
+        "endpoint_id": str(row.endpoint_id),
+        "session_id": row.session_id,
+        "event": row.event,
+        "status": row.status,
+        "attempts": row.attempt,
+        "created_at": rfc3339(ms_of(row.created_at)),
+        "event_at": rfc3339(ms_of(row.event_at)),
+        "next_attempt_at": rfc3339(ms_of(row.next_attempt_at)) if row.status == "pending" else None,
+        "delivered_at": rfc3339(ms_of(row.delivered_at)) if row.delivered_at else None,
+        "failed_at": rfc3339(ms_of(row.failed_at)) if row.failed_at else None,
+        "last_status": row.last_status,
+        "last_error": row.last_error,
+        "after_id": row.after_id,
+    }

@@ -1,6 +1,7 @@
 """Reads of live sessions, for the API. It writes nothing and decides nothing."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -69,11 +70,18 @@ class View:
         names = [keys.live(shard, bot) for shard in range(self._shards)]
         return sum(await self._pipe.call_all([("ZCARD", name) for name in names]))
 
-    async def open_strands(self, bot: str) -> list[Strand]:
-        """The strands of a bot's open sessions."""
-        names = [keys.live(shard, bot) for shard in range(self._shards)]
-        members = await self._pipe.call_all([("ZRANGE", name, 0, -1) for name in names])
-        return [keys.strand_from(member.decode()) for shard in members for member in shard]
+    async def strands_of(self, bot: str, conversation: str) -> list[Strand]:
+        """The strands of a conversation that have an open session."""
+        name = keys.live(keys.shard_of(Strand(bot, conversation), self._shards), bot)
+        alone = Strand(bot, conversation)
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", keys.member(alone)) + "*"
+        members: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, found = await self._pipe.call("ZSCAN", name, cursor, "MATCH", pattern, "COUNT", 1_000)
+            members.update(found[::2])
+            if cursor == b"0":
+                return sorted(keys.strand_from(member.decode()) for member in members)
 
     async def _places(self, shard: int, bot: str, *, after: Place | None, count: int) -> list[Place]:
         """At least `count` places of one shard after `after`, if there are so many."""

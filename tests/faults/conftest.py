@@ -1,0 +1,42 @@
+"""Every scenario writes a row of the table, which is shown at the end; `make faults` also keeps it in `var/faults.md`."""
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.faults.ground import Ground, ground
+from tests.faults.table import PATH, Row, markdown
+
+_ROWS: list[Row] = []
+
+Tabulate = Callable[[Row], None]
+
+
+def full(rounds: int, *, timeout_s: int) -> ParameterSet:
+    """The number of rounds of `make faults`, beside which stands the `short` one of `make test`."""
+    return pytest.param(rounds, marks=[pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(timeout_s)], id="full")
+
+
+@pytest.fixture
+def tabulate() -> Tabulate:
+    """Add a row to the table."""
+    return _ROWS.append
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Ground]:
+    """Servers, receiver and a zygote of the test's own; no process of the product yet."""
+    async with ground() as made:
+        yield made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not _ROWS:
+        return
+    table = markdown(_ROWS)
+    terminalreporter.section("faults")
+    terminalreporter.write(table)
+    if config.getoption("markexpr") == "faults":
+        PATH.parent.mkdir(exist_ok=True)
+        PATH.write_text(table)

@@ -1,0 +1,75 @@
+"""Waiting, within a bound, until all that was begun is over: nothing open, nothing to archive, nothing to deliver."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from app.live import keys
+from tests.faults.ground import Ground
+from tests.faults.talk import Log, Talker
+
+SHARDS = 16
+POLL_S = 0.05
+
+
+async def until(met: Callable[[], Awaitable[bool]], *, within_s: float, what: str) -> float:
+    """Poll until `met`; gives how long that took, in s, and fails when the time is up."""
+    began = time.monotonic()
+    while not await met():
+        assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
+        await asyncio.sleep(POLL_S)
+    return time.monotonic() - began
+
+
+async def live_counts(ground: Ground, bot: str) -> tuple[int, int]:
+    """How many of a bot's sessions are open, and how many event records of all bots wait in the streams."""
+    async with ground.live() as client, client.pipeline(transaction=False) as pipe:
+        for shard in range(SHARDS):
+            pipe.zcard(keys.live(shard, bot))
+            pipe.xlen(keys.events(shard))
+        counts = await pipe.execute()
+    return sum(counts[::2]), sum(counts[1::2])
+
+
+async def pending_deliveries(ground: Ground) -> int:
+    (row,) = await ground.rows("SELECT count(*) AS n FROM deliveries WHERE status = 'pending'")
+    return int(row.n)
+
+
+async def until_archived(ground: Ground, bot: str, *, within_s: float = 60) -> float:
+    """Until no session of the bot is open and the streams are empty."""
+
+    async def met() -> bool:
+        return await live_counts(ground, bot) == (0, 0)
+
+    return await until(met, within_s=within_s, what=f"everything of {bot} closed and archived")
+
+
+async def until_told(ground: Ground, *, within_s: float = 60) -> float:
+    """Until no delivery is pending."""
+
+    async def met() -> bool:
+        return await pending_deliveries(ground) == 0
+
+    return await until(met, within_s=within_s, what="everything delivered")
+
+
+async def unaccounted(ground: Ground) -> int:
+    """What the product itself says it cannot account for (`adjourn_unaccounted`), reckoned anew from Redis."""
+    async with ground.live() as client:
+        bots = [name.decode().removeprefix("bot:") for name in await client.hkeys(keys.DIRECTORY) if name.startswith(b"bot:")]
+        total = 0
+        for shard in range(SHARDS):
+            counts = {name: int(value) for name, value in (await client.hgetall(keys.counts(shard))).items()}
+            opened, closed, told, released = (counts.get(name, 0) for name in (b"opened", b"closed", b"told", b"released"))
+            is_open = sum([await client.zcard(keys.live(shard, bot)) for bot in bots])
+            total += abs(opened - closed - is_open) + abs(told - released - await client.xlen(keys.events(shard)))
+    return total
+
+
+async def close_all(ground: Ground, bot: str) -> None:
+    """Move a sandbox bot's clock past its last deadline by the API, and wait until all is archived and told."""
+    async with ground.caller() as caller:
+        await Talker(caller, bot, Log()).advance(seconds=3_600)
+    await until_archived(ground, bot)
+    await until_told(ground)

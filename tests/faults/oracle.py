@@ -1,0 +1,165 @@
+"""What must be there, worked out from what bots were told and the policy alone, against what is there.
+
+The rules are written down a second time here, as plainly as they can be for the policy of these scenarios (proactive closing,
+the clock `any`, `session.end`): nothing of `app.domain` is used. What is there is read from Postgres, and from what the
+webhook receiver got; each session and each message is then lost, unexpected, double, or as it must be.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.talk import Log, Said
+from tests.receiver import Received
+
+_SESSIONS = """
+    SELECT s.id::text AS id, s.bot_id AS bot, s.user_id AS "user", s.reason, s.continuation_of::text AS continuation_of,
+           round(extract(epoch FROM s.opened_at) * 1000)::bigint AS opened_at_ms,
+           round(extract(epoch FROM s.closed_at) * 1000)::bigint AS closed_at_ms,
+           (SELECT array_agg(m.message_id ORDER BY m.sequence) FROM messages m
+            WHERE m.session_id = s.id AND m.opened_at = s.opened_at) AS messages,
+           (SELECT array_agg(m.sequence ORDER BY m.sequence) FROM messages m
+            WHERE m.session_id = s.id AND m.opened_at = s.opened_at) AS sequences
+    FROM sessions s WHERE s.bot_id = ANY(:bots)
+"""
+
+
+class Expected(Struct, frozen=True):
+    """A session as it must be, without the id, which is the product's to choose."""
+
+    bot: str
+    user: str
+    opened_at_ms: int
+    closed_at_ms: int
+    reason: str
+    messages: tuple[str, ...]
+
+
+class Found(Struct, frozen=True):
+    """A session as Postgres has it."""
+
+    id: str
+    seen: Expected
+    sequences: tuple[int, ...]
+    continuation_of: str | None
+
+
+class Verdict(Struct, frozen=True):
+    """What an oracle says. The lists name what is wrong, for whoever must find out why."""
+
+    sessions: int
+    messages: int
+    lost: list[str]
+    unexpected: list[str]
+    double: list[str]
+    repeats: int  # webhooks sent again under the same id, which is promised to happen
+
+    def check(self) -> None:
+        wrong = {"lost": self.lost, "unexpected": self.unexpected, "double": self.double}
+        assert not any(wrong.values()), {name: (len(found), found[:5]) for name, found in wrong.items()}
+
+
+def expected_sessions(log: Log, *, silence_ms: int = SILENCE_MS) -> list[Expected]:
+    """The sessions that the acknowledged entries make up, all closed: by silence unless an entry ended them."""
+    return [
+        session
+        for (bot, user), said in log.conversations().items()
+        for session in _of_one(bot, user, said, silence_ms=silence_ms)
+    ]
+
+
+def _of_one(bot: str, user: str, said: Sequence[Said], *, silence_ms: int) -> Iterable[Expected]:
+    current: list[Said] = []
+    for item in said:
+        if current and item.received_at_ms >= current[-1].received_at_ms + silence_ms:
+            yield _closed(bot, user, current, silence_ms=silence_ms)
+            current = []
+        if item.type == "session.end" and not current:
+            continue  # nothing is open: it is acknowledged and belongs nowhere
+        current.append(item)
+        if item.type == "session.end":
+            yield _closed(bot, user, current, silence_ms=silence_ms)
+            current = []
+    if current:
+        yield _closed(bot, user, current, silence_ms=silence_ms)
+
+
+def _closed(bot: str, user: str, said: Sequence[Said], *, silence_ms: int) -> Expected:
+    ended = said[-1].type == "session.end"
+    return Expected(
+        bot,
+        user,
+        opened_at_ms=said[0].received_at_ms,
+        closed_at_ms=said[-1].received_at_ms + (0 if ended else silence_ms),
+        reason="ended" if ended else "inactivity",
+        messages=tuple(item.message_id for item in said),
+    )
+
+
+async def found_sessions(ground: Ground, bots: Iterable[str]) -> list[Found]:
+    return [_found(row) for row in await ground.rows(_SESSIONS, bots=list(bots))]
+
+
+def _found(row: Any) -> Found:  # noqa: ANN401 - a row
+    seen = Expected(row.bot, row.user, row.opened_at_ms, row.closed_at_ms, row.reason, tuple(row.messages or ()))
+    return Found(row.id, seen, tuple(row.sequences or ()), row.continuation_of)
+
+
+async def judge(ground: Ground, log: Log, *, told: bool = True, silence_ms: int = SILENCE_MS) -> Verdict:
+    """Everything that was acknowledged must be closed and archived by now; `told`: and its end delivered to the receiver."""
+    expected = expected_sessions(log, silence_ms=silence_ms)
+    found = await found_sessions(ground, {said.bot for said in log.said})
+    webhooks = [request for bot in {said.bot for said in log.said} for request in ground.receiver.at(f"/{bot}")]
+    lost, unexpected = _differences(expected, found)
+    double = _doubles(found)
+    lost += answers_that_lie(log, found)
+    if told:
+        untold, unknown, twice = _telling(found, webhooks)
+        lost, unexpected, double = lost + untold, unexpected + unknown, double + twice
+    repeats = len(webhooks) - len({request.id for request in webhooks})
+    return Verdict(len(found), sum(len(item.seen.messages) for item in found), lost, unexpected, double, repeats)
+
+
+def _differences(expected: Sequence[Expected], found: Sequence[Found]) -> tuple[list[str], list[str]]:
+    wanted, there = Counter(expected), Counter(item.seen for item in found)
+    gaps = [item for item in found if item.sequences != tuple(range(1, len(item.sequences) + 1))]
+    lost = [f"missing: {session}" for session in (wanted - there).elements()]
+    unexpected = [f"not expected: {session}" for session in (there - wanted).elements()]
+    return lost, unexpected + [f"sequence with a gap or a repeat: {item}" for item in gaps]
+
+
+def _doubles(found: Sequence[Found]) -> list[str]:
+    homes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for item in found:
+        for message_id in item.seen.messages:
+            homes[item.seen.bot, message_id].append(item.id)
+    return [f"message {message} in {sessions}" for message, sessions in homes.items() if len(sessions) > 1]
+
+
+def answers_that_lie(log: Log, found: Sequence[Found]) -> list[str]:
+    """Every receipt must name the session that the message is in, and its place there."""
+    places = {
+        (item.seen.bot, message_id): (item.id, sequence)
+        for item in found
+        for message_id, sequence in zip(item.seen.messages, item.sequences, strict=True)
+    }
+    wrong = []
+    for said in log.said:
+        answered = said.receipt["session_id"], said.receipt["sequence"]
+        if answered[0] is not None and places.get((said.bot, said.message_id)) != answered:
+            wrong.append(f"{said.message_id} was told {answered}, is at {places.get((said.bot, said.message_id))}")
+    return wrong
+
+
+def _telling(found: Sequence[Found], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
+    """By session: told never, told though it is not there, told by two webhooks (which have different ids)."""
+    ids: defaultdict[str, set[str]] = defaultdict(set)
+    for request in webhooks:
+        ids[request.event["data"]["session"]["id"]].add(request.id)
+    there = {item.id for item in found}
+    untold = [f"never told: {session}" for session in there - set(ids)]
+    unknown = [f"told but not there: {session}" for session in set(ids) - there]
+    return untold, unknown, [f"told by {len(told)} webhooks: {session}" for session, told in ids.items() if len(told) > 1]

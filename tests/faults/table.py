@@ -1,0 +1,46 @@
+"""The table of what happened: one row for each fault, written as Markdown."""
+
+from pathlib import Path
+from typing import Self
+
+from msgspec import Struct
+
+from tests.faults.oracle import Verdict
+
+PATH = Path(__file__).resolve().parents[2] / "var" / "faults.md"
+HEAD = ("fault", "rounds", "lost", "unexpected", "double", "recovery, s", "besides")
+
+
+class Row(Struct, frozen=True):
+    """One fault. `recovery_s` is the longest; `besides` says what else was measured."""
+
+    fault: str
+    rounds: int
+    lost: int
+    double: int
+    unexpected: int = 0
+    recovery_s: float | None = None
+    besides: str = ""
+
+    @classmethod
+    def of(cls, fault: str, rounds: int, verdict: Verdict, *, recovery_s: float | None = None, besides: str = "") -> Self:
+        return cls(
+            fault, rounds, len(verdict.lost), len(verdict.double), len(verdict.unexpected), recovery_s=recovery_s, besides=besides
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        recovery = "" if self.recovery_s is None else f"{self.recovery_s:.1f}"
+        return (
+            self.fault,
+            str(self.rounds),
+            str(self.lost),
+            str(self.unexpected),
+            str(self.double),
+            recovery,
+            self.besides,
+        )
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

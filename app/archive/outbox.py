@@ -1,4 +1,4 @@
-"""What the dispatcher does to the outbox: claim, settle, hand back, and clear away what will never be sent.
+"""What the dispatcher does to the outbox: claim, settle, hand back.
 
 A claim leases a delivery: it counts an attempt and is not due again before the lease ends, so a worker that dies in between
 delays it by one lease and no more. Whatever is settled is settled for that attempt alone: who comes too late changes nothing.
@@ -7,12 +7,11 @@ Claiming locks the endpoint, not only its deliveries. So the number under way an
 deliveries may be added all the time (the lock is one that a foreign key does not wait for).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import audit
@@ -77,13 +76,7 @@ _LEASE = text("""
     RETURNING d.id, d.endpoint_id, d.bot_id, d.event, d.event_at, d.body, d.attempt, d.uncounted, d.next_attempt_at
 """)
 
-_SETTLED = """
-    unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:nexts AS timestamptz[]),
-           CAST(:ends AS timestamptz[]), CAST(:replied AS int[]), CAST(:errors AS text[]), CAST(:uncounted AS int[]))
-        AS s(id, attempt, status, next_attempt_at, ended_at, replied, error, uncounted)
-"""
-
-_SETTLE = text(f"""
+_SETTLE = text("""
     UPDATE deliveries d SET
         status = s.status,
         leased_until = NULL,
@@ -93,18 +86,20 @@ _SETTLE = text(f"""
         failed_at = CASE WHEN s.status = 'failed' THEN s.ended_at END,
         last_status = s.replied,
         last_error = s.error
-    FROM {_SETTLED}
+    FROM unnest(CAST(:ids AS uuid[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:nexts AS timestamptz[]),
+                CAST(:ends AS timestamptz[]), CAST(:replied AS int[]), CAST(:errors AS text[]), CAST(:uncounted AS int[]))
+        AS s(id, attempt, status, next_attempt_at, ended_at, replied, error, uncounted)
     WHERE d.id = s.id AND d.attempt = s.attempt AND d.status = 'pending'
     RETURNING d.id
-""")  # noqa: S608 - made of constants
+""")
 
 # A delivery that waits for another would else be looked at, in vain, at each claim until that one is tried again.
-_DELAY_FOLLOWERS = text(f"""
-    UPDATE deliveries d SET next_attempt_at = s.next_attempt_at
-    FROM {_SETTLED}
-    WHERE d.after_id = s.id AND s.status = 'pending' AND d.status = 'pending' AND d.leased_until IS NULL
-      AND d.next_attempt_at < s.next_attempt_at
-""")  # noqa: S608 - made of constants
+_DELAY_FOLLOWERS = text("""
+    UPDATE deliveries d SET next_attempt_at = p.next_attempt_at
+    FROM unnest(CAST(:ids AS uuid[])) AS s(id)
+    JOIN deliveries p ON p.id = s.id AND p.status = 'pending' AND p.leased_until IS NULL
+    WHERE d.after_id = p.id AND d.status = 'pending' AND d.leased_until IS NULL AND d.next_attempt_at < p.next_attempt_at
+""")
 
 # Kept even if it came too late to settle anything: it happened. The join leaves out what has been deleted meanwhile.
 _KEEP_ATTEMPTS = text("""
@@ -121,55 +116,6 @@ _DISABLE = text("""
     UPDATE endpoints SET enabled = false, disabled_reason = :reason, updated_at = :now
     WHERE id = CAST(:endpoint AS uuid) AND enabled RETURNING bot_id
 """)
-
-_READ_HEALTH = text("""
-    SELECT endpoint_id, failures, opened_at, resume_at FROM endpoint_health
-    WHERE endpoint_id = ANY(CAST(:endpoints AS uuid[])) ORDER BY endpoint_id FOR UPDATE
-""")
-
-_FORGET_HEALTH = text("DELETE FROM endpoint_health WHERE endpoint_id = ANY(CAST(:endpoints AS uuid[]))")
-
-_SAVE_HEALTH = text("""
-    INSERT INTO endpoint_health (endpoint_id, failures, opened_at, resume_at)
-    SELECT * FROM unnest(CAST(:endpoints AS uuid[]), CAST(:failures AS int[]),
-                         CAST(:opened AS timestamptz[]), CAST(:resumes AS timestamptz[]))
-    ON CONFLICT (endpoint_id) DO UPDATE
-    SET failures = excluded.failures, opened_at = excluded.opened_at, resume_at = excluded.resume_at
-""")
-
-_CANCEL = text("""
-    UPDATE deliveries SET status = 'cancelled', leased_until = NULL, failed_at = :now,
-        last_error = coalesce(last_error, 'the endpoint is disabled or deleted')
-    WHERE id IN (
-        SELECT d.id FROM endpoints e JOIN deliveries d ON d.endpoint_id = e.id AND d.status = 'pending'
-        WHERE (NOT e.enabled OR e.deleted_at IS NOT NULL) AND (d.leased_until IS NULL OR d.leased_until <= :now)
-        LIMIT :room
-        FOR UPDATE OF d SKIP LOCKED
-    )
-    RETURNING id
-""")
-
-_EXPIRE = text("""
-    UPDATE deliveries SET status = 'failed', leased_until = NULL, failed_at = :now,
-        last_error = coalesce(last_error, 'the endpoint did not answer for as long as deliveries are tried')
-    WHERE id IN (
-        SELECT d.id FROM endpoint_health h JOIN deliveries d ON d.endpoint_id = h.endpoint_id AND d.status = 'pending'
-        WHERE h.opened_at IS NOT NULL AND d.queued_at < :since AND (d.leased_until IS NULL OR d.leased_until <= :now)
-        LIMIT :room
-        FOR UPDATE OF d SKIP LOCKED
-    )
-    RETURNING id
-""")
-
-_PRUNE = text("""
-    DELETE FROM deliveries WHERE id IN (
-        SELECT id FROM deliveries WHERE created_at < :since AND status = ANY(CAST(:statuses AS text[]))
-        ORDER BY created_at LIMIT :room FOR UPDATE SKIP LOCKED
-    )
-    RETURNING id
-""")
-
-_DEPTH = text("SELECT count(*) FROM deliveries WHERE status = 'pending'")
 
 
 class Due(Struct, frozen=True):
@@ -197,17 +143,6 @@ class Claim(Struct, frozen=True):
     attempt: int
     tries: int
     leased_until_ms: int
-
-
-class Health(Struct, frozen=True):
-    """How an endpoint has been doing: failures in a row, and its breaker (`app.delivery.breaker`) where they opened it."""
-
-    failures: int = 0
-    opened_at_ms: int | None = None
-    resume_at_ms: int | None = None
-
-
-HEALTHY = Health()
 
 
 class Settled(Struct, frozen=True):
@@ -264,31 +199,11 @@ async def settle(conn: AsyncConnection, settled: Sequence[Settled]) -> set[str]:
     parameters = _columns(settled)
     rows = await conn.execute(_SETTLE, parameters)
     effective = {str(row.id) for row in rows}
-    if any(item.status == "pending" for item in settled):
-        await conn.execute(_DELAY_FOLLOWERS, parameters)
+    waiting = [item.id for item in settled if item.status == "pending"]
+    if waiting:
+        await conn.execute(_DELAY_FOLLOWERS, {"ids": waiting})
     await conn.execute(_KEEP_ATTEMPTS, parameters | _details(settled))
     return effective
-
-
-async def read_health(conn: AsyncConnection, endpoint_ids: Iterable[str]) -> dict[str, Health]:
-    """The health of these endpoints, locked till the transaction ends; a healthy one is missing."""
-    rows = await conn.execute(_READ_HEALTH, {"endpoints": list(endpoint_ids)})
-    return {str(row.endpoint_id): Health(row.failures, _ms(row.opened_at), _ms(row.resume_at)) for row in rows}
-
-
-async def save_health(conn: AsyncConnection, health: Mapping[str, Health]) -> None:
-    well = [endpoint for endpoint, state in health.items() if state == HEALTHY]
-    ill = {endpoint: state for endpoint, state in health.items() if state != HEALTHY}
-    if well:
-        await conn.execute(_FORGET_HEALTH, {"endpoints": well})
-    if ill:
-        parameters = {
-            "endpoints": list(ill),
-            "failures": [state.failures for state in ill.values()],
-            "opened": [instant_or_none(state.opened_at_ms) for state in ill.values()],
-            "resumes": [instant_or_none(state.resume_at_ms) for state in ill.values()],
-        }
-        await conn.execute(_SAVE_HEALTH, parameters)
 
 
 async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: str, now_ms: int) -> None:
@@ -296,30 +211,6 @@ async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: s
     disabled = await conn.execute(_DISABLE, {"endpoint": endpoint_id, "reason": reason, "now": instant(now_ms)})
     for row in disabled:
         await audit.record(conn, Actor("adjourn"), "endpoint.disabled", endpoint_id, bot=row.bot_id, reason=reason)
-
-
-async def cancel_unwanted(conn: AsyncConnection, *, room: int, now_ms: int) -> int:
-    """Cancel what waits for endpoints that were disabled or deleted; gives how many it were."""
-    return await _count(conn, _CANCEL, {"room": room, "now": instant(now_ms)})
-
-
-async def expire(conn: AsyncConnection, *, queued_before_ms: int, room: int, now_ms: int) -> int:
-    """Give up what has waited that long behind an open breaker, where most never get as many attempts as they are due."""
-    return await _count(conn, _EXPIRE, {"since": instant(queued_before_ms), "room": room, "now": instant(now_ms)})
-
-
-async def prune(conn: AsyncConnection, statuses: Sequence[str], *, created_before_ms: int, room: int) -> int:
-    """Delete deliveries that ended so and are that old; gives how many it were."""
-    return await _count(conn, _PRUNE, {"statuses": list(statuses), "since": instant(created_before_ms), "room": room})
-
-
-async def depth(conn: AsyncConnection) -> int:
-    """How many deliveries are pending."""
-    return int(await conn.scalar(_DEPTH) or 0)
-
-
-def _ms(at: datetime | None) -> int | None:
-    return None if at is None else ms_of(at)
 
 
 def _claim(row: Row[Any], endpoint: Due) -> Claim:
@@ -355,7 +246,3 @@ def _details(settled: Sequence[Settled]) -> dict[str, Any]:
         "durations": [item.duration_ms for item in settled],
         "replies": [item.reply for item in settled],
     }
-
-
-async def _count(conn: AsyncConnection, statement: TextClause, parameters: dict[str, Any]) -> int:
-    return len((await conn.execute(statement, parameters)).all())

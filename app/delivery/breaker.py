@@ -4,7 +4,7 @@ Pure. A breaker is closed (`resume_at_ms` None), open until `resume_at_ms`, and 
 success closes it, its failure opens it for twice as long. What was under way when it opened says nothing new and is not counted.
 """
 
-from app.archive.outbox import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, Health
 
 FAILURES_TO_OPEN = 5
 FIRST_PAUSE_MS = 15_000

@@ -6,8 +6,9 @@ import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive import outbox
-from app.archive.outbox import HEALTHY, Claim, Health, Settled
+from app.archive import endpoint_health, outbox
+from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.outbox import Claim, Settled
 from app.delivery import breaker
 from app.delivery.replies import plain
 from app.delivery.sender import Delivered, Gone, Outcome
@@ -69,12 +70,12 @@ async def record(engine: AsyncEngine, attempts: Sequence[Attempt], *, jitter: Ca
         effective = await outbox.settle(conn, decided)
         counted = [attempt for attempt in attempts if attempt.claim.id in effective]
         endpoints = sorted({attempt.claim.endpoint.endpoint_id for attempt in counted})
-        before = await outbox.read_health(conn, endpoints)
+        before = await endpoint_health.read(conn, endpoints)
         after = dict(before)
         for attempt in counted:
             endpoint = attempt.claim.endpoint.endpoint_id
             after[endpoint] = health_after(after.get(endpoint, HEALTHY), attempt)
-        await outbox.save_health(conn, {each: now for each, now in after.items() if now != before.get(each, HEALTHY)})
+        await endpoint_health.save(conn, {each: now for each, now in after.items() if now != before.get(each, HEALTHY)})
     # A crash here leaves an endpoint enabled that wants nothing more: its next 410 comes here again.
     await _disable_gone(engine, counted)
     _tell(decided, counted)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.archive.outbox import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, Health
 from app.delivery.breaker import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_MS,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from app.archive.outbox import HEALTHY, Claim, Due, Health
+from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.outbox import Claim, Due
 from app.delivery.recording import Attempt, Interrupted, health_after, settled
 from app.delivery.sender import Delivered, Gone, Outcome, Retry
 from app.domain.retry import DELAYS_MS

@@ -217,7 +217,8 @@ def _where(place: tuple[int | str, ...]) -> str:
     where = ""
     for part in place[1:]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return where.lstrip(".") or str(place[0])
+    # A field's name may be anything, even what no answer can be written in.
+    return (where.lstrip(".") or str(place[0]))[:200].encode("utf-8", "backslashreplace").decode()
 
 
 def _of_http(error: HTTPException) -> AdjournError:

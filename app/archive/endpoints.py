@@ -33,3 +33,7 @@ async def change(conn: AsyncConnection, endpoint: str, changes: dict[str, Any]) 
     )
     row: Row[Any] = (await conn.execute(changed)).one()
     return row
+
+
+async def delete(conn: AsyncConnection, endpoint: str) -> None:
+    await conn.execute(update(endpoints).where(endpoints.c.id == endpoint).values(deleted_at=func.now()))

@@ -1,7 +1,8 @@
 """One view over live and archive: a session is looked for in Redis first, then in Postgres, and told in one shape.
 
 Redis knows open sessions and lately closed ones, which Postgres may not hold yet; whoever asks for one by id or by its
-conversation never sees it missing in between. Lists by filter are of the archive alone.
+conversation never sees it missing in between. If one of the two is away, the other answers for what it holds, and only what it
+cannot deny is refused as unavailable. Lists by filter are of the archive alone. Who may see what is the caller's business.
 """
 
 from typing import Any
@@ -12,9 +13,10 @@ from app.archive import session_reads
 from app.archive.session_reads import Archived, Filter, Place
 from app.domain.records import Message, Session
 from app.domain.session_view import session_view
-from app.live.view import View
-
-_EXPLAINED = 200
+from app.domain.strand import Strand
+from app.errors import Unavailable
+from app.live.view import Found, View
+from app.live.view import Place as LivePlace
 
 
 class Sessions:
@@ -25,25 +27,32 @@ class Sessions:
         self._engine = engine
 
     async def find(self, session_id: str) -> Archived | None:
-        """The session of this id, open or closed; the id must be a UUID."""
-        found = await self._live.find(session_id)
+        """The session of this id, open or closed; the id must be a UUID. Raises `Unavailable` if neither server can tell."""
+        away: Unavailable | None = None
+        try:
+            found = await self._live.find(session_id)
+        except Unavailable as error:
+            found, away = None, error
         if found is not None:
-            return Archived(found.strand, found.session, None)
+            return _as_archived(found)
         async with self._engine.connect() as conn:
-            return await session_reads.find(conn, session_id)
+            archived = await session_reads.find(conn, session_id)
+        if archived is None and away is not None:
+            raise away
+        return archived
 
-    async def messages(self, session_id: str, *, after: int, limit: int) -> list[Message]:
+    async def messages(self, session: Session, *, after: int, limit: int) -> list[Message]:
         """A session's messages in order, those whose sequence is above `after`."""
-        kept = await self._live.messages(session_id)
+        kept = await self._kept(session)
         if kept:
             return [message for message in kept if message.sequence > after][:limit]
         async with self._engine.connect() as conn:
-            return await session_reads.messages_of(conn, session_id, after=after, limit=limit)
+            return await session_reads.messages_of(conn, session.id, after=after, limit=limit)
 
     async def telling(self, session: Session) -> list[Message]:
         """The messages that an explanation of a session names."""
         ids = [name for name in (session.opened_by, session.deadline_by, session.closed_by) if name]
-        kept = await self._live.messages(session.id)
+        kept = await self._kept(session)
         if kept:
             return [message for message in kept if message.message_id in ids]
         async with self._engine.connect() as conn:
@@ -57,13 +66,41 @@ class Sessions:
         last = shown[-1].session if len(found) > limit else None
         return shown, None if last is None else Place(last.opened_at_ms, last.id)
 
-    async def open_in(self, bot: str, conversation: str) -> list[Archived]:
-        """The open sessions of a conversation: one, or several side by side with method `client` or in help windows."""
-        strands = await self._live.strands_of(bot, conversation)
-        states = [(strand, await self._live.state(strand)) for strand in strands]
-        return [Archived(strand, state.session, None) for strand, state in states if state.session is not None]
+    async def live_page(self, bot: str, *, after: LivePlace | None, limit: int) -> tuple[list[Archived], LivePlace | None]:
+        """A bot's open sessions, the longest open first, and the place to go on from; None at the end."""
+        found, place = await self._live.page(bot, after=after, limit=limit)
+        return [_as_archived(one) for one in found], place
+
+    async def lately_in(self, bot: str, conversation: str) -> list[Archived]:
+        """A conversation's open sessions (with method `client` or in help windows, several side by side).
+
+        And the one that closed last, as long as Redis knows it: Postgres may not have it yet.
+        """
+        strands = {Strand(bot, conversation), *await self._live.strands_of(bot, conversation)}
+        found = []
+        for strand in sorted(strands):
+            state = await self._live.state(strand)
+            if state.session is not None:
+                found.append(Archived(strand, state.session, None))
+            closed = await self._live.find(state.last_session_id) if state.last_session_id else None
+            if closed is not None:
+                found.append(_as_archived(closed))
+        return found
+
+    async def _kept(self, session: Session) -> list[Message]:
+        """What Redis has of a session's messages; nothing if it is away and Postgres may have them."""
+        try:
+            return await self._live.messages(session.id)
+        except Unavailable:
+            if session.closed_at_ms is None:
+                raise
+            return []
 
 
 def told(found: Archived) -> dict[str, Any]:
     """A session as JSON."""
     return session_view(found.strand, found.session) | {"continuation_of": found.continuation_of}
+
+
+def _as_archived(found: Found) -> Archived:
+    return Archived(found.strand, found.session, None)

@@ -2,6 +2,32 @@
 
 from fastapi import APIRouter
 
-from app.api.routes import operations, sandbox, variables
+from app.api.routes import (
+    audit,
+    bots,
+    conversations,
+    deliveries,
+    endpoints,
+    keys,
+    live,
+    operations,
+    policies,
+    sandbox,
+    sessions,
+    variables,
+)
 
-ROUTERS: tuple[APIRouter, ...] = (operations.router, sandbox.router, variables.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    bots.router,
+    policies.router,
+    endpoints.router,
+    keys.router,
+    audit.router,
+    sessions.router,
+    conversations.router,
+    live.router,
+    variables.router,
+    sandbox.router,
+    deliveries.router,
+    operations.router,
+)

@@ -33,6 +33,7 @@ RULES = {
     "R06": "it was resolved or escalated, and the policy ends it there",
     "abandon_after_hours": "nothing came for as long as the policy keeps a session whose silence does not close it",
     "max_duration_hours": "it was open as long as the policy allows",
+    "rollback": "the live data came back without its last moments, when the archive held the session already",
     "reminder": "the policy has the user reminded before the silence closes the session",
 }
 """What the rows of RULES.md, and the fields of a policy, say of a session in which they decided something."""
@@ -93,11 +94,12 @@ def _words(session: Session, data: dict[str, Any]) -> Iterator[str]:
     opened, deadline, closed = data["opened"], data["deadline"], data["closed"]
     yield f"It opened at {opened['at']} with {_entry(opened)}: {opened['because']} ({opened['rule']})."
     mover = "a change of the policy" if deadline["message_id"] is None else _entry(deadline)
+    verb, closes = ("is", "it closes") if closed is None else ("was", "it would close")
     yield (
-        f"Its deadline is {deadline['at']}, set last by {mover} under policy version {session.policy_version}: "
-        f"then it closes as `{deadline['reason']}` ({deadline['rule']})."
+        f"Its deadline {verb} {deadline['at']}, set last by {mover} under policy version {session.policy_version}: "
+        f"then {closes} as `{deadline['reason']}` ({deadline['rule']})."
     )
-    if session.paused:
+    if session.paused and closed is None:
         yield "It is paused: it was handed to a human, so the silence does not count until the human leaves."
     if data["reminded_at"] is not None:
         yield f"The user was reminded at {data['reminded_at']}."

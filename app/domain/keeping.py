@@ -7,6 +7,7 @@ from msgspec import msgpack
 
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
+from app.domain.instants import ms_of
 from app.domain.records import Answer, Message, Session
 
 _RARE = (
@@ -38,7 +39,7 @@ def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answe
         entry.intent,
         entry.language,
         entry.tags,
-        None if entry.sent_at is None else round(entry.sent_at.timestamp() * 1_000),
+        None if entry.sent_at is None else ms_of(entry.sent_at),
         _rest(entry, session),
     )
 

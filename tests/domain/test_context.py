@@ -1,0 +1,281 @@
+"""The dialog, the variables, and what is cleared when: K20 to K24."""
+
+from typing import Any
+
+import pytest
+
+from app.domain.errors import InvalidVariable, StateTooLarge
+from app.domain.instants import DAY_MS
+from app.domain.records import DeleteVariable, SetVariable
+from app.domain.session_view import context_view, variables_view
+from tests.domain.talk import NOON_MS, Talk, minute
+
+EMPTY: dict[str, Any] = {"context": None, "tags": [], "historic_tags": [], "tones": {}}
+
+
+def talk_with_dialog(**policy: Any) -> Talk:  # noqa: ANN401  a policy's fields
+    """Context, two rounds of tags and two tones."""
+    talk = Talk(**policy)
+    talk.say("user", "a", tags=["old"], sentiment={"angry": 0.9, "sad": 0.1}, at=0)
+    talk.say("user", "b", tags=["new"], sentiment={"angry": 0.2}, context={"topic": "shoes"}, at=1)
+    return talk
+
+
+def test_dialog_is_as_seen_last() -> None:
+    """The context is replaced, tags displace tags, levels of tones are kept by tone."""
+    talk = talk_with_dialog()
+    talk.say("bot", "c", at=2)
+
+    assert context_view(talk.state) == {
+        "context": {"topic": "shoes"},
+        "tags": ["new"],
+        "historic_tags": ["old"],
+        "tones": {"angry": 0.2, "sad": 0.1},
+    }
+
+
+def test_no_dialog_is_an_empty_one() -> None:
+    talk = Talk()
+    talk.say("user", "a")
+
+    assert talk.state.dialog is None
+    assert context_view(talk.state) == EMPTY
+
+
+def test_historic_tags_have_the_latest_last_and_none_twice() -> None:
+    """A tag that comes again moves to the end; one that is current again is not historic by that."""
+    talk = Talk()
+    for at, tags in enumerate((["a", "b"], ["c"], ["b", "d"], ["d", "e"], ["f"])):
+        talk.say("user", "x", tags=tags, at=at)
+
+    assert talk.state.dialog is not None
+    assert talk.state.dialog.historic_tags == ("a", "c", "b", "d", "e")
+
+
+def test_historic_tags_are_bounded() -> None:
+    """The oldest are dropped."""
+    talk = Talk()
+    for number in range(70):
+        talk.say("user", "x", tags=[f"t{number}"], at=0)
+
+    assert talk.state.dialog is not None
+    assert talk.state.dialog.historic_tags == tuple(f"t{number}" for number in range(5, 69))
+
+
+def test_command_tags_are_no_tags_of_the_dialog() -> None:
+    talk = talk_with_dialog()
+    talk.say("user", "c", tags=["new session", "vip"], at=2)
+
+    assert context_view(talk.state)["tags"] == ["vip"]
+
+
+def test_close_clears_the_dialog() -> None:
+    """K21; what was a current tag is a historic one."""
+    talk = talk_with_dialog()
+    talk.close(at=2)
+
+    assert context_view(talk.state) == EMPTY | {"historic_tags": ["old", "new"]}
+
+
+def test_close_without_tags_leaves_no_dialog() -> None:
+    talk = Talk()
+    talk.say("user", "a", context={"topic": "shoes"}, at=0)
+    talk.close(at=1)
+
+    assert talk.state.dialog is None
+
+
+@pytest.mark.parametrize("fields", ({"type": "discard.all"}, {"tags": ["discard all"]}))
+def test_discard_all(fields: dict[str, Any]) -> None:
+    """K23: context, tags and tones go, variables and the session stay."""
+    talk = talk_with_dialog()
+    talk.do(SetVariable("city", "Rio"), at=1)
+
+    answer = talk.say("user", at=2, **fields)
+
+    assert answer.session == "continued"
+    assert answer.closed == ()
+    assert context_view(talk.state) == EMPTY
+    assert "city" in talk.state.variables
+
+
+@pytest.mark.parametrize("fields", ({"type": "discard"}, {"tags": ["discard"]}))
+def test_discard_that_continues(fields: dict[str, Any]) -> None:
+    """K24: current tags become the last of the historic ones, which are cleared; tones stay."""
+    talk = talk_with_dialog(discard_closes=False)
+
+    answer = talk.say("user", at=2, **fields)
+
+    assert answer.closed == ()
+    assert context_view(talk.state) == EMPTY | {"historic_tags": ["new"], "tones": {"angry": 0.2, "sad": 0.1}}
+
+
+def test_discard_closes() -> None:
+    """K20 and ruling 2; the entry belongs to the session that it closes."""
+    talk = talk_with_dialog()
+    answer = talk.say("user", type="discard", tags=["last"], at=2)
+
+    assert (answer.session, answer.sequence) == ("continued", 3)
+    assert talk.closings == [("discard", 2)]
+    assert (talk.closed[0].closing_rule, talk.closed[0].closed_by) == ("K20", "m3")
+    assert talk.closed[0].tags == ("last",)
+    assert context_view(talk.state) == EMPTY | {"historic_tags": ["last"]}
+
+
+def test_discard_with_no_dialog() -> None:
+    talk = Talk(discard_closes=False)
+    talk.say("user", "a", at=0)
+    talk.say("user", type="discard", at=1)
+
+    assert talk.state.dialog is None
+
+
+def test_discard_between_sessions_clears_what_is_left() -> None:
+    """Historic tags alone survive a close."""
+    for kind in ("discard", "discard.all"):
+        talk = talk_with_dialog()
+        talk.close(at=2)
+        answer = talk.say("user", type=kind, at=3)
+
+        assert answer.session == "none"
+        assert context_view(talk.state) == EMPTY
+        assert talk.closings == [("api", 2)]
+
+
+def test_variables_without_a_ttl_end_with_the_session() -> None:
+    """K21: those with one live on until it ends."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.do(SetVariable("city", {"name": "Rio"}), at=1)
+    talk.do(SetVariable("vip", 1, ttl_ms=30 * 60_000), at=1)
+    assert variables_view(talk.state, NOON_MS + 60_000) == {
+        "city": {"value": {"name": "Rio"}, "expires_at": None},
+        "vip": {"value": 1, "expires_at": "2026-11-21T12:31:00.000Z"},
+    }
+    decision = talk.close(at=2)
+
+    assert list(variables_view(talk.state, NOON_MS + 2 * 60_000)) == ["vip"]
+    assert minute(decision.keep_until_ms) == 31
+    talk.say("user", "b", at=30)
+    assert list(talk.state.variables) == ["vip"]
+    talk.say("user", "c", at=31)
+    assert talk.state.variables == {}
+
+
+def test_expired_variable_is_not_shown() -> None:
+    """Even before anything is decided on the conversation; a TTL is over at its end."""
+    talk = Talk()
+    talk.do(SetVariable("vip", 1, ttl_ms=60_000), at=0)
+
+    assert list(variables_view(talk.state, NOON_MS + 59_999)) == ["vip"]
+    assert variables_view(talk.state, NOON_MS + 60_000) == {}
+
+
+def test_variable_can_be_replaced_and_deleted() -> None:
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.do(SetVariable("a", 1, ttl_ms=60_000), at=0)
+    talk.do(SetVariable("b", 2), at=0)
+    talk.do(SetVariable("a", 3), at=0)
+    talk.do(DeleteVariable("b"), at=0)
+    state = talk.state
+
+    assert variables_view(talk.state, NOON_MS) == {"a": {"value": 3, "expires_at": None}}
+    assert talk.do(DeleteVariable("nothing"), at=5).state is state
+
+
+def test_variable_set_before_its_session_waits_a_day() -> None:
+    """And is there when the session opens."""
+    talk = Talk()
+    decision = talk.do(SetVariable("a", 1), at=0)
+    talk.say("user", "hi", at=60)
+
+    assert decision.keep_until_ms == NOON_MS + DAY_MS
+    assert decision.answer is None
+    assert list(talk.state.variables) == ["a"]
+
+
+def test_variables_at_their_limits() -> None:
+    """The longest name, the largest value, the longest TTL."""
+    talk = Talk()
+    talk.do(SetVariable("n" * 128, "v" * 8_190, ttl_ms=366 * DAY_MS), at=0)
+    talk.do(SetVariable("n", 2**64 - 1, ttl_ms=1), at=0)
+
+    assert len(talk.state.variables) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "says"),
+    (
+        (SetVariable("", 1), "name", "1 to 128"),
+        (SetVariable("n" * 129, 1), "name", "1 to 128"),
+        (SetVariable("a\x1fb", 1), "name", "printable"),
+        (SetVariable("n", "v" * 8_191), "value", "8193 bytes"),
+        (SetVariable("n", 2**64), "value", "64 bits"),
+        (SetVariable("n", 1, ttl_ms=0), "ttl_s", "more than 0"),
+        (SetVariable("n", 1, ttl_ms=366 * DAY_MS + 1), "ttl_s", "31622400"),
+    ),
+)
+def test_variable_beyond_its_limits_is_refused(command: SetVariable, field: str, says: str) -> None:
+    talk = Talk()
+
+    with pytest.raises(InvalidVariable) as refused:
+        talk.do(command, at=0)
+    assert refused.value.field == field
+    assert says in refused.value.message
+
+
+def test_refresh_clears_everything() -> None:
+    """K22: also variables with a TTL and what was waited for."""
+    for is_open in (True, False):
+        talk = talk_with_dialog()
+        talk.do(SetVariable("vip", 1, ttl_ms=DAY_MS), at=1)
+        talk.say("system", type="survey.sent", at=1)
+        if not is_open:
+            talk.close(at=2)
+        talk.say("user", "again", refresh=True, at=3)
+
+        assert talk.state.variables == {}
+        assert talk.state.dialog is None
+        assert talk.say("user", type="survey.answered", at=4).closed == ()
+        assert talk.open.survey_answered_at_ms is None
+
+
+def test_refresh_keeps_what_the_refreshing_entry_tells() -> None:
+    talk = talk_with_dialog()
+    talk.say("user", "again", refresh=True, tags=["fresh"], context={"topic": "hats"}, at=3)
+
+    assert context_view(talk.state) == EMPTY | {"context": {"topic": "hats"}, "tags": ["fresh"]}
+
+
+def test_live_state_is_limited() -> None:
+    """What would cross 64 KB is refused and changes nothing; what comes after is taken."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    for number in range(7):
+        talk.do(SetVariable(f"v{number}", "x" * 8_190), at=0)
+    state = talk.state
+
+    with pytest.raises(StateTooLarge) as refused:
+        talk.do(SetVariable("v8", "x" * 8_190), at=0)
+    with pytest.raises(StateTooLarge):
+        talk.say("user", "b", context={"x": "y" * 10_000}, at=0)
+    with pytest.raises(StateTooLarge):
+        talk.say("user", "b", sentiment={f"tone{number}": 0.5 for number in range(1_000)}, at=0)
+    assert refused.value.limit == 65_536 < refused.value.size < 70_000
+    assert "at most 65536" in refused.value.message
+    assert talk.state is state
+    assert talk.say("user", "b", at=1).sequence == 2
+
+
+def test_limit_is_to_the_byte() -> None:
+    """65,536 bytes are allowed, one more is not."""
+    talk = Talk()
+    talk.say("user", "a", context={"x": "y" * 60_000}, at=0)
+    with pytest.raises(StateTooLarge) as refused:
+        talk.say("user", "b", context={"x": "y" * 65_535}, at=0)
+    exactly = 65_535 - (refused.value.size - 65_536)
+
+    talk.say("user", "b", context={"x": "y" * exactly}, at=0)
+    with pytest.raises(StateTooLarge):
+        talk.say("user", "b", context={"x": "y" * (exactly + 1)}, at=0)

@@ -1,0 +1,146 @@
+"""Which entries start a session, by which row, and what the session that they start looks like."""
+
+from typing import Any, get_args
+
+import pytest
+
+from app.domain.entry import EntryType
+from app.domain.strand import opened_at_ms_of, session_id
+from tests.domain.talk import NOON_MS, Talk, minute
+
+STARTERS = {
+    "message": "B04",
+    "session.start": "B08",
+    "conversation.started": "B09",
+    "connect": "K13",
+    "authorization": "K17",
+    "agent.joined": "B03",
+    "article.opened": "A11",
+}
+
+
+@pytest.mark.parametrize("kind", get_args(EntryType))
+def test_what_starts_a_session_and_what_does_not(kind: str) -> None:
+    """Whatever begins or says something starts one; what ends, changes or merely trails something does not."""
+    talk = Talk()
+
+    answer = talk.say("user", type=kind)
+
+    assert answer.session == ("opened" if kind in STARTERS else "none")
+    assert [event.rule for event in talk.events] == ([STARTERS[kind]] if kind in STARTERS else [])
+
+
+@pytest.mark.parametrize(("role", "rule"), (("user", "B04"), ("bot", "K15"), ("agent", "K12"), ("system", "K12")))
+def test_a_message_of_any_role_starts_a_session(role: str, rule: str) -> None:
+    """Each by its own row."""
+    talk = Talk()
+
+    answer = talk.say(role, "hello")
+
+    assert (answer.session, answer.sequence) == ("opened", 1)
+    assert talk.open.opening_rule == rule
+    assert talk.told == [("session.started", rule)]
+
+
+def test_a_session_knows_how_it_began() -> None:
+    """Id, user, channel, instant, entry and policy version."""
+    talk = Talk()
+    talk.say("user", "hi", user_id="bob", channel="sms", message_id="first", at=7)
+    session = talk.open
+
+    assert talk.strand is not None
+    assert session.id == session_id(talk.strand, generation=1, opened_at_ms=NOON_MS + 7 * 60_000)
+    assert opened_at_ms_of(session.id) == session.opened_at_ms == NOON_MS + 7 * 60_000
+    assert (session.user_id, session.channel, session.opened_by) == ("bob", "sms", "first")
+    assert (session.policy_version, session.previous_session_id) == (1, None)
+    assert (session.trade, session.handed_off_at_ms) == ("bot", None)
+
+
+def test_started_is_told_with_the_first_entry_counted() -> None:
+    """The event's session is as the entry leaves it, even if the entry ends it as well."""
+    talk = Talk()
+    talk.say("user", "start over", type="session.end", refresh=True, language="en")
+
+    assert [(event.type, event.session.entries, event.session.language) for event in talk.events] == [
+        ("session.started", 1, "en"),
+        ("session.closed", 1, "en"),
+    ]
+    assert [event.session.closed_at_ms is None for event in talk.events] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    (({"type": "session.start"}, "B08"), ({"type": "conversation.started"}, "B09"), ({"tags": ("vip", "new session")}, "B09")),
+)
+def test_a_start_signal_supersedes_by_its_row(fields: dict[str, Any], rule: str) -> None:
+    """Both sides name the row; the next generation has another id and knows its predecessor."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+    first = talk.open
+    talk.say("bot", at=0, **fields)
+    second = talk.open
+
+    assert talk.told[1:] == [("session.closed", rule), ("session.started", rule)]
+    assert talk.closed[0].closed_by is None
+    assert second.id != first.id
+    assert second.previous_session_id == first.id
+
+
+def test_new_session_is_asked_for_by_messages_alone() -> None:
+    """The tag on any other entry is a tag like any."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+
+    answer = talk.say("bot", type="activity", tags=("new session",), at=1)
+
+    assert answer.session == "continued"
+
+
+def test_refresh_opens_where_none_is_open_and_whatever_its_type() -> None:
+    """Any entry may ask for it, even one that would start nothing."""
+    talk = Talk()
+
+    answer = talk.say("user", type="activity", refresh=True)
+
+    assert answer.session == "opened"
+    assert talk.told == [("session.started", "K22")]
+
+
+def test_refresh_of_a_farewell_is_not_heard() -> None:
+    """A bot's reply to our own event opens nothing, whatever else it says."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+
+    within = talk.say("bot", "bye", in_reply_to="evt", refresh=True, at=1)
+    again = talk.say("bot", "bye", in_reply_to="evt", type="session.start", at=2)
+
+    assert [within.session, again.session] == ["continued", "continued"]
+
+
+def test_only_a_bots_reply_is_a_farewell() -> None:
+    """A user who answers the closure message opens a session (ruling 3); so do authorization details (K17)."""
+    others: tuple[tuple[str, dict[str, Any]], ...] = (("user", {}), ("agent", {}), ("bot", {"type": "authorization"}))
+    for role, fields in others:
+        assert Talk().say(role, "wait", in_reply_to="evt", **fields).session == "opened"
+
+
+def test_the_previous_session_is_known_beyond_its_fifteen_minutes() -> None:
+    """As long as the conversation's state lives."""
+    talk = Talk()
+    talk.say("user", "hi", at=0)
+    first = talk.open.id
+    talk.wake(at=15)
+    talk.say("user", "hi again", at=60)
+
+    assert talk.open.previous_session_id == first
+    assert talk.state.recent == ()
+
+
+def test_time_of_a_strand_never_goes_back() -> None:
+    """A clock that is behind decides at the instant that the strand has already seen."""
+    talk = Talk()
+    talk.say("user", "hi", at=10)
+    answer = talk.say("bot", "hello", at=3)
+
+    assert minute(answer.received_at_ms) == 10
+    assert minute(talk.state.touched_at_ms) == 10

@@ -1,0 +1,89 @@
+"""Strands: which entry belongs to which, and the ids made from them."""
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from app.domain.errors import InvalidEntry
+from app.domain.policy import PolicyVersion, policy_from
+from app.domain.strand import Strand, conversation_hash, conversation_hash_of, opened_at_ms_of, session_id, strand_of
+from tests.domain.talk import NOON_MS, entry_of
+
+ANY = PolicyVersion(1, 0, policy_from({}))
+CLIENT = PolicyVersion(1, 0, policy_from({"method": "client"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "strand"),
+    (
+        ({}, Strand("shop", "web:ann")),
+        ({"channel": "sms"}, Strand("shop", "sms:ann")),
+        ({"window_id": "w"}, Strand("shop", "web:ann")),
+        ({"client_session_id": "s"}, Strand("shop", "web:ann")),
+        ({"conversation_id": "c"}, Strand("shop", "c")),
+        ({"channel": "help"}, Strand("shop", "help:ann")),
+        ({"channel": "help", "window_id": "w"}, Strand("shop", "help:ann:w", "w")),
+        ({"channel": "help", "window_id": "w", "user_id": "a:b%"}, Strand("shop", "help:a%3Ab%25:w", "w")),
+        ({"channel": "help", "window_id": "w", "conversation_id": "c"}, Strand("shop", "c", "w")),
+    ),
+)
+def test_strand_of_an_entry(fields: dict[str, Any], strand: Strand) -> None:
+    """Channel and user, or as the bot names it; on `help` each window has its own."""
+    assert strand_of("shop", entry_of("user", **fields), ANY) == strand
+
+
+def test_strand_of_a_client_session() -> None:
+    """Each is a strand of its own; an entry that names none is refused, where the channel's method is `client`."""
+    named = entry_of("user", client_session_id="s", channel="help", window_id="w")
+    nameless = entry_of("user", channel="sms")
+    on_sms = PolicyVersion(1, 0, policy_from({"channels": {"sms": {"method": "client"}}}))
+
+    assert strand_of("shop", named, CLIENT) == Strand("shop", "help:ann:w", "s")
+    assert strand_of("shop", entry_of("user"), on_sms).thread == ""
+    for policy in (CLIENT, on_sms):
+        with pytest.raises(InvalidEntry) as refused:
+            strand_of("shop", nameless, policy)
+        assert refused.value.field == "client_session_id"
+        assert "`client`" in refused.value.message
+        assert "send client_session_id" in refused.value.hint
+
+
+IDS = st.text(st.sampled_from("ab:%3A"), min_size=1, max_size=4)
+WINDOWS = st.none() | IDS
+CHANNELS = st.sampled_from(["web", "help"])
+
+
+@given(a=st.tuples(IDS, CHANNELS, WINDOWS), b=st.tuples(IDS, CHANNELS, WINDOWS))
+def test_default_conversations_are_never_shared(a: tuple[str, str, str | None], b: tuple[str, str, str | None]) -> None:
+    """Two users, channels or windows never end up in one, whatever their ids hold."""
+    assume(a != b)
+    strands = [
+        strand_of("shop", entry_of("user", user_id=user, channel=channel, window_id=window), ANY)
+        for user, channel, window in (a, b)
+    ]
+
+    same = a[:2] == b[:2] and a[1] == "web"
+    assert (strands[0].conversation == strands[1].conversation) == same
+
+
+def test_session_id_is_a_uuid7_that_tells_when_and_where() -> None:
+    """The same decision gives the same id; another generation, thread, conversation or bot gives another."""
+    strand = Strand("shop", "web:ann")
+    made = session_id(strand, generation=1, opened_at_ms=NOON_MS)
+
+    assert made == session_id(Strand("shop", "web:ann"), generation=1, opened_at_ms=NOON_MS)
+    assert (made[14], made[19] in "89ab") == ("7", True)
+    assert opened_at_ms_of(made) == NOON_MS
+    assert conversation_hash_of(made) == conversation_hash("shop", "web:ann")
+    others = (Strand("shop", "web:ann", "t"), Strand("shop", "web:bob"), Strand("shoq", "web:ann"))
+    ids = {made, session_id(strand, generation=2, opened_at_ms=NOON_MS)}
+    ids |= {session_id(other, generation=1, opened_at_ms=NOON_MS) for other in others}
+    assert len(ids) == 5
+    assert made == "01a1fdfa-4600-7dff-bb98-ca63b51aebf9"
+
+
+@given(st.text(max_size=10), st.text(max_size=10))
+def test_conversation_hash_fits(bot: str, conversation: str) -> None:
+    assert 0 <= conversation_hash(bot, conversation) < 4096

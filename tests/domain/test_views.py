@@ -1,0 +1,226 @@
+"""Sessions, answers and explanations as they are told."""
+
+from typing import Any
+
+from msgspec import json
+
+from app.domain.explanation import explain
+from app.domain.records import Answer, Ended, Message, Session
+from app.domain.session_view import answer_view, session_view
+from app.domain.strand import Strand
+from tests.domain.talk import NOON_MS, Talk
+
+NOON = "2026-11-21T12:00:00.000Z"
+
+
+def test_session_as_json() -> None:
+    """Every field, by its name; an open one says when it would close."""
+    talk = Talk(closing="on_return", abandon_after_hours=2, reminder={"minutes": 1, "texts": {"default": "x"}})
+    talk.say("user", "a", language="pt", intent="pay", tags=["vip"], at=0)
+    talk.say("bot", "b", at=1)
+    assert talk.strand is not None
+    view = session_view(talk.strand, talk.open)
+
+    assert view == {
+        "id": talk.open.id,
+        "bot": "shop",
+        "conversation_id": "web:ann",
+        "thread": None,
+        "user_id": "ann",
+        "channel": "web",
+        "status": "open",
+        "opened_at": "2026-11-21T12:00:00.000Z",
+        "opened_by": "m1",
+        "opening_rule": "B04",
+        "previous_session_id": None,
+        "closes_at": "2026-11-21T14:01:00.000Z",
+        "closed_at": None,
+        "reason": None,
+        "closing_rule": None,
+        "closed_by": None,
+        "policy_version": 1,
+        "interactive": True,
+        "developer": False,
+        "counted": True,
+        "trade": "bot",
+        "outcome": None,
+        "contained": None,
+        "language": "pt",
+        "intent": "pay",
+        "tags": ["vip"],
+        "entries": 2,
+        "entries_of": {"user": 1, "bot": 1, "agent": 0, "system": 0},
+        "interactions": 2,
+        "billing_sessions": 1,
+        "last_entry_at": "2026-11-21T12:01:00.000Z",
+        "first_entry_at_of": {
+            "user": "2026-11-21T12:00:00.000Z",
+            "bot": "2026-11-21T12:01:00.000Z",
+            "agent": None,
+            "system": None,
+        },
+        "last_entry_at_of": {
+            "user": "2026-11-21T12:00:00.000Z",
+            "bot": "2026-11-21T12:01:00.000Z",
+            "agent": None,
+            "system": None,
+        },
+        "first_response_ms": 60_000,
+        "handed_off_at": None,
+        "escalated_at": None,
+        "resolved_at": None,
+        "survey_sent_at": None,
+        "survey_answered_at": None,
+        "reminded_at": None,
+    }
+    assert json.decode(json.encode(view)) == view
+
+
+def test_closed_session_as_json() -> None:
+    """The same fields, with the end, and each instant at its name."""
+    talk = Talk(
+        on_survey_answered="end", on_resolved="continue", reminder={"minutes": 1, "texts": {"default": "x"}}, method="inactivity"
+    )
+    talk.say("user", "a", channel="help", window_id="w", at=0)
+    for at, kind in enumerate(("escalated", "resolved", "handoff", "survey.sent", "survey.answered"), start=15):
+        talk.wake(at=at - 0.5)
+        talk.say("bot", type=kind, channel="help", window_id="w", at=at - 0.5)
+    assert talk.strand is not None
+    view = session_view(talk.strand, talk.closed[0])
+
+    assert (view["thread"], view["status"], view["closes_at"]) == ("w", "closed", None)
+    assert (view["closed_at"], view["reason"], view["closing_rule"]) == ("2026-11-21T12:18:30.000Z", "survey_answered", "A08")
+    assert {
+        name: view[name][14:19] for name in view if name.endswith("_at") and name not in {"opened_at", "closed_at", "closes_at"}
+    } == {
+        "last_entry_at": "18:30",
+        "escalated_at": "14:30",
+        "resolved_at": "15:30",
+        "handed_off_at": "16:30",
+        "survey_sent_at": "17:30",
+        "survey_answered_at": "18:30",
+        "reminded_at": "14:00",
+    }
+
+
+def test_answer_as_json() -> None:
+    answer = Answer("s2", "opened", 1, NOON_MS + 60_000, NOON_MS, (Ended("s1", "refresh"),))
+
+    assert answer_view(answer) == {
+        "session_id": "s2",
+        "session": "opened",
+        "sequence": 1,
+        "closes_at": "2026-11-21T12:01:00.000Z",
+        "received_at": "2026-11-21T12:00:00.000Z",
+        "closed": [{"session_id": "s1", "reason": "refresh"}],
+    }
+    assert answer_view(Answer(None, "none", 0, None, NOON_MS))["closes_at"] is None
+
+
+def explained(talk: Talk, messages: list[Message] | None = None) -> dict[str, Any]:
+    assert talk.strand is not None
+    return explain(talk.strand, talk.state.session or talk.closed[-1], messages or [])
+
+
+def test_open_session_explained() -> None:
+    """What opened it, what moved its deadline, under which policy; in words and as data."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.say("bot", "b", at=1)
+    told = explained(talk, [message for _, message in talk.messages])
+
+    assert told["data"] == {
+        "session_id": talk.open.id,
+        "bot": "shop",
+        "conversation_id": "web:ann",
+        "status": "open",
+        "policy_version": 1,
+        "previous_session_id": None,
+        "opened": {
+            "at": "2026-11-21T12:00:00.000Z",
+            "rule": "B04",
+            "because": "the user said something",
+            "message_id": "m1",
+            "role": "user",
+            "type": "message",
+        },
+        "deadline": {
+            "at": "2026-11-21T12:16:00.000Z",
+            "rule": "K07",
+            "because": "nothing came for as long as the policy says",
+            "message_id": "m2",
+            "role": "bot",
+            "type": "message",
+            "reason": "inactivity",
+        },
+        "reminded_at": None,
+        "closed": None,
+    }
+    assert told["words"] == [
+        "It opened at 2026-11-21T12:00:00.000Z with entry m1 (message by user): the user said something (B04).",
+        (
+            "Its deadline is 2026-11-21T12:16:00.000Z, set last by entry m2 (message by bot) under policy version 1: "
+            "then it closes as `inactivity` (K07)."
+        ),
+        "It is open.",
+    ]
+
+
+def test_closed_session_explained() -> None:
+    """By an entry, without the transcript at hand."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.say("user", type="chat.closed", at=1)
+    told = explained(talk)
+
+    assert told["data"]["status"] == "closed"
+    assert told["data"]["closed"] == {
+        "at": "2026-11-21T12:01:00.000Z",
+        "rule": "A04",
+        "because": "the user closed the window",
+        "message_id": "m2",
+        "role": None,
+        "type": None,
+        "reason": "chat_closed",
+    }
+    assert told["words"][-1] == (
+        "It closed at 2026-11-21T12:01:00.000Z as `chat_closed` with entry m2: "
+        "the user closed the window (A04), under policy version 1."
+    )
+
+
+def test_close_by_time_after_a_change_explained() -> None:
+    """No entry closed it, and a policy moved its deadline; the reminder is told."""
+    talk = Talk(reminder={"minutes": 1, "texts": {"default": "x"}})
+    talk.say("user", "a", at=0)
+    talk.change_policy(inactivity_minutes=20, reminder={"minutes": 1, "texts": {"default": "x"}}, at=1)
+    talk.wake(at=20)
+    told = explained(talk)
+
+    assert told["data"]["deadline"]["message_id"] is None
+    assert told["words"][1:] == [
+        (
+            "Its deadline was 2026-11-21T12:20:00.000Z, set last by a change of the policy under policy version 2: "
+            "then it would close as `inactivity` (K07)."
+        ),
+        "The user was reminded at 2026-11-21T12:19:00.000Z.",
+        (
+            "It closed at 2026-11-21T12:20:00.000Z as `inactivity`: "
+            "nothing came for as long as the policy says (K07), under policy version 2."
+        ),
+    ]
+
+
+def test_paused_session_explained() -> None:
+    talk = Talk(on_handoff="pause")
+    talk.say("user", "a", at=0)
+    talk.say("bot", type="handoff", at=1)
+
+    assert explained(talk)["words"][2].startswith("It is paused: it was handed to a human")
+
+
+def test_rule_without_words_is_told_by_its_name() -> None:
+    """A session may have been written by another version."""
+    told = explain(Strand("shop", "c"), Session("s", "ann", "web", NOON_MS, opened_by="m1", opening_rule="Z99"))
+
+    assert told["data"]["opened"]["because"] == "Z99"

@@ -1,0 +1,43 @@
+"""Instants as they are written, and texts in a user's language."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from app.domain.instants import ms_of, rfc3339, rfc3339_or_none
+from app.domain.texts import filled, text_in
+from tests.domain.talk import NOON_MS
+
+
+def test_instants() -> None:
+    """Whole milliseconds, UTC."""
+    assert rfc3339(NOON_MS + 7) == "2026-11-21T12:00:00.007Z"
+    assert rfc3339_or_none(None) is None
+    assert rfc3339_or_none(0) == "1970-01-01T00:00:00.000Z"
+    assert ms_of(datetime(2026, 11, 21, 12, 0, 0, 7_999, tzinfo=UTC)) == NOON_MS + 7
+
+
+@pytest.mark.parametrize(
+    ("language", "tag"),
+    (
+        ("pt-BR", "pt-BR"),
+        ("PT-br", "pt-BR"),
+        ("pt_BR", "pt-BR"),
+        ("pt-BR-x-rio", "pt-BR"),
+        ("pt-PT", "pt"),
+        ("pt", "pt"),
+        ("en", "default"),
+        (None, "default"),
+        ("", "default"),
+    ),
+)
+def test_text_in_a_language(language: str | None, tag: str) -> None:
+    """Ever more general, then the default."""
+    texts = {"default": "d", "pt": "p", "pt-BR": "b"}
+
+    assert text_in(texts, language) == (tag, texts[tag])
+
+
+def test_placeholders_are_filled_once() -> None:
+    """What is filled in is never read as a placeholder, and what is none stays."""
+    assert filled("{a} {b} {c} {", {"a": "{b}", "b": "2"}) == "{b} 2 {c} {"

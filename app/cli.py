@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import pydantic
 import typer
@@ -18,6 +19,12 @@ import uvloop
 from app.errors import AdjournError, CannotStart
 from app.log import configure_logging
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.keyring import Keyring
+
+T = TypeVar("T")
+_WIDE = 200  # a table that goes to a file or a pipe is not folded
 
 app = typer.Typer(
     name="adjourn",
@@ -99,6 +106,68 @@ def api(
     settings = _settings()
     _need_servers(settings)
     run_api(settings, descriptor=fd, ready=ready_fd)
+
+
+class Scope(StrEnum):
+    INGEST = "ingest"
+    READ = "read"
+    ADMIN = "admin"
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Option(help="What lists show it as.")],
+    scope: Annotated[list[Scope] | None, typer.Option(help="May be repeated. [all]")] = None,
+    bot: Annotated[list[str] | None, typer.Option(help="May be repeated. [all bots]")] = None,
+) -> None:
+    """Make a key and print it, which happens this once."""
+    scopes = [each.value for each in scope or Scope]
+    print(_with_keys(lambda keyring: keyring.create(name, scopes=scopes, for_bots=bot or [])))
+
+
+@keys.command("list")
+def list_() -> None:
+    """Show every key: id, beginning, name, scopes, bots, when it was made and revoked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "key", "name", "scopes", "bots", "made", "revoked", box=None)
+    for row in _with_keys(lambda keyring: keyring.rows()):
+        table.add_row(str(row.id), f"{row.prefix}…", row.name, ",".join(row.scopes), ",".join(row.bots or ["all"]),
+                      _minute(row.created_at), _minute(row.revoked_at))  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+
+
+@keys.command()
+def revoke(key_id: Annotated[str, typer.Argument(help="The id that `adjourn keys list` shows.")]) -> None:
+    """Take a key's power; every process knows within two seconds."""
+    if not _with_keys(lambda keyring: keyring.revoke(key_id)):
+        msg = f"there is no valid key with the id {key_id}"
+        raise CannotStart(msg)
+    print(f"revoked {key_id}")
+
+
+def _minute(instant: datetime | None) -> str:
+    return "" if instant is None else f"{instant:%Y-%m-%d %H:%M}"
+
+
+def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
+    """Do something with the keys of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
+    from app.embedded import urls_of
+    from app.keyring import open_keyring
+    from app.supervisor.preflight import check_servers
+
+    settings = _settings()
+    redis_url, database_url = settings.redis_url, settings.database_url
+    if database_url is None:
+        redis_url, database_url = urls_of(settings.var_dir)
+
+    async def work() -> T:
+        await check_servers(database_url=database_url)
+        async with open_keyring(database_url=database_url, redis_url=redis_url) as keyring:
+            return await use(keyring)
+
+    return asyncio.run(work())
 
 
 def _settings(**chosen: object) -> Settings:

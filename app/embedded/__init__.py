@@ -10,6 +10,6 @@ Refuses a TCP port, a second user of the same folder, and any stand-in: these ar
 
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
-from app.embedded.servers import Servers, embedded_servers
+from app.embedded.servers import Servers, embedded_servers, urls_of
 
-__all__ = ["PostgresServer", "RedisServer", "Servers", "embedded_servers"]
+__all__ = ["PostgresServer", "RedisServer", "Servers", "embedded_servers", "urls_of"]

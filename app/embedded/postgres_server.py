@@ -35,6 +35,7 @@ class PostgresServer(ChildServer):
         data_dir = var_dir / "postgres"
         super().__init__(data_dir, log_path=var_dir / "log" / "postgres.log")
         self.sockets = sockets
+        self.socket_path = sockets / ".s.PGSQL.5432"
         self._pid_file = data_dir / "postmaster.pid"
         self._durable = durable
 
@@ -56,7 +57,7 @@ class PostgresServer(ChildServer):
         # Redis, which stays root, reaches into the folder all the same.
         _give(self.sockets, to=_owner(self.data_dir))
         # No process of this folder lives any more, so these are left over; Postgres would take a reused pid for a live one.
-        for path in (self._pid_file, self.sockets / ".s.PGSQL.5432", self.sockets / ".s.PGSQL.5432.lock"):
+        for path in (self._pid_file, self.socket_path, self.sockets / ".s.PGSQL.5432.lock"):
             path.unlink(missing_ok=True)
 
     def _create(self) -> None:

@@ -12,6 +12,7 @@ from app.embedded.lock import folder_lock
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
 from app.embedded.sockets import socket_folder
+from app.errors import CannotStart
 
 
 class Servers(Struct, frozen=True):
@@ -35,6 +36,18 @@ class Servers(Struct, frozen=True):
     @property
     def postgres_pid(self) -> int | None:
         return None if self.postgres is None else self.postgres.pid
+
+
+def urls_of(var_dir: Path) -> tuple[str, str]:
+    """Give the URLs of the Redis and the Postgres that run on this folder. Raises `CannotStart` if they do not run."""
+    var_dir = var_dir.resolve()
+    sockets = socket_folder(var_dir) if var_dir.is_dir() else var_dir
+    redis = RedisServer(var_dir, sockets=sockets, durable=True)
+    postgres = PostgresServer(var_dir, sockets=sockets, durable=True)
+    if not (redis.socket_path.exists() and postgres.socket_path.exists()):
+        msg = f"nothing runs on {var_dir}: start `adjourn serve` there, or set REDIS_URL and DATABASE_URL"
+        raise CannotStart(msg)
+    return redis.url, postgres.url
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -14,11 +15,13 @@ import structlog
 from app.archive import migrate
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
+from app.keyring import open_keyring
 from app.resources import open_resources
 from app.settings import Settings
 from app.supervisor import listener
 from app.supervisor.preflight import check_servers, without_password
 from app.supervisor.processes import Processes, worker_child
+from app.supervisor.welcome import welcome
 
 log = structlog.get_logger(__name__)
 
@@ -35,14 +38,20 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         migrate.upgrade(_known(settings.database_url))
         _say("schema", f"version {migrate.newest_version()}")
         asyncio.run(_rehearse(settings))
+        key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None
         socket = stack.enter_context(listener.bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
         worker = worker_child(settings, metrics_dir=metrics_dir) if with_worker else None
         processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
-        url = listener.url_of(socket)
-        asyncio.run(processes.run(announce=lambda: _announce(settings, url, with_worker=with_worker), watch=_reviver(servers)))
+        announce = partial(_announce, settings, listener.url_of(socket), key=key, with_worker=with_worker)
+        asyncio.run(processes.run(announce=announce, watch=_reviver(servers)))
         _say("stopped", "everything in flight was finished")
+
+
+async def _first_key(settings: Settings) -> str | None:
+    async with open_keyring(database_url=_known(settings.database_url), redis_url=settings.redis_url) as keyring:
+        return await keyring.create_first()
 
 
 async def _rehearse(settings: Settings) -> None:
@@ -102,10 +111,13 @@ def _tell_servers(settings: Settings, servers: Servers) -> None:
         _say(name, without_password(url) if server is None else f"started (pid {server.pid}, log {server.log_path})")
 
 
-def _announce(settings: Settings, url: str, *, with_worker: bool) -> None:
+def _announce(settings: Settings, url: str, *, key: str | None, with_worker: bool) -> None:
     _say("api", f"{url} ({settings.api_workers} process{'es' if settings.api_workers > 1 else ''})")
     _say("worker", "1 process" if with_worker else "none here; run `adjourn worker`")
     _say("docs", f"{url}/docs")
+    _say("keys", "adjourn keys create, list, revoke")
+    if key is not None:
+        print(welcome(url, key))
     print("\nReady. Ctrl-C stops everything.", flush=True)
 
 

@@ -84,6 +84,12 @@ class Serving:
         self._reader.join(5)
         return code
 
+    def close(self) -> None:
+        """Read to the end, which comes when the last child that shares the output has ended."""
+        self._reader.join(STOP_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def _read(self) -> None:
         assert self.process.stdout is not None
         self._lines.extend(iter(self.process.stdout.readline, ""))
@@ -113,8 +119,7 @@ def serving(var_dir: Path, *arguments: str, **settings: object) -> Iterator[Serv
     finally:
         if process.poll() is None:
             running.stop(signal.SIGTERM)
-        if process.stdout is not None:
-            process.stdout.close()
+        running.close()
 
 
 @contextmanager

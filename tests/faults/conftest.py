@@ -13,9 +13,13 @@ _ROWS: list[Row] = []
 Tabulate = Callable[[Row], None]
 
 
-def full(rounds: int, *, timeout_s: int) -> ParameterSet:
-    """The number of rounds of `make faults`, beside which stands the `short` one of `make test`."""
-    return pytest.param(rounds, marks=[pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(timeout_s)], id="full")
+def marks(timeout_s: int) -> list[pytest.MarkDecorator]:
+    """What marks the number of rounds of `make faults`, beside which stands a short one for `make test`."""
+    return [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(timeout_s)]
+
+
+def full(*values: object, timeout_s: int) -> ParameterSet:
+    return pytest.param(*values, marks=marks(timeout_s), id="full")
 
 
 @pytest.fixture

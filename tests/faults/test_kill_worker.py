@@ -1,0 +1,114 @@
+"""Kill -9 of a worker at each step of closing, archiving, delivering, while another works: a step is repeated, none is lost."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+import pytest
+
+from app.delivery.dispatcher import LEASE_MARGIN_MS
+from tests.faults.conftest import Tabulate, marks
+from tests.faults.draining import unaccounted, until_archived, until_told
+from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SILENCE_MS, Ground
+from tests.faults.oracle import judge
+from tests.faults.table import Row
+from tests.faults.talk import Log, Talker, ms_from
+
+# How often at most a victim comes by before it is killed: a delivery's steps come once for each, the others once a batch.
+POINTS = {
+    "sweep.after_read": 3,
+    "sweep.after_commit": 3,
+    "archive.after_read": 3,
+    "archive.before_commit": 3,
+    "archive.after_commit": 3,
+    "archive.after_release": 3,
+    "deliver.after_claim": 20,
+    "deliver.before_post": 20,
+    "deliver.after_post": 20,
+    "deliver.after_record": 3,
+}
+BATCH = 8
+PACE_S = 0.1
+# What a killed worker had claimed of an endpoint counts as under way until its lease is over: the endpoint needs room beside it.
+CONCURRENCY = 1_000
+ALLOWED_S = 5.0
+DELIVERY_LEASE_S = float(str(SETTINGS["delivery_timeout_s"])) + LEASE_MARGIN_MS / 1000
+
+_ARCHIVED = 'SELECT user_id AS "user", extract(epoch FROM archived_at)::float8 AS at_s FROM sessions'
+# From its archiving to its delivery, without the leases of the claims that came to nothing: `attempt` counts them.
+_LATE = """
+    SELECT extract(epoch FROM max(delivered_at - created_at - (attempt - 1) * make_interval(secs => :lease)))::float8 AS late_s,
+           max(attempt) AS attempts
+    FROM deliveries
+"""
+
+
+@pytest.mark.parametrize(
+    ("points", "rounds"),
+    (
+        pytest.param(tuple(POINTS), 1, id="short"),
+        *(pytest.param((point,), 50, marks=marks(300), id=f"full-{point}") for point in POINTS),
+    ),
+)
+async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabulate, points: Sequence[str], rounds: int) -> None:
+    """Every session is archived and told once, and not later than a lease and 5 s after it was due."""
+    bot, log = await stage.make_bot("closing"), Log()
+    due_s: dict[str, float] = {}
+    await stage.processes.start("api")
+    await stage.processes.start("worker", delivery_concurrency=CONCURRENCY)
+    async with _falling_due(stage, bot, log, due_s):
+        for point in points:
+            await _kill_again_and_again(stage, point, rounds)
+    await until_archived(stage, bot)
+    await until_told(stage)
+    verdict = await judge(stage, log)
+    overdue_s = max(row.at_s - due_s[row.user] for row in await stage.rows(_ARCHIVED))
+    (late,) = await stage.rows(_LATE, lease=DELIVERY_LEASE_S)
+    left = await unaccounted(stage)
+
+    name = points[0] if len(points) == 1 else f"each of {len(points)} steps"
+    besides = f"{verdict.sessions} sessions; {verdict.repeats} webhooks again, {late.late_s:.1f} s after their lease at most"
+    tabulate(Row.of(f"worker killed at {name}", rounds * len(points), verdict, recovery_s=overdue_s, besides=besides))
+    assert log.refusals == []
+    assert left == 0
+    verdict.check()
+    assert overdue_s < CLAIM_LEASE_S + ALLOWED_S
+    assert late.late_s < ALLOWED_S
+
+
+async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
+    """Let one worker after the other work beside the steady one until it is killed."""
+    rng = Random(point)  # noqa: S311 - the same rounds each time
+    for _ in range(rounds):
+        victim = await stage.processes.start(
+            "worker", armed=f"{point}:{rng.randint(1, POINTS[point])}", delivery_concurrency=CONCURRENCY
+        )
+        async with asyncio.timeout(60):
+            await victim.over.wait()
+        assert victim.status == -9
+
+
+@asynccontextmanager
+async def _falling_due(stage: Ground, bot: str, log: Log, due_s: dict[str, float]) -> AsyncIterator[None]:
+    """Open sessions without pause and let each batch fall due at once, for the workers to find."""
+    over = asyncio.Event()
+
+    async def open_and_let_be() -> None:
+        async with stage.caller() as caller:
+            talker, number = Talker(caller, bot, log), 0
+            while not over.is_set():
+                number += 1
+                users = [f"u{number}.{index}" for index in range(BATCH)]
+                said = await talker.say_all(users, 1)
+                due_s.update(dict.fromkeys(users, time.time()))
+                await stage.move_clock(bot, to_ms=ms_from(said[0].receipt["received_at"]) + SILENCE_MS)
+                await asyncio.sleep(PACE_S)
+
+    task = asyncio.create_task(open_and_let_be())
+    try:
+        yield
+    finally:
+        over.set()
+        await task

@@ -4,7 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec import msgpack
@@ -157,6 +157,33 @@ class Life(RuleBasedStateMachine):
             ids = [message.message_id for owner, message in self.messages if owner == session_id]
             found.append((opened.opened_at_ms, end.closed_at_ms if end else None, end.reason if end else None, ids))
         assert found == expected
+
+
+def tell(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool) -> tuple[list[Event], list[tuple[str, Message]]]:
+    """What happens and is kept, with or without a worker that wakes the strand whenever it wants."""
+    bot, state, now_ms = BotRules("shop", PolicyVersion(1, NOON_MS, policy)), State(), NOON_MS
+    events: list[Event] = []
+    messages: list[tuple[str, Message]] = []
+    commands: list[tuple[int, Command]] = [(pause, Receive(entry, f"m{n}")) for n, (pause, entry) in enumerate(entries_after)]
+    wake_at_ms: int | None = None
+    for pause, command in [*commands, (10**10, Wake())]:
+        now_ms += pause
+        while wakes and wake_at_ms is not None and wake_at_ms <= now_ms:
+            decision = decide(STRAND, state, Wake(), bot, wake_at_ms)
+            state, wake_at_ms = decision.state, decision.wake_at_ms
+            events.extend(decision.events)
+        decision = decide(STRAND, state, command, bot, now_ms)
+        state, wake_at_ms = decision.state, decision.wake_at_ms
+        events.extend(decision.events)
+        messages.extend(decision.messages)
+    return events, messages
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(PAUSES, entries(channel="web")), max_size=30), policies())
+def test_nothing_depends_on_when_the_sweeper_looks(entries_after: list[tuple[int, Entry]], policy: Policy) -> None:
+    """Woken at every instant that it asks for, or never until the next entry: the same sessions, messages, answers and events."""
+    assert tell(entries_after, policy, wakes=True) == tell(entries_after, policy, wakes=False)
 
 
 _QUICK: dict[str, Any] = {"deadline": None, "stateful_step_count": 50, "suppress_health_check": list(HealthCheck)}

@@ -238,7 +238,7 @@ async def test_a_replay_must_say_of_what(admin: Client) -> None:
     answer = await admin.post("/v1/deliveries/replay", json={"since": rfc3339(0)})
 
     assert answer.status_code == 422
-    assert answer.json()["errors"][0]["where"] == "bot"
+    assert "`bot` or `endpoint_id`" in answer.json()["errors"][0]["what"]
 
 
 async def test_a_test_is_sent_signed_and_its_answer_told(admin: Client, outbox: Outbox, receiver: Receiver) -> None:
@@ -268,6 +268,23 @@ async def test_a_test_that_fails_says_why_and_changes_nothing(
     assert word in told["error"]
     assert (await outbox.endpoint_row(endpoint)).enabled
     assert await outbox.health() == []
+
+
+async def test_a_test_that_is_taken_lets_go_what_waited(
+    admin: Client, dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
+) -> None:
+    """Whoever mended a receiver need not wait for the breaker to notice."""
+    endpoint = await outbox.endpoint(receiver.behave("/hook", reply(500)))
+    await outbox.add(10)
+    now_ms = await deliver(dispatcher)
+    receiver.behave("/hook", reply())
+    await deliver(dispatcher, now_ms + 12_000)
+    waiting = await outbox.statuses()
+    await admin.post(f"/v1/endpoints/{endpoint}/test")
+    await deliver(dispatcher, now_ms + 12_000)
+
+    assert waiting == {"pending": 10}
+    assert await outbox.statuses() == {"delivered": 11}
 
 
 async def test_a_rotated_secret_overlaps_with_the_old_one(
@@ -369,11 +386,11 @@ async def test_only_admins_may(clients: ClientMaker, outbox: Outbox, scopes: tup
 
 
 async def test_what_does_not_exist_is_not_found(admin: Client) -> None:
-    """An id of nothing is 404, something that is no id 422."""
+    """Neither the id of nothing nor what is no id."""
     unknown = uuid4()
 
     assert (await admin.get(f"/v1/deliveries/{unknown}")).status_code == 404
     assert (await admin.post(f"/v1/deliveries/{unknown}/replay")).status_code == 404
     assert (await admin.post(f"/v1/endpoints/{unknown}/test")).status_code == 404
     assert (await admin.post(f"/v1/endpoints/{unknown}/rotate-secret")).status_code == 404
-    assert (await admin.get("/v1/deliveries/nonsense")).status_code == 422
+    assert (await admin.get("/v1/deliveries/nonsense")).status_code == 404

@@ -4,29 +4,39 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Row
 
-from app.archive.delivery_log import Trial
+from app.api.schemas.common import Body, Next, Slug
+from app.api.schemas.sessions import PageQuery, Text, When
+from app.archive.delivery_log import Trial, Wanted
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 
 Status = Literal["pending", "delivered", "failed", "cancelled"]
 _DAY_S = DAY_MS // 1000
 
 
-class DeliveryQuery(BaseModel):
+class DeliveryQuery(PageQuery):
     """Which deliveries to list. `since`: only those made at or after this instant."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    bot: str | None = None
+    bot: Slug | None = None
     endpoint: UUID | None = None
     session: UUID | None = None
-    event: str | None = None
+    event: Text = None
     status: Status | None = None
-    since: AwareDatetime | None = None
-    cursor: str | None = None
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    since: When = None
+
+    def wanted(self, bots: frozenset[str] | None) -> Wanted:
+        """What is asked for, among the bots that the asker may see."""
+        return Wanted(
+            bots=bots,
+            bot=self.bot,
+            endpoint_id=id_or_none(self.endpoint),
+            session_id=id_or_none(self.session),
+            event=self.event,
+            status=self.status,
+            since_ms=None if self.since is None else ms_of(self.since),
+        )
 
 
 class AttemptView(BaseModel):
@@ -94,7 +104,7 @@ class DeliveryPage(BaseModel):
     """`next` is the cursor of the page that follows; null at the end."""
 
     deliveries: list[DeliveryView]
-    next: str | None
+    next: Next
 
 
 class ReplayMany(BaseModel):
@@ -103,8 +113,14 @@ class ReplayMany(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     since: AwareDatetime
+    bot: Slug | None = None
     endpoint_id: UUID | None = None
-    bot: str | None = None
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> "ReplayMany":
+        if self.bot is None and self.endpoint_id is None:
+            raise ValueError("give `bot` or `endpoint_id`: a replay is of one of them")
+        return self
 
 
 class Replayed(BaseModel):
@@ -135,10 +151,8 @@ class TestResult(BaseModel):
         )
 
 
-class RotateSecret(BaseModel):
+class RotateSecret(Body):
     """For how long the present secret stays valid beside the new one."""
-
-    model_config = ConfigDict(extra="forbid")
 
     previous_valid_s: Annotated[int, Field(ge=0, le=30 * _DAY_S)] = _DAY_S
 
@@ -148,6 +162,10 @@ class NewSecret(BaseModel):
 
     secret: str
     previous_valid_until: str
+
+
+def id_or_none(known: UUID | None) -> str | None:
+    return None if known is None else str(known)
 
 
 def _told(row: Row[Any]) -> dict[str, Any]:

@@ -1,0 +1,290 @@
+"""Bots, policies, endpoints, keys: what is saved is what is told, changes are audited, and the rules of each hold."""
+
+import asyncio
+
+import pytest
+
+from app.domain.presets import PRESETS
+from app.resources import Resources
+from tests.api.conftest import Client, ClientMaker
+
+
+async def test_a_bot_lives_from_its_creation_to_its_deletion(admin: Client, resources: Resources) -> None:
+    """Created, listed, read, renamed, deleted; then it is not found, takes no entries, and its id is not given away again."""
+    created = await admin.request("POST", "/v1/bots", json={"id": "shop", "name": "Shop", "policy": {"preset": "kore"}})
+    assert created.status_code == 201
+    assert created.headers["location"] == "/v1/bots/shop"
+    assert await admin.ok("GET", "/v1/bots/shop") == created.json()
+    assert [bot["id"] for bot in (await admin.ok("GET", "/v1/bots"))["bots"]] == ["shop"]
+    assert resources.directory.bot("shop") is not None
+
+    renamed = await admin.ok("PATCH", "/v1/bots/shop", {"name": "Shop 2"})
+    assert (renamed["name"], renamed["sandbox"], renamed["clock_mode"]) == ("Shop 2", False, None)
+
+    await admin.ok("DELETE", "/v1/bots/shop")
+    assert (await admin.refused("GET", "/v1/bots/shop"))["status"] == 404
+    assert (await admin.refused("DELETE", "/v1/bots/shop"))["status"] == 404
+    assert (await admin.refused("GET", "/v1/bots/shop/policy"))["status"] == 404
+    assert (await admin.refused("POST", "/v1/bots", {"id": "shop"}))["status"] == 409
+    assert (await admin.refused("POST", "/v1/bots/shop/messages", {"user_id": "u", "role": "user"}))["status"] == 404
+
+
+async def test_a_sandbox_bot_has_a_clock_and_other_bots_have_none(admin: Client) -> None:
+    """`clock_mode` goes with `sandbox`; it can be changed, and a bot cannot become a sandbox later."""
+    made = await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True})
+    assert (made["sandbox"], made["clock_mode"]) == (True, "manual")
+    assert (await admin.ok("PATCH", "/v1/bots/box", {"clock_mode": "sent_at"}))["clock_mode"] == "sent_at"
+
+    await admin.ok("POST", "/v1/bots", {"id": "real"})
+    for path, method, body in (
+        ("/v1/bots", "POST", {"id": "other", "clock_mode": "manual"}),
+        ("/v1/bots/real", "PATCH", {"clock_mode": "manual"}),
+        ("/v1/bots/real", "PATCH", {"sandbox": True}),
+    ):
+        assert (await admin.refused(method, path, body))["status"] == 422
+
+
+@pytest.mark.parametrize(("minutes", "status"), ((4, 422), (5, 200), (60, 200), (61, 422)))
+async def test_the_silence_is_five_to_sixty_minutes(admin: Client, minutes: int, status: int) -> None:
+    """4 and 61 are refused by the field's name and its range, 5 and 60 are accepted (K08)."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    reply = await admin.request("PUT", "/v1/bots/shop/policy", json={"inactivity_minutes": minutes})
+
+    assert reply.status_code == status
+    if status == 422:
+        (fault,) = reply.json()["errors"]
+        assert fault["where"] == "inactivity_minutes"
+        assert "5 to 60" in fault["what"]
+    else:
+        assert reply.json()["resolved"]["inactivity_minutes"] == minutes
+
+
+async def test_every_version_of_a_policy_is_kept_with_who_saved_it_and_when(admin: Client) -> None:
+    """The list begins with the latest; what was saved is told as it was saved, beside what it comes to."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"preset": "aivo"}})
+    await admin.ok("PUT", "/v1/bots/shop/policy", {"preset": "kore", "inactivity_minutes": 20})
+    saved = await admin.ok("GET", "/v1/bots/shop/policy")
+    versions = await admin.ok("GET", "/v1/bots/shop/policy/versions")
+
+    assert (saved["version"], saved["policy"]) == (2, {"preset": "kore", "inactivity_minutes": 20})
+    assert (saved["resolved"]["inactivity_clock"], saved["notices"]) == ("user", [])
+    assert [(each["version"], each["policy"]) for each in versions["versions"]] == [
+        (2, {"preset": "kore", "inactivity_minutes": 20}),
+        (1, {"preset": "aivo"}),
+    ]
+    (key,) = (await admin.ok("GET", "/v1/keys"))["keys"]
+    assert all(each["changed_by"] == key["id"] and each["changed_at"].endswith("Z") for each in versions["versions"])
+
+
+async def test_a_stale_if_match_is_refused_and_changes_nothing(admin: Client) -> None:
+    """412 for an older version, 428 for none beyond the first; `*` and weak tags match."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    path = "/v1/bots/shop/policy"
+    first = (await admin.get(path)).headers["etag"]
+    assert (await admin.put(path, json={"inactivity_minutes": 20}, headers={"if-match": first})).headers["etag"] == '"2"'
+
+    stale = await admin.refused("PUT", path, {"inactivity_minutes": 30}, headers={"if-match": first})
+    assert (stale["status"], stale["code"]) == (412, "stale_version")
+    blind = await admin.refused("PUT", path, {"inactivity_minutes": 30})
+    assert (blind["status"], blind["code"]) == (428, "precondition_required")
+    assert (await admin.ok("GET", path))["policy"] == {"inactivity_minutes": 20}
+
+    for tag, version in ((' "1", W/"2"', 3), ("*", 4)):
+        saved = await admin.ok("PUT", path, {"inactivity_minutes": 40}, headers={"if-match": tag})
+        assert saved["version"] == version
+
+
+async def test_admins_that_save_at_once_overwrite_nobody(admin: Client) -> None:
+    """Ten on the same version: one succeeds, nine are told that they are late."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    saves = (
+        admin.put("/v1/bots/shop/policy", json={"inactivity_minutes": 10 + at}, headers={"if-match": '"1"'}) for at in range(10)
+    )
+    statuses = sorted([reply.status_code for reply in await asyncio.gather(*saves)])
+
+    assert statuses == [200] + [412] * 9
+    assert (await admin.ok("GET", "/v1/bots/shop/policy"))["version"] == 2
+
+
+async def test_a_saved_policy_is_known_when_the_answer_comes(admin: Client, resources: Resources) -> None:
+    """No wait between saving and posting: the process that saved it goes by it at once."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    for minutes in (20, 30, 40):
+        tag = (await admin.get("/v1/bots/shop/policy")).headers["etag"]
+        await admin.ok("PUT", "/v1/bots/shop/policy", {"inactivity_minutes": minutes}, headers={"if-match": tag})
+        bot = resources.directory.bot("shop")
+        assert bot is not None
+        assert bot.rules.policy.policy.inactivity_minutes == minutes
+
+
+async def test_lazy_closing_is_answered_with_a_notice(admin: Client) -> None:
+    """K25, when it is saved, read and validated."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    saved = await admin.ok("PUT", "/v1/bots/shop/policy", {"preset": "kore-legacy"})
+    read = await admin.ok("GET", "/v1/bots/shop/policy")
+    told = await admin.ok("POST", "/v1/policies/validate", {"preset": "kore-legacy"})
+
+    for answer in (saved, read, told):
+        assert "deprecated" in answer["notices"][0]
+
+
+async def test_a_policy_is_explained_before_it_is_saved(admin: Client) -> None:
+    """In words and as a timeline; every problem of a wrong one is named at once."""
+    told = await admin.ok("POST", "/v1/policies/validate", {"inactivity_minutes": 20})
+    wrong = await admin.refused("POST", "/v1/policies/validate", {"inactivity_minutes": 4, "closing": "never", "colour": "red"})
+
+    assert any("20 minutes" in sentence for sentence in told["words"])
+    assert told["timeline"][-1]["after_minutes"] == 20
+    assert {fault["where"] for fault in wrong["errors"]} == {"inactivity_minutes", "closing", "colour"}
+
+
+async def test_presets_are_told_with_what_they_come_to(admin: Client) -> None:
+    """All eight, each with its own values and every field that follows."""
+    told = (await admin.ok("GET", "/v1/presets"))["presets"]
+
+    assert {preset["name"]: preset["values"] for preset in told} == PRESETS
+    assert all(preset["resolved"]["max_duration_hours"] == 168 for preset in told)
+
+
+async def test_an_endpoint_lives_from_its_creation_to_its_deletion(admin: Client, resources: Resources) -> None:
+    """Its secret is shown once; events have a default; a change of URL, events and enabling is known at once."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    made = await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/hook"})
+    assert made["secret"].startswith("whsec_")
+    assert made["events"] == ["session.reminder", "session.closure_message", "session.closed"]
+    path = f"/v1/endpoints/{made['id']}"
+    shown = {name: value for name, value in made.items() if name != "secret"}
+    assert await admin.ok("GET", path) == shown
+    assert (await admin.ok("GET", "/v1/bots/shop/endpoints"))["endpoints"] == [shown]
+
+    changed = await admin.ok("PATCH", path, {"events": ["session.closed", "session.started"], "url": "http://127.0.0.1:9999/b"})
+    assert (changed["events"], changed["url"]) == (["session.started", "session.closed"], "http://127.0.0.1:9999/b")
+    bot = resources.directory.bot("shop")
+    assert bot is not None
+    assert bot.subscribed == {"session.closed", "session.started"}
+
+    assert (await admin.ok("PATCH", path, {"enabled": False}))["enabled"] is False
+    bot = resources.directory.bot("shop")
+    assert bot is not None
+    assert bot.endpoints == ()
+
+    await admin.ok("DELETE", path)
+    assert (await admin.refused("GET", path))["status"] == 404
+    assert (await admin.ok("GET", "/v1/bots/shop/endpoints"))["endpoints"] == []
+
+
+@pytest.mark.parametrize("url", ("", "nonsense", "ftp://example.org", "http://user:pw@example.org", "http://a b", "http://\x00"))
+async def test_an_address_that_is_none_is_refused(admin: Client, url: str) -> None:
+    """By the field's name, when it is made and when it is changed."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    made = await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/hook"})
+    for method, path in (("POST", "/v1/bots/shop/endpoints"), ("PATCH", f"/v1/endpoints/{made['id']}")):
+        problem = await admin.refused(method, path, {"url": url})
+        assert problem["status"] == 422
+        assert problem["errors"][0]["where"] == "url"
+
+
+async def test_a_key_is_shown_once_works_at_once_and_ends_when_revoked(admin: Client) -> None:
+    """Its secret is in no list; it is refused from the moment that its revocation is answered."""
+    made = await admin.ok("POST", "/v1/keys", {"name": "reader", "scopes": ["read", "read"]})
+    assert made["key"].startswith("adj_")
+    assert (made["scopes"], made["bots"], made["prefix"]) == (["read"], None, made["key"][:10])
+    bearer = {"authorization": f"Bearer {made['key']}"}
+    await admin.ok("GET", "/v1/sessions", headers=bearer)
+    listed = (await admin.get("/v1/keys")).text
+    assert made["key"] not in listed
+    assert "digest" not in listed
+
+    await admin.ok("DELETE", f"/v1/keys/{made['id']}")
+    await admin.ok("DELETE", f"/v1/keys/{made['id']}")
+    refused = await admin.refused("GET", "/v1/sessions", headers=bearer)
+    assert refused["status"] == 401
+    told = {key["id"]: key["revoked_at"] for key in (await admin.ok("GET", "/v1/keys"))["keys"]}
+    assert told[made["id"]] is not None
+
+
+async def test_without_a_key_nothing_is_told(admin: Client) -> None:
+    """No header, another scheme, an unknown key: 401 with the scheme to use, on every route that is not for operators."""
+    for header in ("", "Basic YTpi", "Bearer", "Bearer adj_unknown", "Bearer \x80"):
+        reply = await admin.get("/v1/bots", headers={b"authorization": header.encode("latin-1")})
+        assert reply.status_code == 401
+        assert reply.headers["www-authenticate"] == 'Bearer realm="adjourn"'
+
+
+async def test_every_change_is_audited(admin: Client) -> None:
+    """Who, what, which and to what; no secret; the latest first; by bot if asked so."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    await admin.ok("POST", "/v1/bots", {"id": "other"})
+    await admin.ok("PATCH", "/v1/bots/shop", {"name": "Shop"})
+    await admin.ok("PUT", "/v1/bots/shop/policy", {"inactivity_minutes": 20})
+    endpoint = await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/"})
+    await admin.ok("PATCH", f"/v1/endpoints/{endpoint['id']}", {"enabled": False})
+    await admin.ok("DELETE", f"/v1/endpoints/{endpoint['id']}")
+    key = await admin.ok("POST", "/v1/keys", {"name": "k", "scopes": ["read"], "bots": ["shop"]})
+    await admin.ok("DELETE", f"/v1/keys/{key['id']}")
+    await admin.ok("DELETE", "/v1/bots/shop")
+    entries = (await admin.ok("GET", "/v1/audit", params={"bot": "shop"}))["entries"]
+    reply = await admin.get("/v1/audit")
+
+    assert [(entry["action"], entry["target"]) for entry in reversed(entries)] == [
+        ("bot.created", "shop"),
+        ("bot.changed", "shop"),
+        ("policy.changed", "shop"),
+        ("endpoint.created", endpoint["id"]),
+        ("endpoint.changed", endpoint["id"]),
+        ("endpoint.deleted", endpoint["id"]),
+        ("key.created", key["id"]),
+        ("key.revoked", key["id"]),
+        ("bot.deleted", "shop"),
+    ]
+    assert entries[6]["detail"] == {"version": 2, "policy": {"inactivity_minutes": 20}}
+    assert all(entry["key_id"] and entry["actor"] and entry["at"].endswith("Z") for entry in entries)
+    assert key["key"] not in reply.text
+    assert endpoint["secret"] not in reply.text
+    assert len(reply.json()["entries"]) == 10
+
+
+async def test_lists_are_walked_to_their_end_without_gap_or_repeat(admin: Client) -> None:
+    """Bots, versions, keys and audit entries by pages of two."""
+    for at in range(5):
+        await admin.ok("POST", "/v1/bots", {"id": f"bot-{at}"})
+        tag = (await admin.get("/v1/bots/bot-0/policy")).headers["etag"]
+        await admin.ok("PUT", "/v1/bots/bot-0/policy", {"inactivity_minutes": 20}, headers={"if-match": tag})
+        await admin.ok("POST", "/v1/keys", {"name": f"key {at}", "scopes": ["read"]})
+    for path, name, field, count in (
+        ("/v1/bots", "bots", "id", 5),
+        ("/v1/bots/bot-0/policy/versions", "versions", "version", 6),
+        ("/v1/keys", "keys", "id", 6),
+        ("/v1/audit", "entries", "id", 15),
+    ):
+        whole = [item[field] for item in (await admin.ok("GET", path))[name]]
+        walked, cursor = [], None
+        while True:
+            page = await admin.ok("GET", path, params={"limit": 2} | ({"cursor": cursor} if cursor else {}))
+            walked += [item[field] for item in page[name]]
+            cursor = page["next"]
+            if cursor is None:
+                break
+
+        assert len(whole) == count
+        assert walked == whole
+
+
+async def test_a_limited_admin_makes_keys_for_their_own_bots_alone(admin: Client, clients: ClientMaker) -> None:
+    """No key for all bots, none for another's bot, no sight of keys that reach further, and no new bots."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    await admin.ok("POST", "/v1/bots", {"id": "bank"})
+    limited = await clients("admin", bots=["shop"])
+    wide = await admin.ok("POST", "/v1/keys", {"name": "both", "scopes": ["read"], "bots": ["shop", "bank"]})
+    own = await limited.ok("POST", "/v1/keys", {"name": "own", "scopes": ["read"], "bots": ["shop"]})
+
+    assert (await limited.refused("POST", "/v1/keys", {"name": "x", "scopes": ["read"]}))["status"] == 403
+    others = await limited.refused("POST", "/v1/keys", {"name": "x", "scopes": ["read"], "bots": ["shop", "bank"]})
+    nobodys = await limited.refused("POST", "/v1/keys", {"name": "x", "scopes": ["read"], "bots": ["shop", "none"]})
+    assert others["errors"][0]["what"].replace("bank", "none") == nobodys["errors"][0]["what"]
+    assert (await limited.refused("DELETE", f"/v1/keys/{wide['id']}"))["status"] == 404
+    assert own["id"] in {key["id"] for key in (await limited.ok("GET", "/v1/keys"))["keys"]}
+    assert wide["id"] not in (await limited.get("/v1/keys")).text
+    assert (await limited.refused("POST", "/v1/bots", {"id": "mine"}))["status"] == 403
+    assert [bot["id"] for bot in (await limited.ok("GET", "/v1/bots"))["bots"]] == ["shop"]
+    assert {entry["bot"] for entry in (await limited.ok("GET", "/v1/audit"))["entries"]} == {"shop"}

@@ -25,8 +25,8 @@ class Load(Struct, frozen=True):
     port: int
     path: str
     key: str = ""
-    connections: int = 8
-    depth: int = 16
+    connections: int = 128
+    depth: int = 2
     seconds: float = 2.0
     run: int = 0
 

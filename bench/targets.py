@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.domain.entry import EntryType, Role
@@ -76,7 +76,7 @@ class ReceiptOut(BaseModel):
 def pydantic_app() -> FastAPI:
     """The route that one would write first."""
     app = FastAPI()
-    redis = Redis.from_url(Settings().redis_url or "", protocol=2)
+    redis = Redis(connection_pool=BlockingConnectionPool.from_url(Settings().redis_url or "", protocol=2))
     script = redis.register_script(_SCRIPT)
     answer = ReceiptOut.model_validate_json(ANSWER)
 

@@ -1,0 +1,207 @@
+"""No key sees, changes or learns of another tenant's things: every route, with a key of another bot."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from fastapi import FastAPI
+
+from app.resources import Resources
+from app.worker import Worker
+from tests.api.conftest import Client, ClientMaker
+
+MARK = "bank"
+"""Stands in everything of the other tenant, and in nothing of the asker."""
+
+
+@dataclass(frozen=True)
+class Theirs:
+    """What the other tenant has, by the names that routes give it."""
+
+    names: dict[str, str]
+    open_session: str
+
+
+# Method and path to a body that the route accepts.
+FOREIGN: dict[tuple[str, str], Any] = {
+    ("GET", "/v1/bots/{bot}"): None,
+    ("PATCH", "/v1/bots/{bot}"): {"name": "mine now"},
+    ("DELETE", "/v1/bots/{bot}"): None,
+    ("GET", "/v1/bots/{bot}/policy"): None,
+    ("PUT", "/v1/bots/{bot}/policy"): {"inactivity_minutes": 30},
+    ("GET", "/v1/bots/{bot}/policy/versions"): None,
+    ("POST", "/v1/bots/{bot}/endpoints"): {"url": "http://127.0.0.1:9999/"},
+    ("GET", "/v1/bots/{bot}/endpoints"): None,
+    ("GET", "/v1/endpoints/{endpoint_id}"): None,
+    ("PATCH", "/v1/endpoints/{endpoint_id}"): {"url": "http://127.0.0.1:9998/"},
+    ("DELETE", "/v1/endpoints/{endpoint_id}"): None,
+    ("POST", "/v1/endpoints/{endpoint_id}/test"): None,
+    ("POST", "/v1/endpoints/{endpoint_id}/rotate-secret"): {},
+    ("DELETE", "/v1/keys/{key_id}"): None,
+    ("GET", "/v1/sessions/{session_id}"): None,
+    ("GET", "/v1/sessions/{session_id}/messages"): None,
+    ("GET", "/v1/sessions/{session_id}/explanation"): None,
+    ("POST", "/v1/sessions/{session_id}/close"): None,
+    ("GET", "/v1/bots/{bot}/live"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation}/context"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): None,
+    ("PUT", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): {"value": 1},
+    ("DELETE", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): None,
+    ("GET", "/v1/bots/{bot}/clock"): None,
+    ("POST", "/v1/bots/{bot}/clock/advance"): {"seconds": 10_000},
+    ("GET", "/v1/deliveries/{delivery_id}"): None,
+    ("POST", "/v1/deliveries/{delivery_id}/replay"): None,
+    ("POST", "/v1/bots/{bot}/messages"): {"user_id": "u", "role": "user", "text": "hi"},
+    ("POST", "/v1/bots/{bot}/messages/batch"): [{"user_id": "u", "role": "user", "text": "hi"}],
+}
+"""Routes that name one thing of the other tenant: as good as not there."""
+
+NAMING: dict[tuple[str, str], dict[str, Any]] = {
+    ("GET", "/v1/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/conversations/{conversation}/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/audit"): {"params": {"bot": MARK}},
+    ("GET", "/v1/deliveries"): {"params": {"bot": MARK}},
+    ("POST", "/v1/deliveries/replay"): {"json": {"bot": MARK, "since": "2020-01-01T00:00:00Z"}},
+}
+"""Routes that may name the other tenant's bot: it is not found."""
+
+LISTS = {
+    "/v1/bots",
+    "/v1/keys",
+    "/v1/audit",
+    "/v1/sessions",
+    "/v1/sessions?conversation=web:bank-user",
+    "/v1/sessions?user=bank-user",
+    "/v1/conversations/web:bank-user/sessions",
+    "/v1/deliveries",
+}
+"""Lists: nothing of the other tenant is in them."""
+
+OPEN = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/v1/presets"),
+    ("POST", "/v1/policies/validate"),
+    ("POST", "/v1/bots"),
+    ("POST", "/v1/keys"),
+}
+"""Routes that concern nobody's things, or make new ones (`test_admin` holds those to the asker's own bots)."""
+
+
+@pytest.fixture
+async def theirs(admin: Client, worker: Worker) -> Theirs:
+    """A tenant with one of everything: an archived session, an open one, a delivery, an endpoint, a key, a variable."""
+    await admin.ok("POST", "/v1/bots", {"id": MARK, "sandbox": True})
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    endpoint = await admin.ok("POST", f"/v1/bots/{MARK}/endpoints", {"url": "http://127.0.0.1:9999/bank"})
+    key = await admin.ok("POST", "/v1/keys", {"name": MARK, "scopes": ["read"], "bots": [MARK]})
+    entry = {"user_id": "bank-user", "role": "user", "text": "bank secret"}
+    closed = await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry)
+    await admin.ok("POST", f"/v1/sessions/{closed['session_id']}/close")
+    await worker.archivist.run_once()
+    opened = await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry)
+    await admin.ok("PUT", f"/v1/bots/{MARK}/conversations/web:bank-user/variables/bank-variable", {"value": "bank"})
+    (delivery,) = (await admin.ok("GET", "/v1/deliveries"))["deliveries"]
+    names = {
+        "bot": MARK,
+        "endpoint_id": endpoint["id"],
+        "key_id": key["id"],
+        "session_id": closed["session_id"],
+        "conversation": "web:bank-user",
+        "delivery_id": delivery["id"],
+        "name": "bank-variable",
+    }
+    return Theirs(names, opened["session_id"])
+
+
+def test_the_tables_name_every_route(app: FastAPI) -> None:
+    """A route that is added without a row here fails the build."""
+    every = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
+    listed = {("GET", path.partition("?")[0].replace("web:bank-user", "{conversation}")) for path in LISTS}
+
+    assert FOREIGN.keys() | NAMING.keys() | listed | OPEN == every
+
+
+async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: ClientMaker, theirs: Theirs) -> None:
+    """404 on every route, in the words that are said of what does not exist, and for open sessions as for archived ones."""
+    stranger = await clients("admin", "read", "ingest", bots=["shop"])
+    nothing = {name: "none" if name in {"bot", "conversation", "name"} else str(uuid4()) for name in theirs.names}
+    for (method, path), body in FOREIGN.items():
+        for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
+            foreign = await stranger.refused(method, path.format_map(names), body)
+            absent = await stranger.refused(method, path.format_map(nothing), body)
+
+            assert foreign["status"] == absent["status"] == 404, f"{method} {path}"
+            assert _unnamed(foreign, names) == _unnamed(absent, nothing), f"{method} {path}"
+
+
+async def test_naming_anothers_bot_finds_nothing(clients: ClientMaker, theirs: Theirs) -> None:
+    """A filter or a body that names it: 404, as for a bot that does not exist."""
+    stranger = await clients("admin", "read", "ingest", bots=["shop"])
+    for (method, path), asked in NAMING.items():
+        problem = await stranger.refused(method, path.format_map(theirs.names), **asked)
+        assert problem["status"] == 404, f"{method} {path}"
+
+
+async def test_lists_hold_nothing_of_anothers(admin: Client, clients: ClientMaker, theirs: Theirs) -> None:
+    """What an admin of all bots finds there, a key of another bot does not."""
+    stranger = await clients("admin", "read", "ingest", bots=["shop"])
+    for path in LISTS:
+        assert MARK in (await admin.get(path)).text, path
+        reply = await stranger.get(path)
+        assert reply.status_code == 200, path
+        assert MARK not in reply.text.replace("web:bank-user", ""), path
+    assert theirs.names["session_id"] not in (await stranger.get("/v1/conversations/web:bank-user/sessions")).text
+
+
+async def test_after_all_that_nothing_of_theirs_has_changed(
+    admin: Client, clients: ClientMaker, theirs: Theirs, resources: Resources
+) -> None:
+    """No route did a stranger's bidding before it said no."""
+
+    async def everything() -> list[str]:
+        paths = [path.format_map(theirs.names) for method, path in FOREIGN if method == "GET" and path != "/v1/bots/{bot}/clock"]
+        return [(await admin.get(path)).text for path in [*paths, "/v1/audit", f"/v1/sessions/{theirs.open_session}"]]
+
+    stranger = await clients("admin", "read", "ingest", bots=["shop"])
+    before = await everything()
+    clock = await resources.sandboxes.stands_ms(MARK)
+    for (method, path), body in FOREIGN.items():
+        for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
+            await stranger.refused(method, path.format_map(names), body)
+
+    assert await everything() == before
+    assert await resources.sandboxes.stands_ms(MARK) == clock
+
+
+@pytest.mark.parametrize("scope", ("read", "ingest", "admin"))
+async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, scope: str) -> None:
+    """With one scope alone a key gets 403 wherever that scope is not the one, before anything is looked up."""
+    client = await clients(scope, bots=[MARK])
+    nothing = {name: "none" if name in {"bot", "conversation", "name"} else str(uuid4()) for name in theirs.names}
+    for (method, path), body in FOREIGN.items():
+        reply = await client.request(method, path.format_map(nothing), json=body)
+        assert reply.status_code == (404 if scope in _scopes(method, path) else 403), f"{scope}: {method} {path}"
+
+
+def _scopes(method: str, path: str) -> set[str]:
+    if path.endswith("/close"):
+        return {"read", "ingest"}
+    if "/messages" in path and method == "POST":
+        return {"ingest"}
+    if "/clock" in path or ("/variables/" in path and method != "GET"):
+        return {"ingest"}
+    if any(part in path for part in ("/v1/sessions", "/live", "/conversations/")):
+        return {"read"}
+    return {"admin"}
+
+
+def _unnamed(problem: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A problem without the names that the asker gave, and without what differs between any two requests."""
+    detail = problem["detail"]
+    for name in names.values():
+        detail = detail.replace(name, "…")
+    return problem | {"detail": detail, "instance": "", "request_id": ""}

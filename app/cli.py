@@ -95,6 +95,29 @@ def check(part: Annotated[Part, typer.Argument(help="What to ask.")]) -> None:
     print((health.check_api if part is Part.API else health.check_worker)(_settings()))
 
 
+@app.command()
+def replay(
+    file: Annotated[str, typer.Argument(help="Entries as JSON, one a line, gzipped or not; - is standard input.")],
+    bot: Annotated[str, typer.Option(help="The bot whose entries they are.")],
+    url: Annotated[str, typer.Option(help="Where the API is.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="ADJOURN_KEY", help="API key with the scope ingest.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="Times real time, by the entries' sent_at; 0 is at once.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=500, help="Most entries in one request.")] = 500,
+) -> None:
+    """Post a file of entries, and report what came of it. Exits with 1 if any entry was refused."""
+    from app.replay.command import run
+
+    sys.exit(run(file, bot=bot, url=url, key=key, speed=speed, most=batch))
+
+
+@app.command()
+def demo() -> None:
+    """Play a day of traffic through everything, and compare what came of it with the script. Exits with 1 if they differ."""
+    from app.demo.command import run
+
+    sys.exit(run())
+
+
 @app.command(hidden=True)
 def api(
     fd: Annotated[int, typer.Option(help="Listening socket, inherited.")],

@@ -52,9 +52,7 @@ def measure(settings: Settings, key: str) -> dict[str, list[Taken]]:
 def show(taken: dict[str, list[Taken]]) -> None:
     """Each against the bare server of its own round; the median over the rounds."""
     load = Load(0, "")
-    print(
-        f"\nRoutes: one uvicorn worker, {load.connections} connections, {load.depth} requests under way on each, one entry a request"
-    )
+    print(f"\nRoutes: one uvicorn worker, one entry a request, {load.connections} connections, {load.depth} under way on each")
     print(f"  {'':<26}{'of bare':>8}{'requests/s':>12}{'CPU µs each':>13}{'CPU of bare':>13}")
     for name, rounds in taken.items():
         bare = taken["bare ASGI app"]

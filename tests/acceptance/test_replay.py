@@ -1,0 +1,122 @@
+"""Recorded chat traffic through the whole product: file, HTTP, Redis, Postgres, and back by HTTP.
+
+The expected counts were computed from the files alone, by a program that is no part of this project: a new session where a
+user's last message is 15 minutes ago or more.
+"""
+
+import asyncio
+import gzip
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from app.replay import replay
+from app.replay.lines import open_source
+from app.replay.poster import Poster
+from app.replay.tally import Tally
+from tests.acceptance.system import Json, asked, pages, system, until
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "irc"
+DEV = DATA / "irc-dev.ndjson.gz"
+TRAIN = DATA / "irc-train.ndjson.gz"
+BOT = "irc"
+AT_ONCE = 8
+
+needs_data = pytest.mark.skipif(not DEV.exists(), reason=f"the recorded traffic is not there: {DATA}")
+
+
+async def _sandbox(api: httpx.AsyncClient) -> None:
+    policy = {"inactivity_minutes": 15, "inactivity_clock": "any"}
+    bot = {"id": BOT, "name": "IRC", "sandbox": True, "clock_mode": "sent_at", "policy": policy}
+    await asked(api, "POST", "/v1/bots", bot)
+
+
+async def _replay(api: httpx.AsyncClient, path: Path) -> Tally:
+    with open_source(str(path)) as source:
+        return await replay(source.lines(), poster=Poster(api, bot=BOT))
+
+
+async def _messages(api: httpx.AsyncClient, sessions: list[Json]) -> dict[str, list[str]]:
+    """The message ids of each session, in the order of their sequence."""
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def of(session: Json) -> tuple[str, list[str]]:
+        async with gate:
+            path = f"/v1/sessions/{session['id']}/messages"
+            found = [message async for message in pages(api, path, "messages", limit="200")]
+        assert [message["sequence"] for message in found] == list(range(1, session["entries"] + 1))
+        return session["id"], [message["message_id"] for message in found]
+
+    return dict(await asyncio.gather(*(of(session) for session in sessions)))
+
+
+async def _archived(api: httpx.AsyncClient, count: int) -> list[Json]:
+    """All closed sessions, once there are that many and none is open."""
+    sessions: list[Json] = []
+
+    async def complete() -> bool:
+        live = await asked(api, "GET", f"/v1/bots/{BOT}/live")
+        sessions[:] = [session async for session in pages(api, "/v1/sessions", "sessions", bot=BOT, limit="200")]
+        return not live["sessions"] and len(sessions) >= count
+
+    await until(complete, within_s=100)
+    return sessions
+
+
+async def _advance_past_the_last_deadline(api: httpx.AsyncClient) -> None:
+    await asked(api, "POST", f"/v1/bots/{BOT}/clock/advance", {"seconds": 16 * 60})
+
+
+@needs_data
+async def test_recorded_traffic_becomes_exactly_the_sessions_it_holds(redis_url: str, database_url: str) -> None:
+    """11,612 messages become 1,761 sessions: none lost, none twice, each message in one session and in its order."""
+    with system(redis_url=redis_url, database_url=database_url) as running:
+        async with running.client() as api:
+            await _sandbox(api)
+
+            tally = await _replay(api, DEV)
+            await _advance_past_the_last_deadline(api)
+            sessions = await _archived(api, 1_761)
+            kept = await _messages(api, sessions)
+
+    sent = [msgspec.json.decode(line)["message_id"] for line in gzip.decompress(DEV.read_bytes()).splitlines()]
+    assert (tally.entries, tally.opened, tally.refused, tally.duplicates) == (11_612, 1_761, 0, 0)
+    assert len(sessions) == len(kept) == 1_761
+    assert {session["reason"] for session in sessions} == {"inactivity"}
+    assert Counter(message for messages in kept.values() for message in messages) == Counter(sent)
+    assert len(sent) == 11_612
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_years_of_traffic_become_exactly_the_sessions_they_hold(redis_url: str, database_url: str) -> None:
+    """196,127 messages become 27,206 sessions."""
+    with system(redis_url=redis_url, database_url=database_url) as running:
+        async with running.client() as api:
+            await _sandbox(api)
+
+            tally = await _replay(api, TRAIN)
+            await _advance_past_the_last_deadline(api)
+            sessions = await _archived(api, 27_206)
+
+    assert (tally.entries, tally.opened, tally.refused, tally.duplicates) == (196_127, 27_206, 0, 0)
+    assert len({session["id"] for session in sessions}) == len(sessions) == 27_206
+    assert sum(session["entries"] for session in sessions) == 196_127
+
+
+async def test_what_was_replayed_before_is_recognised(redis_url: str, database_url: str, tmp_path: Path) -> None:
+    """The same file again, entries without ids of their own: all are duplicates, and no session opens."""
+    path = tmp_path / "day.ndjson"
+    path.write_text("".join(f'{{"user_id":"user-{number % 50}","role":"user"}}\n' for number in range(1_200)))
+    with system(redis_url=redis_url, database_url=database_url) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/bots", {"id": BOT, "name": "Any"})
+
+            first, second = await _replay(api, path), await _replay(api, path)
+
+    assert (first.entries, first.opened, first.duplicates) == (1_200, 50, 0)
+    assert (second.entries, second.opened, second.duplicates) == (1_200, 0, 1_200)

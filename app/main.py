@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app.api import ingest
+from app.api.body_limit import BodyLimit
 from app.api.errors import install_error_handlers
 from app.api.ingest_openapi import with_ingest
 from app.api.routes import ROUTERS
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     known = settings or Settings.load()
     configure_logging(known)
     app = Adjourn(title="Adjourn", version=VERSION, description=DESCRIPTION, lifespan=_lifespan(known))
+    app.add_middleware(BodyLimit, max_bytes=known.max_body_bytes)
     install_error_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -236,7 +236,7 @@ def _of_http(error: HTTPException) -> AdjournError:
 
 
 def _of_postgres(error: Exception) -> AdjournError:
-    if isinstance(error, DataError):
+    if isinstance(error, DataError) or (isinstance(error, DBAPIError) and isinstance(_cause(error), asyncpg.DataError)):
         return Invalid("a value is out of the range of what can be kept")
     if isinstance(error, IntegrityError):
         return Conflict("this contradicts what is there", hint="read it again, and try again")

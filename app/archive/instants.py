@@ -10,15 +10,12 @@ _LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 def instant(at_ms: int) -> datetime:
-    """Exact to the millisecond, which a division to seconds is not."""
-    return _EPOCH + timedelta(milliseconds=at_ms)
+    """Exact to the millisecond, which a division to seconds is not; what lies outside the calendar is put at its end."""
+    try:
+        return _EPOCH + timedelta(milliseconds=at_ms)
+    except OverflowError:
+        return _LATEST if at_ms > 0 else _EARLIEST
 
 
 def instant_or_none(at_ms: int | None) -> datetime | None:
-    """As `instant`; what lies outside the calendar (a bot's `sent_at` may) is put at its end."""
-    if at_ms is None:
-        return None
-    try:
-        return instant(at_ms)
-    except OverflowError:
-        return _LATEST if at_ms > 0 else _EARLIEST
+    return None if at_ms is None else instant(at_ms)

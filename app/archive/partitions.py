@@ -6,10 +6,11 @@ Archivists that race for a new month wait for one another on an advisory lock.
 
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.archive.instants import instant
 
 PARTITIONED = ("sessions", "messages")
 PARTITION_LOCK = 0x61646A_02
@@ -20,7 +21,7 @@ Month = tuple[int, int]
 
 def month_of(opened_at_ms: int) -> Month:
     """Year and month, in UTC."""
-    at = datetime.fromtimestamp(opened_at_ms / 1000, UTC)
+    at = instant(opened_at_ms)
     return at.year, at.month
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Row, Select, Text, cast, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant, instant_or_none
+from app.archive.instants import instant
 from app.archive.tables import messages, sessions
 from app.domain.instants import DAY_MS, HOUR_MS, ms_of
 from app.domain.records import Answer, Message, Session
@@ -59,7 +59,7 @@ class Filter(Struct, frozen=True, kw_only=True):
 
 async def find(conn: AsyncConnection, session_id: str) -> Archived | None:
     """The session of this id. The id must be a UUID."""
-    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    opened_at = instant(opened_at_ms_of(session_id))
     wanted = select(*_COLUMNS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
     row = (await conn.execute(wanted)).one_or_none()
     return None if row is None else _archived(row)
@@ -75,7 +75,7 @@ async def page(conn: AsyncConnection, wanted: Filter, *, after: Place | None, li
 
 async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
     """A session's messages in order, those whose sequence is above `after`."""
-    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    opened_at = instant(opened_at_ms_of(session_id))
     wanted = (
         select(messages)
         .where(messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.sequence > after)
@@ -87,7 +87,7 @@ async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, lim
 
 async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[str]) -> list[Message]:
     """Those of a session's messages that have these ids."""
-    opened_at = instant_or_none(opened_at_ms_of(session_id))
+    opened_at = instant(opened_at_ms_of(session_id))
     wanted = select(messages).where(
         messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.message_id.in_(ids)
     )
@@ -142,7 +142,7 @@ def _times(wanted: Filter) -> list[ColumnElement[bool]]:
     ]
     if wanted.closed_to_ms is not None:
         bounds.append((sessions.c.opened_at.__lt__, wanted.closed_to_ms))
-    return [compare(instant_or_none(at_ms)) for compare, at_ms in bounds if at_ms is not None]
+    return [compare(instant(at_ms)) for compare, at_ms in bounds if at_ms is not None]
 
 
 def _archived(row: Row[Any]) -> Archived:

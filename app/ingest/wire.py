@@ -18,6 +18,8 @@ from app.live.fold import Outcome
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
 _decode_raw = msgspec.json.Decoder(list[Raw]).decode
+# Deep nesting ends in the last of them.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.json.Encoder().encode
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$", re.DOTALL)
 
@@ -46,7 +48,7 @@ def entry_from(body: bytes) -> Entry:
     """One entry. Raises `Invalid` with the field, what is wrong with it and how to mend it."""
     try:
         return _decode_entry(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise _invalid(error) from error
 
 
@@ -95,14 +97,14 @@ def _told(at_ms: int) -> str:
 def _read_at_once(body: bytes) -> list[Entry] | None:
     try:
         return _decode_entries(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return None
 
 
 def _split(body: bytes) -> list[Raw]:
     try:
         return _decode_raw(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise _invalid(error) from error
 
 

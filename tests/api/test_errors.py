@@ -1,0 +1,250 @@
+"""Whatever is asked is answered in one shape, and nothing that a caller sends is answered with 500."""
+
+import string
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from app.api.errors import error_of
+from app.archive.engine import make_engine
+from app.errors import Unavailable
+from app.ids import key_digest
+from app.live.directory import BotRecord, KnownKey, Mark, move
+from app.main import create_app
+from app.resources import Resources
+from app.settings import Settings
+from tests.api.conftest import Client
+
+NASTY = (
+    "\x00",
+    "a\x00b",
+    "\ud800",
+    "é" * 900,
+    "'; DROP TABLE bots; --",
+    "%",
+    "../..",
+    "\u202e",
+    "-1",
+    "9" * 400,
+    "1e400",
+    "NaN",
+    "null",
+    "00000000-0000-0000-0000-000000000000",
+    "ffffffff-ffff-ffff-ffff-ffffffffffff",
+    "{018f0000-0000-7000-8000-000000000000}",
+    "0001-01-01T00:00:00+14:00",
+    "9999-12-31T23:59:59-14:00",
+    "2026-11-21",
+    "AAAAAAAAAAAAAAAA",
+)
+DEEP: Any = [[]]
+for _ in range(60):
+    DEEP = [DEEP]
+
+RAW = (
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b'{"id": "\\ud800"}',
+    b'{"id": "a\\u0000"}',
+    b'{"name": "\\udfff", "scopes": ["read"]}',
+    b'{"\\ud800": 1}',
+    b'{"policy": {"\\ud800": "\\ud800"}}',
+    b'{"preset": "\\ud800"}',
+    b'{"closure_message": {"texts": {"default": "a\\u0000b"}}}',
+    b'{"inactivity_minutes": ' + b"9" * 5000 + b"}",
+    b'{"inactivity_minutes": NaN}',
+    b'{"value": 1e999}',
+    b'{"value": ' + b"9" * 40 + b"}",
+    b'{"value": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b"[" * 100_000,
+    b"null",
+    b"0",
+    b'"text"',
+    b"[]",
+)
+"""Bodies that no JSON library of this side would write."""
+
+
+def operations(app: FastAPI) -> Iterator[tuple[str, str, list[str]]]:
+    """Method, path and the names of query parameters, of every route but those for operators."""
+    for path, methods in app.openapi()["paths"].items():
+        for method, operation in methods.items():
+            if path.startswith("/v1"):
+                yield method.upper(), path, [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
+
+
+PATH_NAMES = ("bot", "endpoint_id", "key_id", "session_id", "conversation", "delivery_id", "name")
+
+
+async def check(client: Client, method: str, path: str, **more: Any) -> None:  # noqa: ANN401 - httpx's own
+    reply = await client.request(method, path, **more)
+    assert reply.status_code < 500, f"{method} {path} {str(more)[:200]}: {reply.status_code} {reply.text}"
+    if reply.is_client_error:
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.json()["status"] == reply.status_code
+
+
+def quoted(value: str) -> str:
+    return httpx.QueryParams({"v": value.encode("utf-8", "surrogatepass").decode("latin-1")}).__str__()[2:].replace("+", "%20")
+
+
+async def test_no_name_in_a_path_breaks_a_route(admin: Client, app: FastAPI) -> None:
+    """Every route with every nasty name in every place of its path."""
+    for method, path, _ in operations(app):
+        for value in NASTY if "{" in path else ():
+            await check(admin, method, path.format_map(dict.fromkeys(PATH_NAMES, quoted(value))))
+
+
+async def test_no_query_parameter_breaks_a_route(admin: Client, app: FastAPI) -> None:
+    """Every parameter of every route with every nasty value, and one that nobody knows."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    for method, path, names in operations(app):
+        for name in (*names, "unheard_of") if method == "GET" else ():
+            for value in NASTY:
+                await check(admin, method, f"{path.format_map(dict.fromkeys(PATH_NAMES, 'shop'))}?{name}={quoted(value)}")
+
+
+async def test_no_body_breaks_a_route(admin: Client, app: FastAPI) -> None:
+    """Every route that reads one with bodies that are cut short, too deep, too large, or hold what no text may."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    for method, path, _ in operations(app):
+        for body in RAW if method in {"POST", "PUT", "PATCH"} else ():
+            for kind in ("application/json", "text/plain", "application/x-ndjson"):
+                names = dict.fromkeys(PATH_NAMES, "shop")
+                await check(admin, method, path.format_map(names), content=body, headers={"content-type": kind})
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+FIELDS = """id name sandbox clock_mode policy url events enabled scopes bots preset channels inactivity_minutes closing reminder
+    closure_message texts default minutes value ttl_s seconds to since role user_id text type tags sent_at""".split()  # noqa: SIM905 - as a list it would be a page
+names = st.sampled_from(FIELDS) | st.text(alphabet=string.printable, max_size=5)
+bodies = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=5), max_leaves=12
+)
+
+
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_json_breaks_a_route(admin: Client, app: FastAPI, data: st.DataObject) -> None:
+    """Any JSON, with the names that bodies have, to any route that reads one."""
+    method, path, _ = data.draw(
+        st.sampled_from([operation for operation in operations(app) if operation[0] in {"POST", "PUT", "PATCH"}])
+    )
+    bot = data.draw(st.sampled_from(["shop", "none"]))
+    await check(admin, method, path.format_map(dict.fromkeys(PATH_NAMES, bot)), json=data.draw(bodies))
+
+
+async def test_what_is_not_there_is_a_problem_too(admin: Client) -> None:
+    """An unknown route, a method that a route does not have, a body that is none."""
+    unknown = await admin.refused("GET", "/v1/nothing")
+    assert (unknown["status"], unknown["code"], unknown["type"]) == (404, "not_found", "urn:adjourn:problem:not_found")
+    wrong = await admin.put("/v1/presets")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "GET"
+    broken = await admin.request("POST", "/v1/bots", content=b"{", headers={"content-type": "application/json"})
+    assert (broken.status_code, broken.json()["code"]) == (422, "invalid")
+
+
+async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> None:
+    """Each fault with where it is; what was sent may be somebody's secret."""
+    reply = await admin.post(
+        "/v1/keys", json={"name": "", "scopes": ["read", "own"], "bots": ["ok", "NOT OK"], "my-secret": "x-9"}
+    )
+    problem = reply.json()
+
+    assert {fault["where"] for fault in problem["errors"]} == {"name", "scopes[1]", "bots[1]", "my-secret"}
+    assert "x-9" not in reply.text
+    assert "NOT OK" not in reply.text
+
+
+async def test_every_answer_carries_a_request_id(admin: Client) -> None:
+    """The caller's own if it is fit for a log, else one of ours; on success, refusal and ingest."""
+    for path in ("/v1/bots", "/v1/nothing", "/healthz"):
+        given_id = await admin.get(path, headers={"x-request-id": "abc-1"})
+        assert given_id.headers["x-request-id"] == "abc-1"
+        unfit = await admin.get(path, headers={"x-request-id": "a b\tc"})
+        assert len(unfit.headers["x-request-id"]) == 32
+
+
+async def test_what_nobody_foresaw_is_500_without_its_trace(app: FastAPI, admin: Client) -> None:
+    """The words of the error stay in the log; the answer carries the id to find it by."""
+
+    @app.get("/v1/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("private words")
+
+    reply = await admin.get("/v1/broken")
+
+    assert reply.status_code == 500
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json()["request_id"] == reply.headers["x-request-id"]
+    assert "private words" not in reply.text
+
+
+async def test_a_body_over_the_limit_is_refused(admin: Client, settings: Settings) -> None:
+    """Configuration is no way around the limit that entries have."""
+    body = {"id": "shop", "policy": {"closure_message": {"texts": {"default": "x" * settings.max_body_bytes}}}}
+    assert (await admin.refused("POST", "/v1/bots", body))["status"] == 413
+
+
+async def test_without_postgres_queries_say_when_to_come_back_and_ingest_goes_on(redis_url: str) -> None:
+    """503 with `Retry-After` for what only Postgres knows; entries, open sessions and their close as ever."""
+    away = Settings(redis_url=redis_url, database_url="postgresql://127.0.0.1:1/none", shards=4)
+    app = create_app(away)
+    async with app.router.lifespan_context(app):
+        resources: Resources = app.state.resources
+        client = await known_client(app, resources)
+        answer = await client.ok("POST", "/v1/bots/shop/messages", {"user_id": "u", "role": "user", "text": "hi"})
+        session = await client.ok("GET", f"/v1/sessions/{answer['session_id']}")
+        assert session["status"] == "open"
+        assert len((await client.ok("GET", "/v1/bots/shop/live"))["sessions"]) == 1
+        assert (await client.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["status"] == "closed"
+
+        for path in ("/v1/sessions", "/v1/bots", "/v1/bots/shop/policy", "/v1/audit", "/v1/keys"):
+            reply = await client.get(path)
+            assert reply.status_code == 503, path
+            assert int(reply.headers["retry-after"]) > 0
+            assert reply.json()["code"] == "unavailable"
+        await client.aclose()
+
+
+async def known_client(app: FastAPI, resources: Resources) -> Client:
+    """A client whose key Redis alone knows of."""
+    bot = BotRecord(
+        "shop",
+        "Shop",
+        sandbox=False,
+        clock_mode=None,
+        deleted=False,
+        policy_version=1,
+        effective_at_ms=0,
+        policy={},
+        endpoints=(),
+    )
+    key = KnownKey("k", "k", frozenset({"admin", "read", "ingest"}), None)
+    mark = Mark("here", 1)
+    await move(resources.redis, held=None, to=mark, bots=[bot], known_keys={key_digest("adj_x"): key}, whole=True)
+    assert await resources.directory.caught_up(mark, timeout_s=5)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return Client(transport=transport, base_url="http://test", headers={"authorization": "Bearer adj_x"})
+
+
+async def test_a_query_that_takes_too_long_is_cut(database_url: str) -> None:
+    """By Postgres itself, and told as 503."""
+    engine = make_engine(database_url, statement_timeout_s=0.1)
+    async with engine.connect() as conn:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the driver calls it
+            await conn.execute(text("SELECT pg_sleep(5)"))
+    await engine.dispose()
+    told = error_of(caught.value)
+
+    assert isinstance(told, Unavailable)
+    assert told.detail == "this took too long"

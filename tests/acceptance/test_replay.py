@@ -6,6 +6,8 @@ user's last message is 15 minutes ago or more.
 
 import asyncio
 import gzip
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from app.replay import replay
 from app.replay.lines import open_source
 from app.replay.poster import Poster
 from app.replay.tally import Tally
-from tests.acceptance.system import Json, asked, pages, system, until
+from app.settings import environment_with
+from tests.acceptance.system import Json, Running, asked, pages, system, until
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "irc"
 DEV = DATA / "irc-dev.ndjson.gz"
@@ -120,3 +123,45 @@ async def test_what_was_replayed_before_is_recognised(redis_url: str, database_u
 
     assert (first.entries, first.opened, first.duplicates) == (1_200, 50, 0)
     assert (second.entries, second.opened, second.duplicates) == (1_200, 0, 1_200)
+
+
+def _adjourn_replay(running: Running, source: str, text: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """The command as a script would run it: no terminal, the key in the environment."""
+    command = [sys.executable, "-m", "app.cli", "replay", source, "--bot", BOT, "--url", running.url]
+    environment = environment_with(adjourn_key=running.key)
+    done = subprocess.run(command, env=environment, input=text, capture_output=True, timeout=60, check=False)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+async def test_the_command_reports_and_its_exit_code_says_whether_all_was_taken(
+    redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    """0 where every entry was taken; 1 where one was refused, named by its line; 1 and one line where it cannot begin."""
+    good = [f'{{"user_id":"u{number}","role":"user"}}'.encode() for number in range(10)]
+    packed = tmp_path / "good.ndjson.gz"
+    packed.write_bytes(gzip.compress(b"\n".join(good)))
+    with system(redis_url=redis_url, database_url=database_url) as running:
+        async with running.client() as api:
+            await asked(api, "POST", "/v1/bots", {"id": BOT, "name": "Any"})
+
+        taken = _adjourn_replay(running, str(packed))
+        refused = _adjourn_replay(running, "-", b"\n".join([*good[:2], b'{"user_id":"x","role":"king"}', *good[2:]]))
+        missing = _adjourn_replay(running, str(tmp_path / "none"))
+
+    assert taken.returncode == 0, taken.stderr
+    assert _counts(taken.stdout) == {"entries": 10, "sessions opened": 10, "duplicates": 0, "refused": 0}
+    assert refused.returncode == 1
+    assert _counts(refused.stdout) == {"entries": 11, "sessions opened": 0, "duplicates": 0, "refused": 1}
+    assert "\nline 3: " in refused.stdout
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("adjourn: cannot read ")
+    assert missing.stderr.count("\n") == 1
+    assert "\x1b" not in taken.stdout + refused.stdout
+
+
+def _counts(told: str) -> dict[str, int]:
+    """The whole numbers of a report, by name."""
+    rows = (
+        line.rsplit(maxsplit=1) for line in told.splitlines() if line and not line.startswith(("line", "seconds", "entries/s"))
+    )
+    return {name: int(number) for name, number in rows}

@@ -36,9 +36,10 @@ class Processes:
         """Work until SIGINT, SIGTERM or SIGHUP. `announce` is called once the API answers, `watch` every second."""
         stop, reload = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
-                loop.add_signal_handler(number, stop.set)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup, a closed terminal is no reason to stop
+            loop.add_signal_handler(signal.SIGHUP, stop.set)
         loop.add_signal_handler(signal.SIGUSR1, reload.set)
         children = [*self._apis, *([self._worker] if self._worker else [])]
         tasks = [asyncio.create_task(child.keep(), name=child.name) for child in children]

@@ -67,9 +67,7 @@ async def find(conn: AsyncConnection, session_id: str) -> Archived | None:
 
 async def page(conn: AsyncConnection, wanted: Filter, *, after: Place | None, limit: int) -> list[Archived]:
     """Sessions in the order of their opening, the latest first; those after `after`. From is included, to is not."""
-    listed = (
-        select(*_COLUMNS).where(*_conditions(wanted)).order_by(sessions.c.opened_at.desc(), sessions.c.id.desc()).limit(limit)
-    )
+    listed = select(*_COLUMNS).where(*conditions(wanted)).order_by(sessions.c.opened_at.desc(), sessions.c.id.desc()).limit(limit)
     return [_archived(row) for row in await conn.execute(_after(listed, after))]
 
 
@@ -102,7 +100,8 @@ def _after(listed: Select[Any], place: Place | None) -> Select[Any]:
     return listed.where(sessions.c.opened_at <= at, tuple_(sessions.c.opened_at, sessions.c.id) < (at, place.id))
 
 
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    """What a filter asks of a row, in SQL."""
     return [
         *_bots(wanted.bots),
         *(

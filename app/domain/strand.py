@@ -16,6 +16,7 @@ from app.domain.policy_fields import PolicyVersion
 
 HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
+GENERATION_BITS = 12
 HELP = "help"
 
 
@@ -61,13 +62,15 @@ def conversation_hash(bot: str, conversation: str) -> int:
 
 
 def session_id(strand: Strand, *, generation: int, opened_at_ms: int) -> str:
-    """UUIDv7 whose time is `opened_at_ms` and whose other bits are the conversation's hash and a hash of strand and generation.
+    """UUIDv7 whose time is `opened_at_ms`; then come the conversation's hash, the generation, and a hash of all that.
 
-    The same decision taken twice gives the same id, and the id alone tells the shard and the month it belongs to.
+    The same decision taken twice gives the same id, and the id alone tells the shard and the month it belongs to. Of one
+    strand's sessions, also those that open in the same millisecond have their ids in order.
     """
     place = conversation_hash(strand.bot, strand.conversation)
     seed = f"{strand.bot}\x1f{strand.conversation}\x1f{strand.thread}\x1f{generation}"
-    rest = int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2
+    turn = generation & (1 << GENERATION_BITS) - 1
+    rest = turn << 62 - GENERATION_BITS | int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2 + GENERATION_BITS
     return str(UUID(int=opened_at_ms << 80 | 7 << 76 | place << 64 | 2 << 62 | rest))
 
 

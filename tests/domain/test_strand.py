@@ -81,7 +81,18 @@ def test_session_id_is_a_uuid7_that_tells_when_and_where() -> None:
     ids = {made, session_id(strand, generation=2, opened_at_ms=NOON_MS)}
     ids |= {session_id(other, generation=1, opened_at_ms=NOON_MS) for other in others}
     assert len(ids) == 5
-    assert made == "01a1fdfa-4600-7dff-bb98-ca63b51aebf9"
+    assert made == "01a1fdfa-4600-7dff-8007-b98ca63b51ae"
+
+
+def test_session_ids_of_a_strand_are_in_order() -> None:
+    """Also where many open in one millisecond, and after 4,096 of them in the next."""
+    strand = Strand("shop", "web:ann")
+    ids = [session_id(strand, generation=generation, opened_at_ms=NOON_MS) for generation in range(1, 4096)]
+    later = session_id(strand, generation=4096, opened_at_ms=NOON_MS + 1)
+
+    assert sorted(ids) == ids
+    assert ids[-1] < later
+    assert len(set(ids)) == 4095
 
 
 @given(st.text(max_size=10), st.text(max_size=10))

@@ -1,0 +1,21 @@
+"""A bot's closed sessions added up."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.api.auth import Reading, known_bot
+from app.api.resources import Held
+from app.api.schemas.problems import PROBLEMS
+from app.api.schemas.summary import SummaryQuery, SummaryView
+from app.archive.session_totals import totals
+
+router = APIRouter(prefix="/v1/bots/{bot}/summary", tags=["sessions"], responses=PROBLEMS)
+
+
+@router.get("")
+async def read_summary(bot: str, resources: Held, _: Reading, asked: Annotated[SummaryQuery, Query()]) -> SummaryView:
+    """Sessions, billing sessions, interactions, outcomes, containment. Those of developers are left out unless asked for."""
+    known_bot(resources.directory, bot)
+    async with resources.engine.connect() as conn:
+        return SummaryView.of(await totals(conn, asked.filter(bot)))

@@ -1,0 +1,72 @@
+"""A bot's sessions added up, as the API is asked for them and tells them."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.schemas.common import Slug
+from app.api.schemas.sessions import When
+from app.archive.session_reads import Filter
+from app.archive.session_totals import Totals
+from app.domain.instants import ms_of
+from app.domain.share import Share
+
+
+class SummaryQuery(BaseModel):
+    """Which closed sessions. An instant `…_from` is included, one `…_to` is not."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    channel: Slug | None = None
+    opened_from: When = None
+    opened_to: When = None
+    developers: Annotated[bool, Field(description="Count the sessions in which a developer took part, too.")] = False
+
+    def filter(self, bot: str) -> Filter:
+        return Filter(
+            bots=frozenset({bot}),
+            channel=self.channel,
+            developer=None if self.developers else False,
+            opened_from_ms=None if self.opened_from is None else ms_of(self.opened_from),
+            opened_to_ms=None if self.opened_to is None else ms_of(self.opened_to),
+        )
+
+
+class ShareView(BaseModel):
+    """An exact fraction, and its whole percent, cut and not rounded: 2 of 3 is 66. Null where there is nothing."""
+
+    part: int
+    whole: int
+    percent: int | None
+
+    @classmethod
+    def of(cls, share: Share) -> "ShareView":
+        return cls(part=share.part, whole=share.whole, percent=share.percent)
+
+
+class SummaryView(BaseModel):
+    """Sums over the closed sessions that count. `contained`: how many went without escalation or hand-off."""
+
+    sessions: int
+    not_counted: Annotated[int, Field(description="Kept, but left out of all the rest: the policy's `requires_bot`.")]
+    interactive: int
+    billing_sessions: int
+    interactions: int
+    contained: ShareView
+    by_outcome: dict[str, int]
+    by_reason: dict[str, int]
+    by_trade: dict[str, int]
+
+    @classmethod
+    def of(cls, totals: Totals) -> "SummaryView":
+        return cls(
+            sessions=totals.sessions,
+            not_counted=totals.not_counted,
+            interactive=totals.interactive,
+            billing_sessions=totals.billing_sessions,
+            interactions=totals.interactions,
+            contained=ShareView.of(totals.contained),
+            by_outcome=totals.by_outcome,
+            by_reason=totals.by_reason,
+            by_trade=totals.by_trade,
+        )

@@ -2,8 +2,10 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
+from app.archive import rejects
 from app.domain.presets import PRESETS
 from app.resources import Resources
 from tests.api.conftest import Client, ClientMaker
@@ -288,3 +290,17 @@ async def test_a_limited_admin_makes_keys_for_their_own_bots_alone(admin: Client
     assert (await limited.refused("POST", "/v1/bots", {"id": "mine"}))["status"] == 403
     assert [bot["id"] for bot in (await limited.ok("GET", "/v1/bots"))["bots"]] == ["shop"]
     assert {entry["bot"] for entry in (await limited.ok("GET", "/v1/audit"))["entries"]} == {"shop"}
+
+
+async def test_what_postgres_refused_is_shown_to_an_admin(admin: Client, resources: Resources) -> None:
+    """The latest first, the record readable where it can be read, by pages."""
+    session = "018f0000-0000-7000-8000-000000000000"
+    async with resources.engine.begin() as conn:
+        for payload in (msgspec.msgpack.encode(["bank", {"n": 1}]), b"\xc1"):
+            await rejects.add(conn, bot="bank", session_id=session, error="no", payload=payload)
+    first = await admin.ok("GET", "/v1/rejects?limit=1")
+    second = await admin.ok("GET", f"/v1/rejects?limit=1&cursor={first['next']}")
+
+    assert [page["rejects"][0]["payload"] for page in (first, second)] == ["wQ==", ["bank", {"n": 1}]]
+    assert second["next"] is None
+    assert (second["rejects"][0]["session_id"], second["rejects"][0]["error"]) == (session, "no")

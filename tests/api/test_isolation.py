@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 from fastapi import FastAPI
 
+from app.archive import rejects
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
@@ -44,6 +45,7 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("GET", "/v1/sessions/{session_id}/explanation"): None,
     ("POST", "/v1/sessions/{session_id}/close"): None,
     ("GET", "/v1/bots/{bot}/live"): None,
+    ("GET", "/v1/bots/{bot}/summary"): None,
     ("GET", "/v1/bots/{bot}/conversations/{conversation}/context"): None,
     ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables"): None,
     ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): None,
@@ -76,6 +78,7 @@ LISTS = {
     "/v1/sessions?user=bank-user",
     "/v1/conversations/web:bank-user/sessions",
     "/v1/deliveries",
+    "/v1/rejects",
 }
 """Lists: nothing of the other tenant is in them."""
 
@@ -92,8 +95,8 @@ OPEN = {
 
 
 @pytest.fixture
-async def theirs(admin: Client, worker: Worker) -> Theirs:
-    """A tenant with one of everything: an archived session, an open one, a delivery, an endpoint, a key, a variable."""
+async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
+    """A tenant with one of everything: archived and open session, delivery, endpoint, key, variable, a record set aside."""
     await admin.ok("POST", "/v1/bots", {"id": MARK, "sandbox": True})
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     endpoint = await admin.ok("POST", f"/v1/bots/{MARK}/endpoints", {"url": "http://127.0.0.1:9999/bank"})
@@ -105,6 +108,8 @@ async def theirs(admin: Client, worker: Worker) -> Theirs:
     opened = await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry)
     await admin.ok("PUT", f"/v1/bots/{MARK}/conversations/web:bank-user/variables/bank-variable", {"value": "bank"})
     (delivery,) = (await admin.ok("GET", "/v1/deliveries"))["deliveries"]
+    async with resources.engine.begin() as conn:
+        await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\x91\xc4\x02\xff\x00")
     names = {
         "bot": MARK,
         "endpoint_id": endpoint["id"],
@@ -194,7 +199,7 @@ def _scopes(method: str, path: str) -> set[str]:
         return {"ingest"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):
         return {"ingest"}
-    if any(part in path for part in ("/v1/sessions", "/live", "/conversations/")):
+    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/")):
         return {"read"}
     return {"admin"}
 

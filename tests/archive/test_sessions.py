@@ -65,6 +65,16 @@ async def test_a_batch_that_is_repeated_inserts_nothing(engine: AsyncEngine) -> 
     assert await count(engine, "messages") == 22
 
 
+async def test_two_batches_go_into_one_transaction(engine: AsyncEngine) -> None:
+    """What was staged before is not told as new again, and an error undoes both."""
+    async with engine.begin() as conn:
+        first = await insert_closed(conn, [closed_session(1)])
+        second = await insert_closed(conn, [closed_session(2)])
+
+    assert (first, second) == ({closed_session(1).session.id}, {closed_session(2).session.id})
+    assert await count(engine, "messages") == 4
+
+
 async def test_archivists_that_write_the_same_batch_at_once_insert_it_once(engine: AsyncEngine) -> None:
     """Two workers with the same batch: every session is told as new by exactly one of them."""
     batch = [closed_session(number) for number in range(200)]

@@ -28,8 +28,9 @@ log = structlog.get_logger(__name__)
 
 def serve(settings: Settings, *, with_worker: bool) -> None:
     """Run everything until SIGINT or SIGTERM. Raises `CannotStart`."""
-    # Until the processes run, a polite end is an interrupt like Ctrl-C: what was started is stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until the processes run, a polite end is an interrupt: what was started is stopped. A shell's `&` has SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         asyncio.run(check_servers(redis_url=settings.redis_url, database_url=settings.database_url))
         servers = stack.enter_context(_servers(settings))

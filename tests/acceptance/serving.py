@@ -101,11 +101,15 @@ class Serving:
 
 
 @contextmanager
-def serving(var_dir: Path, *arguments: str, **settings: object) -> Iterator[Serving]:
-    """Run `adjourn serve` on a free port, with its output; whatever is left at the end is ended."""
+def serving(var_dir: Path, *arguments: str, ignored: str = "", **settings: object) -> Iterator[Serving]:
+    """Run `adjourn serve` on a free port, with its output; whatever is left at the end is ended.
+
+    `ignored` names a signal that the shell which starts it ignores, as with `&` (INT) and `nohup` (HUP).
+    """
+    shell = ("sh", "-c", f'trap "" {ignored}; exec "$@"', "sh") if ignored else ()
     unset: dict[str, object] = {"redis_url": None, "database_url": None}
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--var-dir", str(var_dir), *arguments],
+        [*shell, sys.executable, "-m", "app.cli", "serve", "--port", "0", "--var-dir", str(var_dir), *arguments],
         env=environment_with(**unset | settings),
         cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,

@@ -1,0 +1,68 @@
+"""What an archived session collected after it was archived becomes a session of its own."""
+
+from app.domain.continuation import continuation, told
+from app.domain.policy import PolicyVersion, policy_from
+from app.domain.strand import Strand, opened_at_ms_of
+from tests.domain.talk import Talk, minute
+
+POLICY = PolicyVersion(1, 0, policy_from({}))
+
+
+def talked() -> Talk:
+    """Six entries, of which the archive has the first two; closed by the user."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.say("bot", "b", at=1)
+    talk.say("user", "c", intent="pay", language="pt", tags=["vip"], at=2)
+    talk.say("bot", "d", at=3)
+    talk.say("user", "e", developer=True, at=4)
+    talk.say("user", type="chat.closed", at=5)
+    return talk
+
+
+def test_surplus_is_a_session_of_its_own() -> None:
+    """Its entries numbered anew and counted; opened with the first of them, closed as the session that it continues."""
+    talk = talked()
+    strand, closed = Strand("shop", "web:ann"), talk.closed[0]
+    surplus = [message for _, message in talk.messages[2:5]]
+    made, kept = continuation(strand, closed, surplus, POLICY)
+
+    assert (made.previous_session_id, made.opening_rule, made.opened_by) == (closed.id, "rollback", "m3")
+    assert (minute(made.opened_at_ms), minute(made.closed_at_ms), minute(made.last_entry_at_ms)) == (2, 5, 4)
+    assert (made.user_id, made.channel, made.policy_version) == ("ann", "web", 1)
+    assert (made.reason, made.closing_rule, made.closed_by) == ("chat_closed", "A04", "m6")
+    assert (made.trade, made.outcome, made.contained) == ("bot", "completed", True)
+    assert (made.entries, made.user_entries, made.bot_entries, made.interactions) == (3, 2, 1, 3)
+    assert (made.intent, made.language, made.tags) == ("pay", "pt", ("vip",))
+    assert (made.interactive, made.developer, made.billing_sessions) == (True, True, 0)
+    assert made.first_response_ms == 60_000
+    assert [(message.sequence, message.message_id) for message in kept] == [(1, "m3"), (2, "m4"), (3, "m5")]
+
+
+def test_continuation_asked_for_twice_is_the_same() -> None:
+    """Its id is made of the session and of the first message; it tells when it opened, and is not the session's."""
+    talk = talked()
+    strand, closed = Strand("shop", "web:ann"), talk.closed[0]
+    surplus = [message for _, message in talk.messages[2:]]
+    first, again = (continuation(strand, closed, surplus, POLICY) for _ in range(2))
+    later, _ = continuation(strand, closed, surplus[1:], POLICY)
+
+    assert first == again
+    assert minute(opened_at_ms_of(first[0].id)) == 2
+    assert len({closed.id, first[0].id, later.id}) == 3
+    assert first[0].billing_sessions == 0
+
+
+def test_continuation_without_a_developer_is_billed() -> None:
+    talk = talked()
+    made, _ = continuation(Strand("shop", "web:ann"), talk.closed[0], [talk.messages[2][1]], POLICY)
+
+    assert (made.developer, made.billing_sessions) == (False, 1)
+
+
+def test_continuation_is_told_at_its_close() -> None:
+    talk = talked()
+    made, _ = continuation(Strand("shop", "web:ann"), talk.closed[0], [talk.messages[2][1]], POLICY)
+    event = told(made)
+
+    assert (event.type, event.rule, event.session, minute(event.at_ms)) == ("session.continuation", "rollback", made, 5)

@@ -12,6 +12,7 @@ from app.api.body_limit import BodyLimit
 from app.api.errors import install_error_handlers
 from app.api.ingest_openapi import with_ingest
 from app.api.routes import ROUTERS
+from app.api.schemas.problems import with_problems
 from app.log import configure_logging
 from app.resources import Resources, open_resources
 from app.settings import Settings
@@ -32,7 +33,7 @@ class Adjourn(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = with_ingest(super().openapi())
+            self.openapi_schema = with_problems(with_ingest(super().openapi()))
         return self.openapi_schema
 
 
@@ -40,7 +41,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The app; its lifespan opens the connections. Without `settings` the environment is read."""
     known = settings or Settings.load()
     configure_logging(known)
-    app = Adjourn(title="Adjourn", version=VERSION, description=DESCRIPTION, lifespan=_lifespan(known))
+    app = Adjourn(
+        title="Adjourn",
+        version=VERSION,
+        description=DESCRIPTION,
+        lifespan=_lifespan(known),
+        generate_unique_id_function=lambda route: route.name,
+    )
     app.add_middleware(BodyLimit, max_bytes=known.max_body_bytes)
     install_error_handlers(app)
     for router in ROUTERS:

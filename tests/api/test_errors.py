@@ -1,5 +1,7 @@
 """Whatever is asked is answered in one shape, and nothing that a caller sends is answered with 500."""
 
+import json
+import re
 import string
 from collections.abc import Iterator
 from typing import Any
@@ -151,6 +153,30 @@ async def test_what_is_not_there_is_a_problem_too(admin: Client) -> None:
     assert wrong.headers["allow"] == "GET"
     broken = await admin.request("POST", "/v1/bots", content=b"{", headers={"content-type": "application/json"})
     assert (broken.status_code, broken.json()["code"]) == (422, "invalid")
+
+
+def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
+    """No other shape for an answer of 400 and beyond, and nothing that refers to what the document does not hold."""
+    document = app.openapi()
+    answers = [
+        (path, status, response)
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+        for status, response in operation["responses"].items()
+    ]
+    referred = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+
+    assert all(list(response["content"]) == ["application/problem+json"] for _, status, response in answers if status >= "400")
+    assert referred <= set(document["components"]["schemas"])
+    assert "HTTPValidationError" not in referred
+
+
+def test_the_document_names_every_operation_once(app: FastAPI) -> None:
+    """What a client generator calls its methods."""
+    names = [operation["operationId"] for methods in app.openapi()["paths"].values() for operation in methods.values()]
+
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", name) for name in names)
 
 
 async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> None:

@@ -12,8 +12,10 @@ from app.api.routes import (
     live,
     operations,
     policies,
+    rejects,
     sandbox,
     sessions,
+    summary,
     variables,
 )
 
@@ -23,9 +25,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     endpoints.router,
     keys.router,
     audit.router,
+    rejects.router,
     sessions.router,
     conversations.router,
     live.router,
+    summary.router,
     variables.router,
     sandbox.router,
     deliveries.router,

@@ -13,8 +13,8 @@ from app.api.auth import Administering, Anyone
 from app.api.resources import Held
 from app.api.routes.bots import found_bot
 from app.api.saving import saving
-from app.api.schemas.common import Cursor, JsonObject, Limit
-from app.api.schemas.policies import PolicyVersions, PolicyView, Presets, PresetView, SavedPolicy
+from app.api.schemas.common import Cursor, Limit
+from app.api.schemas.policies import PolicyToSave, PolicyVersions, PolicyView, Presets, PresetView, SavedPolicy
 from app.api.schemas.problems import PRECONDITIONS, PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
@@ -26,8 +26,7 @@ from app.resources import Resources
 router = APIRouter(prefix="/v1", tags=["policies"], responses=PROBLEMS)
 
 FIRST_VERSION = 1
-_EXAMPLE = {"preset": "kore", "inactivity_minutes": 20}
-PolicyBody = Annotated[JsonObject, Body(examples=[_EXAMPLE], description="A preset's name and overrides, or fields alone.")]
+PolicyBody = Annotated[PolicyToSave, Body()]
 
 
 @router.get("/bots/{bot}/policy")

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Row
 
-from app.api.schemas.common import Body, JsonObject, Name, Next, Slug
+from app.api.schemas.common import Body, Name, Next, Slug
+from app.api.schemas.policies import PolicyToSave
 from app.domain.instants import ms_of, rfc3339
 
 ClockMode = Literal["manual", "sent_at"]
@@ -19,7 +20,7 @@ class NewBot(Body):
     name: Name | None = None
     sandbox: bool = False
     clock_mode: Annotated[ClockMode | None, Field(description=_CLOCK)] = None
-    policy: JsonObject = Field(default_factory=dict)
+    policy: PolicyToSave = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _clock_of_a_sandbox(self) -> "NewBot":

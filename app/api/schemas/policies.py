@@ -2,12 +2,35 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from msgspec.json import schema_components
+from pydantic import BaseModel, Field, WithJsonSchema
 from sqlalchemy import Row
 
-from app.api.schemas.common import Next
+from app.api.schemas.common import JsonObject, Next
 from app.domain.instants import ms_of, rfc3339
-from app.domain.policy import Policy, notices, policy_view
+from app.domain.policy import PRESETS, Policy, notices, policy_view
+
+
+def _policy_schema() -> dict[str, Any]:
+    """What a policy may hold, from the domain's own records, written out in one piece."""
+    (_, components) = schema_components((Policy,), ref_template="{name}")
+
+    def whole(part: Any) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(part, dict):
+            return whole(components[part["$ref"]]) if "$ref" in part else {name: whole(inner) for name, inner in part.items()}
+        return [whole(inner) for inner in part] if isinstance(part, list) else part
+
+    policy: dict[str, Any] = whole(components["Policy"])
+    preset = {"enum": list(PRESETS), "description": "Its values hold wherever no field says otherwise."}
+    return policy | {
+        "title": "PolicyToSave",
+        "description": "A preset's name and overrides, or fields alone; what is left out has its default.",
+        "properties": {"preset": preset, **policy["properties"]},
+        "examples": [{"preset": "kore", "inactivity_minutes": 20}],
+    }
+
+
+PolicyToSave = Annotated[JsonObject, WithJsonSchema(_policy_schema())]
 
 
 class SavedPolicy(BaseModel):

@@ -11,6 +11,8 @@ from app.domain.turn import Turn
 
 def learn(turn: Turn, entry: Entry) -> None:
     """Context and tags as last seen, what they displace among the historic tags, and the tones' levels as last seen."""
+    if not entry.tags and entry.context is None and entry.sentiment is None:
+        return
     dialog = turn.state.dialog or Dialog()
     tags = tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)
     if tags:

@@ -33,7 +33,6 @@ from app.domain.records import (
     Command,
     Decision,
     DeleteVariable,
-    Reason,
     Receive,
     Session,
     SessionOpening,
@@ -41,12 +40,10 @@ from app.domain.records import (
     State,
 )
 from app.domain.strand import Strand
-from app.domain.turn import Changes, Turn
-
-_NO_CHANNEL = ""
+from app.domain.turn import Changes, Turn, Verdict
 
 # An entry that starts anew ends the open session first. The first rule that says why decides.
-ENDED_BEFORE: tuple[Callable[[Turn, Session, Entry, EntryType], tuple[Reason, str] | None], ...] = (
+ENDED_BEFORE: tuple[Callable[[Turn, Session, Entry, EntryType], Verdict | None], ...] = (
     starting.refreshed,
     starting.superseded,
     handoff.split_off,
@@ -89,11 +86,13 @@ BETWEEN: dict[EntryType, Callable[[Turn], None]] = {
     "discard.all": context.discard_all_between,
 }
 
+_ANY_CHANNEL = ""  # no session is open, so nobody asks for its terms yet
+
 
 def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms: int) -> Decision:  # noqa: PLR0917  the five things that a decision is made of
     """The decision on `command`, at `now_ms` or, since a strand's time never goes back, when it was last touched."""
     session = state.session
-    terms = bot.policy.terms(_NO_CHANNEL if session is None else session.channel)
+    terms = bot.policy.terms(_ANY_CHANNEL if session is None else session.channel)
     turn = Turn(strand, state, bot.policy, state, max(now_ms, state.touched_at_ms), session, terms)
     silence.pass_deadlines(turn)
     answer = None
@@ -109,37 +108,34 @@ def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms
 
 
 def _receive(turn: Turn, command: Receive) -> Answer:
-    entry, message_id = command.entry, command.message_id
-    kind = signals.kind_of(entry)
-    if entry.context is not None or entry.metadata is not None:
-        keeping.check(entry)
-    rule = _end_before(turn, entry, kind)
-    if turn.session is None:
-        rule = rule or starting.rule_of(entry, kind)
-        if rule is None:
-            _receive_between(turn, entry, kind)
-            return Answer(None, "none", 0, None, turn.now_ms)
-        session = _count(turn, starting.open_session(turn, command, kind, rule=rule), entry, message_id)
-        turn.tell("session.started", session, at_ms=turn.now_ms, rule=rule)
-        opening: SessionOpening = "opened"
-    else:
-        session = _count(turn, turn.session, entry, message_id)
-        opening = "continued"
-    if entry.tags or entry.context is not None or entry.sentiment is not None:
-        context.learn(turn, entry)
+    entry, kind = command.entry, signals.kind_of(command.entry)
+    keeping.check(entry)
+    row = _end_before(turn, entry, kind)
+    opens = turn.session is None
+    session = turn.session or _open(turn, command, kind, row)
+    if session is None:
+        return _receive_between(turn, entry, kind)
+    session = _count(turn, session, command)
+    if opens:
+        turn.tell("session.started", session, at_ms=turn.now_ms, rule=session.opening_rule)
+    context.learn(turn, entry)
     if kind in EFFECTS:
-        EFFECTS[kind](turn, session, entry, message_id)
-    closes_at_ms = None if turn.session is None else turn.session.deadline_at_ms
-    answer = Answer(session.id, opening, session.entries, closes_at_ms, turn.now_ms, turn.ended)
-    turn.messages = ((session.id, keeping.message_of(entry, message_id, session=session, answer=answer)),)
-    return answer
+        EFFECTS[kind](turn, session, entry, command.message_id)
+    return _keep(turn, session, command, "opened" if opens else "continued")
 
 
-def _receive_between(turn: Turn, entry: Entry, kind: EntryType) -> None:
-    """No session is open, and the entry starts none."""
+def _open(turn: Turn, command: Receive, kind: EntryType, row: str | None) -> Session | None:
+    """The next session, if the entry starts one: by `row`, if it has just ended another by it."""
+    row = row or starting.rule_of(command.entry, kind)
+    return None if row is None else starting.open_session(turn, command, kind, rule=row)
+
+
+def _receive_between(turn: Turn, entry: Entry, kind: EntryType) -> Answer:
+    """No session is open, and the entry starts none: it belongs to none, and is not kept."""
     turn.terms = turn.policy.terms(entry.channel)
     if kind in BETWEEN:
         BETWEEN[kind](turn)
+    return Answer(None, "none", 0, None, turn.now_ms)
 
 
 def _end_before(turn: Turn, entry: Entry, kind: EntryType) -> str | None:
@@ -155,14 +151,23 @@ def _end_before(turn: Turn, entry: Entry, kind: EntryType) -> str | None:
     return None
 
 
-def _count(turn: Turn, session: Session, entry: Entry, message_id: str) -> Session:
+def _count(turn: Turn, session: Session, command: Receive) -> Session:
     changes: Changes = {}
     for rule in COUNTED:
-        rule(turn, session, entry, changes)
+        rule(turn, session, command.entry, changes)
     if changes["deadline_at_ms"] != session.deadline_at_ms:
-        changes["deadline_by"] = message_id
+        changes["deadline_by"] = command.message_id
     session = turn.session = structs.replace(session, **changes)
     return session
+
+
+def _keep(turn: Turn, session: Session, command: Receive, opening: SessionOpening) -> Answer:
+    """Answer the entry, and keep it with its answer in `session`, which it may have ended."""
+    closes_at_ms = None if turn.session is None else turn.session.deadline_at_ms
+    answer = Answer(session.id, opening, session.entries, closes_at_ms, turn.now_ms, turn.ended)
+    message = keeping.message_of(command.entry, command.message_id, session=session, answer=answer)
+    turn.messages = ((session.id, message),)
+    return answer
 
 
 def _close(turn: Turn, command: Close) -> Answer:

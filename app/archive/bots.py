@@ -43,13 +43,13 @@ async def change(conn: AsyncConnection, bot: str, changes: dict[str, Any]) -> Ro
     return row
 
 
-async def delete(conn: AsyncConnection, bot: str) -> bool:
-    """Mark a bot and its endpoints as deleted; False if there is no such bot."""
+async def delete(conn: AsyncConnection, bot: str) -> Row[Any] | None:
+    """Mark a bot and its endpoints as deleted; None if there is no such bot."""
     deleted = await change(conn, bot, {"deleted_at": func.now()})
     await conn.execute(
         update(endpoints).where(endpoints.c.bot_id == bot, endpoints.c.deleted_at.is_(None)).values(deleted_at=func.now())
     )
-    return deleted is not None
+    return deleted
 
 
 async def missing(conn: AsyncConnection, names: list[str]) -> set[str]:

@@ -279,3 +279,25 @@ async def test_a_read_key_reads_and_configures_nothing(admin: Client, clients: C
     await reader.ok("GET", f"/v1/sessions/{answer['session_id']}")
     assert (await reader.refused("GET", "/v1/bots/shop"))["status"] == 403
     assert (await reader.refused("POST", "/v1/bots/shop/messages", {"user_id": "u", "role": "user"}))["status"] == 403
+
+
+async def test_a_deleted_sandbox_bot_leaves_no_session_open(admin: Client) -> None:
+    """Its clock, which nobody moves any more, runs out: its sessions close at their own deadlines."""
+    await sandbox(admin)
+    answer = await post(admin)
+    await admin.ok("DELETE", "/v1/bots/shop")
+    told = await admin.ok("GET", f"/v1/sessions/{answer['session_id']}")
+
+    assert (told["reason"], told["closed_at"]) == ("inactivity", answer["closes_at"])
+
+
+async def test_a_deleted_bots_open_sessions_keep_their_policy(admin: Client, worker: Worker, resources: Resources) -> None:
+    """They stay open until their deadline under the policy that the bot had last."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"inactivity_minutes": 20}})
+    answer = await post(admin)
+    await admin.ok("DELETE", "/v1/bots/shop")
+    await worker.sweep()
+    assert (await admin.ok("GET", f"/v1/sessions/{answer['session_id']}"))["status"] == "open"
+    known = resources.directory.known("shop")
+    assert known is not None
+    assert known.rules.policy.policy.inactivity_minutes == 20

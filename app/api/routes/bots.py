@@ -13,9 +13,11 @@ from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
+from app.archive.session_reads import LONGEST_SESSION_MS
 from app.domain.policy import policy_from
 from app.errors import Conflict, Fault, Invalid
 from app.queries.cursor import cursor_of, page_of, place_of
+from app.resources import Resources
 
 router = APIRouter(prefix="/v1/bots", tags=["bots"], responses=PROBLEMS)
 
@@ -77,9 +79,18 @@ async def change_bot(bot: str, wanted: BotChange, resources: Held, principal: Ad
 async def delete_bot(bot: str, resources: Held, principal: Administering) -> None:
     """Delete a bot: it takes no more entries, its open sessions close on time, its closed ones stay readable."""
     async with saving(resources, principal) as change:
-        if not await bots.delete(change.conn, bot):
-            raise no_bot(bot)
+        row = found_bot(await bots.delete(change.conn, bot), bot)
         await change.record("bot.deleted", bot, bot=bot)
+    if row.sandbox:
+        await _run_out(resources, row)
+
+
+async def _run_out(resources: Resources, bot: Row[Any]) -> None:
+    """Nobody moves a deleted sandbox bot's clock any more, so it goes on to where the last of its open sessions is over."""
+    follows = bot.clock_mode == "sent_at"
+    now_ms = await resources.sandboxes.now_ms(bot.id, real_ms=resources.clock.now_ms(), follows=follows)
+    end_ms = await resources.sandboxes.forward(bot.id, to_ms=now_ms + LONGEST_SESSION_MS)
+    await resources.sweep.run_bot(bot.id, end_ms)
 
 
 def found_bot(row: Row[Any] | None, bot: str) -> Row[Any]:

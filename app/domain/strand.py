@@ -18,6 +18,7 @@ HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
 GENERATION_BITS = 12
 HELP = "help"
+LONGEST_CONVERSATION = len(HELP) + 1 + 3 * 256 + 1 + 256  # a default one, every character of its user written as `%3A`
 
 
 class Strand(Struct, frozen=True, order=True):

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from app.domain.errors import InvalidEntry
 from app.domain.policy import PolicyVersion, policy_from
-from app.domain.strand import Strand, conversation_hash, conversation_hash_of, opened_at_ms_of, session_id, strand_of
+from app.domain.strand import (
+    LONGEST_CONVERSATION,
+    Strand,
+    conversation_hash,
+    conversation_hash_of,
+    opened_at_ms_of,
+    session_id,
+    strand_of,
+)
 from tests.domain.talk import NOON_MS, entry_of
 
 ANY = PolicyVersion(1, 0, policy_from({}))
@@ -98,3 +106,12 @@ def test_session_ids_of_a_strand_are_in_order() -> None:
 @given(st.text(max_size=10), st.text(max_size=10))
 def test_conversation_hash_fits(bot: str, conversation: str) -> None:
     assert 0 <= conversation_hash(bot, conversation) < 4096
+
+
+@pytest.mark.parametrize("fields", ({"channel": "c" * 64}, {"channel": "help", "window_id": "w" * 256}))
+def test_longest_conversation(fields: dict[str, Any]) -> None:
+    """What can be asked for by its name is as long as any that comes about by itself."""
+    longest = strand_of("shop", entry_of("user", user_id=":" * 256, **fields), ANY).conversation
+
+    assert len(longest) <= LONGEST_CONVERSATION
+    assert fields["channel"] != "help" or len(longest) == LONGEST_CONVERSATION

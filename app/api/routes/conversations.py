@@ -13,13 +13,14 @@ from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import ConversationQuery, SessionPage
 from app.api.telling import Told, telling
 from app.archive.session_reads import Archived, Filter, Place
+from app.domain.strand import LONGEST_CONVERSATION
 from app.queries.cursor import cursor_of, place_of
 from app.queries.sessions import told
 from app.resources import Resources
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"], responses=PROBLEMS)
 
-Conversation = Annotated[str, Path(min_length=1, max_length=256, pattern=PRINTABLE)]
+Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)]
 
 
 @router.get("/{conversation}/sessions", **telling(SessionPage))

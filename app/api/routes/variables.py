@@ -9,14 +9,14 @@ from app.api.auth import Ingesting, Reading, known_bot
 from app.domain.errors import InvalidVariable
 from app.domain.records import Command, DeleteVariable, SetVariable, State
 from app.domain.session_view import context_view, variables_view
-from app.domain.strand import Strand
+from app.domain.strand import LONGEST_CONVERSATION, Strand
 from app.errors import NotFound
 from app.resources import Resources
 
 router = APIRouter(prefix="/v1/bots/{bot}/conversations/{conversation}", tags=["conversations"])
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
-Conversation = Annotated[str, Path(min_length=1, max_length=256, pattern=_NO_CONTROL)]
+Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=_NO_CONTROL)]
 Thread = Annotated[
     str, Query(max_length=256, pattern=_NO_CONTROL, description="the client's session (method `client`) or the help window")
 ]

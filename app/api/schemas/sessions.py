@@ -14,6 +14,7 @@ from app.archive.session_reads import Filter
 from app.domain.entry import EntryType, Role
 from app.domain.instants import ms_of
 from app.domain.records import Outcome, Reason, Trade
+from app.domain.strand import LONGEST_CONVERSATION
 
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
 
@@ -57,7 +58,7 @@ class SessionQuery(PageQuery):
     bot: Slug | None = None
     user: Text = None
     channel: Slug | None = None
-    conversation: Text = None
+    conversation: Annotated[str | None, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)] = None
     reason: Reason | None = None
     interactive: bool | None = None
     developer: bool | None = None

@@ -27,11 +27,12 @@ class Row(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """All that is compared."""
+    """All that is compared; `said` is the first closure message of each language, to look at."""
 
     reasons: list[Row]
     farewells: list[Row]
     rest: list[Row]
+    said: dict[str, str]
 
     @property
     def agrees(self) -> bool:
@@ -43,7 +44,8 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
     expected = day.expected
     archived = Counter(str(session["reason"]) for session in played.sessions)
     told = Counter(str(item.data["session"]["reason"]) for item in receiver.of("session.closed"))
-    farewells = Counter(str(item.data["language"]) for item in receiver.of("session.closure_message"))
+    heard = receiver.of("session.closure_message")
+    farewells = Counter(str(item.data["language"]) for item in heard)
     sessions = expected.reasons.total()
     reasons = [
         Row(reason, expected.reasons[reason], (archived[reason], told[reason]))
@@ -64,6 +66,7 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
             Row("webhooks with a wrong signature", 0, (receiver.forged,)),
             Row("farewells told after the end", 0, (receiver.late_farewells(),)),
         ],
+        {str(item.data["language"]): str(item.data["text"]) for item in reversed(heard)},
     )
 
 
@@ -73,6 +76,8 @@ def show(console: Console, comparison: Comparison, played: Played) -> None:
     console.print(
         _table("Sessions by close reason", ("scripted", "GET /v1/sessions", "webhooks"), [*comparison.reasons, total]),
         _table("Closure messages by language", ("scripted", "received and verified"), comparison.farewells),
+        *(f"  {language}  {comparison.said[language]}" for language in sorted(comparison.said)),
+        "",
         _table("And also", ("scripted", "seen"), comparison.rest),
         _page(played.page),
         sep="\n",

@@ -35,7 +35,7 @@ class Running:
 @contextmanager
 def system(*, redis_url: str, database_url: str, api_workers: int = 1, workers: int = 1) -> Iterator[Running]:
     """Run it all until the end of the block. Its patience is long: this machine may be busy with other things."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "redis_url": redis_url,
         "database_url": database_url,
         "webhook_allow_private": "true",

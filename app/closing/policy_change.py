@@ -19,7 +19,7 @@ from app.live.sandbox import SandboxClocks
 # By then every process has heard of a change.
 _ALL_KNOW_MS = 3_000
 _LEASE_MS = 60_000
-_AT_ONCE = 2_000
+_AT_ONCE = 400
 
 
 class PolicyChange:
@@ -71,14 +71,14 @@ class PolicyChange:
 
     async def _pass(self, bot: KnownBot) -> int:
         at_ms = await self._sandboxes.stands_ms(bot.id) if bot.sandbox else None
-        looked_at = 0
-        for shard in range(self._shards):
-            members = await self._pipe.call("ZRANGE", keys.live(shard, bot.id), 0, -1)
-            strands = [keys.strand_from(member.decode()) for member in members]
-            for start in range(0, len(strands), _AT_ONCE):
-                await self._submit(strands[start : start + _AT_ONCE], at_ms=at_ms)
-            looked_at += len(strands)
-        return looked_at
+        return sum(await asyncio.gather(*(self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))))
+
+    async def _pass_shard(self, shard: int, bot: str, *, at_ms: int | None) -> int:
+        members = await self._pipe.call("ZRANGE", keys.live(shard, bot), 0, -1)
+        strands = [keys.strand_from(member.decode()) for member in members]
+        for start in range(0, len(strands), _AT_ONCE):
+            await self._submit(strands[start : start + _AT_ONCE], at_ms=at_ms)
+        return len(strands)
 
     async def _submit(self, strands: Sequence[Strand], *, at_ms: int | None) -> None:
         """All at once: the ledger makes few commits of them, and entries that come in the meantime go with the next."""

@@ -40,7 +40,7 @@ Language = Annotated[str, Meta(min_length=2, max_length=35, pattern=r"^[A-Za-z]{
 Tag = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
-class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One message or event as reported. `RULES.md`, "Entry"."""
 
     user_id: Id

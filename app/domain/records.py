@@ -1,7 +1,8 @@
 """What travels between the stages: commands in, decisions out, and the state between them.
 
 All records are frozen and made for msgpack as arrays: append fields with a default at the end, never reorder, never remove,
-since states that an older version wrote are read by a newer one. Instants are ms since the epoch, UTC.
+since states that an older version wrote are read by a newer one. They hold data only and can form no cycle, so the garbage
+collector need not look at them (`gc=False`): with 50,000 states in a cache it would do little else. Instants are ms since the epoch, UTC.
 """
 
 from typing import Any, Literal
@@ -35,21 +36,21 @@ SessionOpening = Literal["opened", "continued", "none"]
 EventType = Literal["session.started", "session.reminder", "session.closure_message", "session.closed", "session.continuation"]
 
 
-class BotRules(Struct, frozen=True):
+class BotRules(Struct, frozen=True, gc=False):
     """What a decision needs to know of a bot."""
 
     bot: str
     policy: PolicyVersion
 
 
-class Ended(Struct, frozen=True, array_like=True):
+class Ended(Struct, frozen=True, gc=False, array_like=True):
     """A session that an entry ended."""
 
     session_id: str
     reason: Reason
 
 
-class Answer(Struct, frozen=True, array_like=True):
+class Answer(Struct, frozen=True, gc=False, array_like=True):
     """What a bot is told of its entry; kept with the message, so that a repeat gets the same answer."""
 
     session_id: str | None
@@ -60,7 +61,7 @@ class Answer(Struct, frozen=True, array_like=True):
     closed: tuple[Ended, ...] = ()
 
 
-class Message(Struct, frozen=True, array_like=True):
+class Message(Struct, frozen=True, gc=False, array_like=True):
     """An entry as kept in its session. `rest` holds the fields that few entries have, by name."""
 
     sequence: int
@@ -78,7 +79,7 @@ class Message(Struct, frozen=True, array_like=True):
     rest: dict[str, Any] | None = None
 
 
-class Session(Struct, frozen=True, array_like=True):
+class Session(Struct, frozen=True, gc=False, array_like=True):
     """One session, open or closed: `closed_at_ms` is None while it is open.
 
     What each entry changes comes first: replacing a field costs less the nearer it is to the front.
@@ -147,7 +148,7 @@ class Session(Struct, frozen=True, array_like=True):
     survey_answered_at_ms: int | None = None
 
 
-class Dialog(Struct, frozen=True, array_like=True):
+class Dialog(Struct, frozen=True, gc=False, array_like=True):
     """What the bot has told of its dialog: topic and details, tags of now and of before, tones to levels."""
 
     context: dict[str, Any] | None = None
@@ -156,21 +157,21 @@ class Dialog(Struct, frozen=True, array_like=True):
     tones: dict[str, float] = {}
 
 
-class Pending(Struct, frozen=True, array_like=True):
+class Pending(Struct, frozen=True, gc=False, array_like=True):
     """What a strand waits for, each until its instant: an agent after a hand-off, the answer to a survey."""
 
     agent_until_ms: int = 0
     survey_until_ms: int = 0
 
 
-class Variable(Struct, frozen=True, array_like=True):
+class Variable(Struct, frozen=True, gc=False, array_like=True):
     """A JSON value that a bot keeps with its user. None: it ends with the session."""
 
     value: Any
     expires_at_ms: int | None = None
 
 
-class State(Struct, frozen=True, array_like=True):
+class State(Struct, frozen=True, gc=False, array_like=True):
     """A strand's live state. The default is a strand that nobody has heard of."""
 
     generation: int = 0
@@ -183,7 +184,7 @@ class State(Struct, frozen=True, array_like=True):
     variables: dict[str, Variable] = {}
 
 
-class Event(Struct, frozen=True, array_like=True):
+class Event(Struct, frozen=True, gc=False, array_like=True):
     """Something that happened to a session; goes to the stream in the commit that made it happen.
 
     `session` is the whole session as it was at that instant. `data` is what the event adds to it (a text, a language).
@@ -196,28 +197,28 @@ class Event(Struct, frozen=True, array_like=True):
     data: dict[str, Any] | None = None
 
 
-class Receive(Struct, frozen=True):
+class Receive(Struct, frozen=True, gc=False):
     """An entry came in. `message_id` is the bot's, or the one generated for it."""
 
     entry: Entry
     message_id: str
 
 
-class Wake(Struct, frozen=True):
+class Wake(Struct, frozen=True, gc=False):
     """`wake_at_ms` of the last decision came."""
 
 
-class Close(Struct, frozen=True):
+class Close(Struct, frozen=True, gc=False):
     """A close asked for by API. Nothing happens if `session_id` is not the open session."""
 
     session_id: str
 
 
-class ApplyPolicy(Struct, frozen=True):
+class ApplyPolicy(Struct, frozen=True, gc=False):
     """The policy changed: move the deadline."""
 
 
-class SetVariable(Struct, frozen=True):
+class SetVariable(Struct, frozen=True, gc=False):
     """Keep a variable with the conversation; `ttl_ms` None: until the session closes."""
 
     name: str
@@ -225,7 +226,7 @@ class SetVariable(Struct, frozen=True):
     ttl_ms: int | None = None
 
 
-class DeleteVariable(Struct, frozen=True):
+class DeleteVariable(Struct, frozen=True, gc=False):
     """Forget a variable. Nothing happens if there is none of this name."""
 
     name: str
@@ -234,7 +235,7 @@ class DeleteVariable(Struct, frozen=True):
 Command = Receive | Wake | Close | ApplyPolicy | SetVariable | DeleteVariable
 
 
-class Decision(Struct, frozen=True):
+class Decision(Struct, frozen=True, gc=False):
     """What follows from a command, to be committed whole or not at all.
 
     state        the strand's next state

@@ -21,7 +21,7 @@ HELP = "help"
 LONGEST_CONVERSATION = len(HELP) + 1 + 3 * 256 + 1 + 256  # a default one, every character of its user written as `%3A`
 
 
-class Strand(Struct, frozen=True, order=True):
+class Strand(Struct, frozen=True, gc=False, order=True):
     """`thread` is empty, the client's session id (method `client`) or the window (channel `help`)."""
 
     bot: str

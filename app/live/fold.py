@@ -19,14 +19,14 @@ encode_session = msgpack.Encoder().encode
 decode_session = msgpack.Decoder(Session).decode
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Struct, frozen=True, gc=False):
     """What became of a command: its answer, and whether it is the answer to an earlier entry with the same id."""
 
     answer: Answer | None
     duplicate: bool = False
 
 
-class Record(Struct, frozen=True, array_like=True):
+class Record(Struct, frozen=True, gc=False, array_like=True):
     """One record of the event stream: all that happened to a strand in one commit."""
 
     bot: str

@@ -2,7 +2,8 @@
 
 All records are frozen and made for msgpack as arrays: append fields with a default at the end, never reorder, never remove,
 since states that an older version wrote are read by a newer one. They hold data only and can form no cycle, so the garbage
-collector need not look at them (`gc=False`): with 50,000 states in a cache it would do little else. Instants are ms since the epoch, UTC.
+collector need not look at them (`gc=False`): with 50,000 states in a cache it would do little else.
+Instants are ms since the epoch, UTC.
 """
 
 from typing import Any, Literal

@@ -49,9 +49,17 @@ _MERGE = text("""
     )
     SELECT id FROM news
 """)
+# A continuation's messages count as held by the session that it continues: after a second rollback they are offered once more.
+# It has the same user and is younger, so that it is found by the index.
 _MESSAGE_IDS = text("""
-    SELECT session_id, array_agg(message_id) FROM messages
-    WHERE session_id = ANY(:ids) AND opened_at = ANY(:opened) GROUP BY session_id
+    WITH held AS (
+        SELECT id AS session_id, id, opened_at FROM sessions WHERE id = ANY(:ids) AND opened_at = ANY(:opened)
+        UNION ALL
+        SELECT continuation_of, id, opened_at FROM sessions
+        WHERE continuation_of = ANY(:ids) AND user_id = ANY(:users) AND opened_at >= :since
+    )
+    SELECT held.session_id, array_agg(m.message_id) FROM held
+    JOIN messages m ON m.session_id = held.id AND m.opened_at = held.opened_at GROUP BY held.session_id
 """)
 
 
@@ -69,8 +77,10 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
 
 
 async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]) -> dict[str, set[str]]:
-    """Of each of these sessions that the archive holds, the ids of the messages it holds."""
-    values = {"ids": [session.id for session in batch], "opened": [instant(session.opened_at_ms) for session in batch]}
+    """Of each of these sessions that the archive holds, the ids of the messages it holds, in its continuations too."""
+    opened = [instant(session.opened_at_ms) for session in batch]
+    users = list({session.user_id for session in batch})
+    values = {"ids": [session.id for session in batch], "opened": opened, "users": users, "since": min(opened, default=None)}
     found = await conn.execute(_MESSAGE_IDS, values)
     return {str(session): set(ids) for session, ids in found}
 

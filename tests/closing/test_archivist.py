@@ -145,6 +145,26 @@ async def test_messages_after_a_rollback_become_a_continuation(resources: Resour
     assert [tuple(row) for row in rows] == [(session, 2, "rollback")]
 
 
+async def test_a_second_rollback_makes_a_second_continuation(resources: Resources, worker: Worker) -> None:
+    """What the first continuation holds is not offered again in its place, and what came since is not dropped."""
+    session = await say(resources, "hello")
+    redis, shard = resources.redis, keys.shard_of(STRAND, resources.settings.shards)
+    names = [keys.state(shard, keys.member(STRAND)), keys.messages(shard, session)]
+    for new in ("more", "still more"):
+        before = [await redis.dump(name) for name in names]
+        await close(resources, session)
+        await worker.archivist.run_once()
+        for name, value in zip(names, before, strict=True):
+            await redis.restore(name, 0, value or b"", replace=True)
+        assert await say(resources, new) == session
+    await close(resources, session)
+    await worker.archivist.run_once()
+
+    found = await archived(resources)
+    assert found.pop(session) == ["hello"]
+    assert sorted(found.values()) == [["more"], ["still more"]]
+
+
 async def test_record_that_postgres_refuses_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
     """Its neighbours are archived, and an admin can see it."""
     good = await say(resources, "hello")

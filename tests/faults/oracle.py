@@ -114,10 +114,10 @@ async def judge(ground: Ground, log: Log, *, told: bool = True, silence_ms: int 
     found = await found_sessions(ground, {said.bot for said in log.said})
     webhooks = [request for bot in {said.bot for said in log.said} for request in ground.receiver.at(f"/{bot}")]
     lost, unexpected = _differences(expected, found)
-    double = _doubles(found)
+    double = doubles(found)
     lost += answers_that_lie(log, found)
     if told:
-        untold, unknown, twice = _telling(found, webhooks)
+        untold, unknown, twice = telling(found, webhooks)
         lost, unexpected, double = lost + untold, unexpected + unknown, double + twice
     repeats = len(webhooks) - len({request.id for request in webhooks})
     return Verdict(len(found), sum(len(item.seen.messages) for item in found), lost, unexpected, double, repeats)
@@ -131,7 +131,7 @@ def _differences(expected: Sequence[Expected], found: Sequence[Found]) -> tuple[
     return lost, unexpected + [f"sequence with a gap or a repeat: {item}" for item in gaps]
 
 
-def _doubles(found: Sequence[Found]) -> list[str]:
+def doubles(found: Sequence[Found]) -> list[str]:
     homes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for item in found:
         for message_id in item.seen.messages:
@@ -154,7 +154,7 @@ def answers_that_lie(log: Log, found: Sequence[Found]) -> list[str]:
     return wrong
 
 
-def _telling(found: Sequence[Found], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
+def telling(found: Sequence[Found], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
     """By session: told never, told though it is not there, told by two webhooks (which have different ids)."""
     ids: defaultdict[str, set[str]] = defaultdict(set)
     for request in webhooks:

@@ -1,0 +1,149 @@
+"""Kill -9 of Redis under load, as it is and with the last second of its file cut off, as a power loss would."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults import append_only_file
+from tests.faults.conftest import Tabulate, full
+from tests.faults.draining import close_all, unaccounted, until, until_archived, until_told
+from tests.faults.ground import Ground
+from tests.faults.oracle import Found, Verdict, doubles, found_sessions, judge, telling
+from tests.faults.table import Row
+from tests.faults.talk import Log, Talker, back_after_s, chatter
+from tests.receiver import Received
+
+BACK_S = 5.0
+CUT_S = 1.0
+
+
+@pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=400)))
+async def test_redis_killed_under_load(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+    """With `appendfsync always` nothing that was acknowledged is lost, and entries are taken again within 5 s."""
+    bot, log = await stage.make_bot("talking"), Log()
+    rng = Random(bot)  # noqa: S311 - the same rounds each time
+    working = [await stage.processes.start(part) for part in ("api", "api", "worker", "worker")]
+    down_s = []
+    async with chatter(stage.caller, bot, log, talkers=4, ends=0.1):
+        for _ in range(rounds):
+            await asyncio.sleep(rng.uniform(0.3, 1.0))
+            stage.redis.kill()
+            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            stage.redis.start()
+            down_s.append(await back_after_s(log, time.monotonic()))
+    await close_all(stage, bot)
+    verdict = await judge(stage, log)
+    left = await unaccounted(stage)
+
+    besides = f"{verdict.messages} messages; an answer took {log.slowest_answer_s:.1f} s at most"
+    tabulate(Row.of("Redis killed, `always`", rounds, verdict, recovery_s=max(down_s), besides=besides))
+    assert all(process.status is None for process in working)
+    assert log.refusals == []
+    assert left == 0
+    verdict.check()
+    assert max(down_s) < BACK_S
+
+
+@pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=400)))
+async def test_redis_comes_back_without_its_last_second(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+    """What is lost is what was cut and not yet archived, to the message; nothing closes twice, surplus goes on by itself."""
+    bot, log, cut = await stage.make_bot("talking", clock=None), Log(), set[str]()
+    for part in ("api", "api", "worker", "worker"):
+        await stage.processes.start(part)
+    path, known, down_s = append_only_file.path_in(stage.redis.data_dir), 0, []
+    async with _sizes(path) as sizes, chatter(stage.caller, bot, log, talkers=4, ends=0.2):
+        for _ in range(rounds):
+            await asyncio.sleep(1.5 * CUT_S)
+            stage.redis.kill()
+            before_s = time.monotonic() - CUT_S
+            archived = await _archived_for_good(stage)
+            acknowledged = {said.message_id for said in log.said}
+            piece = append_only_file.cut(path, to=max(size for at_s, size in sizes if at_s < before_s), known=known)
+            known = piece.kept
+            cut |= (piece.message_ids & acknowledged) - archived
+            stage.redis.start()
+            sizes.clear()
+            down_s.append(await back_after_s(log, time.monotonic()))
+    await _end_all(stage, bot, log)
+    found = await found_sessions(stage, [bot])
+    verdict = _judge_after_cuts(found, stage.receiver.at(f"/{bot}"), log, cut)
+    left = await unaccounted(stage)
+
+    continued = [item for item in found if item.continuation_of is not None]
+    kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
+    gone = kept - {message_id for item in found for message_id in item.seen.messages}
+    besides = f"{len(cut)} of {len(kept)} messages cut off, {len(gone)} gone; {len(continued)} continuations"
+    tabulate(Row.of("Redis back without its last second", rounds, verdict, recovery_s=max(down_s), besides=besides))
+    assert log.refusals == []
+    assert left == 0
+    verdict.check()
+    assert gone == cut
+    assert continued
+    assert max(down_s) < BACK_S
+
+
+def _judge_after_cuts(found: Sequence[Found], webhooks: Sequence[Received], log: Log, cut: set[str]) -> Verdict:
+    """Where history was cut, sessions cannot be foretold; but every message must be in one of them unless it was cut off.
+
+    `lost` are here those that are gone without having been cut.
+    """
+    there = {message_id for item in found for message_id in item.seen.messages}
+    kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
+    gaps = [f"sequence with a gap: {item}" for item in found if item.sequences != tuple(range(1, len(item.sequences) + 1))]
+    untold, unknown, twice = telling(found, webhooks)
+    return Verdict(
+        sessions=len(found),
+        messages=len(there),
+        lost=[f"gone: {message_id}" for message_id in kept - there - cut] + untold,
+        unexpected=[f"cut off, and there: {message_id}" for message_id in cut & there] + gaps + unknown,
+        double=doubles(found) + twice,
+        repeats=len(webhooks) - len({request.id for request in webhooks}),
+    )
+
+
+@asynccontextmanager
+async def _sizes(path: Path) -> AsyncIterator[list[tuple[float, int]]]:
+    """How large a file was at which instant, looked at all the time."""
+    sizes: list[tuple[float, int]] = []
+
+    async def look() -> None:
+        while True:
+            sizes.append((time.monotonic(), path.stat().st_size))  # noqa: ASYNC240 - takes no time
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(look())
+    try:
+        yield sizes
+    finally:
+        task.cancel()
+
+
+async def _archived_for_good(stage: Ground) -> set[str]:
+    """The messages that Postgres holds, once no transaction is under way; Redis is dead, so none begins."""
+
+    async def quiet() -> bool:
+        (row,) = await stage.rows(
+            "SELECT count(*) AS busy FROM pg_stat_activity "
+            "WHERE application_name = 'adjourn' AND state <> 'idle' AND pid <> pg_backend_pid()"
+        )
+        return int(row.busy) == 0
+
+    await asyncio.sleep(0.3)
+    await until(quiet, within_s=10, what="no transaction under way")
+    return {row.message_id for row in await stage.rows("SELECT message_id FROM messages")}
+
+
+async def _end_all(stage: Ground, bot: str, log: Log) -> None:
+    """Every user ends what is open; then all is archived and told."""
+    last = {user: said[-1].number for (_, user), said in log.conversations().items()}
+    async with stage.caller() as caller:
+        talker = Talker(caller, bot, log)
+        for user, number in last.items():
+            await talker.say(user, number + 1, kind="session.end")
+    await until_archived(stage, bot)
+    await until_told(stage)

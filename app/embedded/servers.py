@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -63,6 +63,7 @@ def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: boo
     with ExitStack() as stack:
         stack.enter_context(folder_lock(var_dir / "lock"))
         sockets = socket_folder(var_dir)
+        stack.callback(_remove_if_empty, sockets)
         redis_server = RedisServer(var_dir, sockets=sockets, durable=durable) if redis else None
         postgres_server = PostgresServer(var_dir, sockets=sockets, durable=durable) if postgres else None
         # Stopping is arranged before starting: a start that fails half-way leaves nothing behind.
@@ -73,3 +74,8 @@ def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: boo
         for server in started:
             server.wait_ready()
         yield Servers(redis=redis_server, postgres=postgres_server)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

@@ -261,7 +261,8 @@ def test_a_long_path_gets_its_sockets_elsewhere(var_dir: Path) -> None:
             folders.add(servers.postgres.sockets)
 
     assert len(folders) == 1
-    assert folders.pop().parent == Path(tempfile.gettempdir())
+    assert (elsewhere := folders.pop()).parent == Path(tempfile.gettempdir())
+    assert not elsewhere.exists()
 
 
 def test_data_of_another_version_is_named(var_dir: Path) -> None:

@@ -27,6 +27,10 @@ _SECRET_TEXTS = re.compile(
 _CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio", "uvicorn.error")
 
 
+# A job that is still at work when its next tick comes is what the scheduler warns of, four times a second.
+_EXPECTED = ("apscheduler.scheduler",)
+
+
 def configure_logging(settings: Settings) -> None:
     """Send this process's log to stderr, as the settings say; calling it again is no harm."""
     shared: list[Processor] = [
@@ -102,6 +106,8 @@ def _take_over_root(level: str, *, foreign: list[Processor], renderer: Processor
     root.setLevel(level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    for name in _EXPECTED:
+        logging.getLogger(name).setLevel(max(logging.ERROR, root.level))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True

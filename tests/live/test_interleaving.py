@@ -41,7 +41,8 @@ def one_by_one(steps: list[tuple[Strand, int, Receive]], rules: BotRules) -> Ses
     states: dict[Strand, State] = defaultdict(State)
     events: list[Event] = []
     kept: list[tuple[str, Message]] = []
-    for strand, at_ms, command in [*steps, *((strand, FAR_MS, Wake()) for strand in STRANDS)]:
+    ends: list[tuple[Strand, int, Receive | Wake]] = [(strand, FAR_MS, Wake()) for strand in STRANDS]
+    for strand, at_ms, command in [*steps, *ends]:
         decision = decide(strand, states[strand], command, rules, at_ms)
         states[strand] = decision.state
         events += decision.events

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive.instants import instant
 from app.domain.instants import rfc3339
 from app.domain.records import Event
-from app.domain.strand import Strand
 from app.domain.session_view import session_view
+from app.domain.strand import Strand
 
 _NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
 # Said once for each silence, so a session can have several.

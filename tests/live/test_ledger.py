@@ -65,7 +65,7 @@ async def view(redis: Redis) -> AsyncIterator[View]:
 async def calls(redis: Redis) -> int:
     """How many times a script was called so far."""
     stats = await redis.info("commandstats")
-    return stats["cmdstat_evalsha"]["calls"]
+    return int(stats["cmdstat_evalsha"]["calls"])
 
 
 async def test_first_entry_opens_and_the_next_continues(make_ledger: MakeLedger) -> None:

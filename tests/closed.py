@@ -12,7 +12,7 @@ NOVEMBER_MS = 1_794_787_200_000  # 2026-11-16T00:00:00Z
 def closed_session(
     number: int = 0, *, bot: str = "shop", messages: int = 2, text: str | None = "hi", **fields: object
 ) -> ClosedSession:
-    """Session `number` of a bot: opened so many seconds after `NOVEMBER_MS`, closed by 15 minutes of silence, but for `fields`."""
+    """Session `number` of a bot: opened so many seconds after `NOVEMBER_MS`, closed by silence, but for `fields`."""
     strand = Strand(bot, str(fields.pop("conversation", f"web:user-{number}")), str(fields.pop("thread", "")))
     opened_at_ms = int(str(fields.pop("opened_at_ms", NOVEMBER_MS + number * 1000)))
     made = session_id(strand, generation=1, opened_at_ms=opened_at_ms)

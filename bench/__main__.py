@@ -2,6 +2,7 @@
 
 import sys
 
+import psutil
 import uvloop
 
 from app.resources import open_resources
@@ -10,10 +11,10 @@ from bench import archivist, deliveries, ledger, routes
 from bench.ground import ground, make_bots
 
 
-async def _in_process(settings: Settings, parts: list[str]) -> None:
+async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> None:
     async with open_resources(settings) as resources:
         if "ledger" in parts:
-            ledger.show(await ledger.measure(resources))
+            ledger.show(await ledger.measure(resources, redis))
         if "archivist" in parts:
             archivist.show(await archivist.measure(resources))
         if "deliveries" in parts:
@@ -22,11 +23,11 @@ async def _in_process(settings: Settings, parts: list[str]) -> None:
 
 def main(parts: list[str]) -> None:
     """Each part in a run of its own, one after the other."""
-    with ground() as (settings, _):
+    with ground() as (settings, servers):
         key = uvloop.run(make_bots(settings.redis_url or ""))
         if "routes" in parts:
             routes.show(routes.measure(settings, key))
-        uvloop.run(_in_process(settings, parts))
+        uvloop.run(_in_process(settings, parts, psutil.Process(servers.redis_pid)))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import count
 from time import perf_counter, process_time
 
+import psutil
 from msgspec import Struct
 
 from app.domain.decide import decide
@@ -17,26 +19,28 @@ from bench.ground import BOT
 
 RULES = BotRules(BOT, PolicyVersion(1, 0, Policy()))
 DECISIONS = 100_000
+_numbers = count()  # no message id comes twice, or the ledger would answer it from what it knows
 SECONDS = 2.0
 
 
 class Taken(Struct, frozen=True):
-    """Messages a second, and what each cost this process in µs of CPU."""
+    """Messages a second, and what each cost this process and Redis in µs of CPU."""
 
     rate: float
     cpu_us: float
+    redis_us: float = 0.0
 
 
-async def measure(resources: Resources) -> dict[str, Taken]:
+async def measure(resources: Resources, redis: psutil.Process) -> dict[str, Taken]:
     """Each way for two seconds."""
     shards = resources.settings.shards
     one_a_shard = _strands(1, shards)
     many = _strands(100, shards)
     return {
         "decide, nothing else": _decisions(),
-        "one message per commit": await _waves(resources, one_a_shard),
-        "100 conversations per commit": await _waves(resources, many),
-        "500 messages, 1 conversation": await _waves(resources, [strand for strand in one_a_shard for _ in range(500)]),
+        "one message per commit": await _waves(resources, redis, one_a_shard),
+        "100 conversations per commit": await _waves(resources, redis, many),
+        "500 messages, 1 conversation": await _waves(resources, redis, [strand for strand in one_a_shard for _ in range(500)]),
     }
 
 
@@ -44,9 +48,9 @@ def show(taken: dict[str, Taken]) -> None:
     """Ratios to one message a commit."""
     one = taken["one message per commit"].rate
     print("\nLedger: one process, messages of two parties, appendfsync always, 16 shards under way at once")
-    print(f"  {'':<32}{'of one':>8}{'messages/s':>12}{'CPU µs each':>13}")
+    print(f"  {'':<32}{'of one':>8}{'messages/s':>12}{'CPU µs each':>13}{'of Redis':>10}")
     for name, item in taken.items():
-        print(f"  {name:<32}{item.rate / one:>8.1f}{item.rate:>12,.0f}{item.cpu_us:>13.1f}")
+        print(f"  {name:<32}{item.rate / one:>8.1f}{item.rate:>12,.0f}{item.cpu_us:>13.1f}{item.redis_us:>10.1f}")
 
 
 def _decisions() -> Taken:
@@ -59,17 +63,23 @@ def _decisions() -> Taken:
     return Taken(DECISIONS / (perf_counter() - began), (process_time() - cpu) / DECISIONS * 1e6)
 
 
-async def _waves(resources: Resources, strands: Sequence[Strand]) -> Taken:
+async def _waves(resources: Resources, redis: psutil.Process, strands: Sequence[Strand]) -> Taken:
     """All strands at once, again and again: each shard commits its part as one."""
     done = 0
-    began, cpu = perf_counter(), process_time()
+    began, cpu, redis_cpu = perf_counter(), process_time(), _cpu_s(redis)
     while perf_counter() - began < SECONDS:
         submit = resources.ledger.submit
         await asyncio.gather(
             *[submit(strand, _message(strand.conversation, done + index)) for index, strand in enumerate(strands)]
         )
         done += len(strands)
-    return Taken(done / (perf_counter() - began), (process_time() - cpu) / done * 1e6)
+    each_us = (process_time() - cpu) / done * 1e6, (_cpu_s(redis) - redis_cpu) / done * 1e6
+    return Taken(done / (perf_counter() - began), *each_us)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _message(user: str, index: int) -> Receive:

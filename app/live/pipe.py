@@ -60,7 +60,7 @@ class Pipe:
 
     def _send(self, connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Future[Reply]]:
         writer = connection._writer  # noqa: SLF001 - redis-py's own send waits for the socket with every command
-        if writer is None:
+        if writer is None or writer.is_closing():  # the server has gone, and the reader has not noticed yet
             raise ConnectionError("the connection was closed")
         loop = asyncio.get_running_loop()
         futures: list[Future[Reply]] = [loop.create_future() for _ in commands]

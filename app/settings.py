@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     shard_lease_ms: int = Field(
         default=5000,
         ge=100,
-        description="How long a worker holds a shard's sweep before others take it, in milliseconds.",
+        description="How long a worker may be silent before others sweep its shards, in milliseconds.",
     )
     sweep_batch: int = Field(default=500, ge=1, description="Due conversations read at once from one shard.")
     archive_batch: int = Field(default=2000, ge=1, description="Closed sessions written in one transaction.")

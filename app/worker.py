@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC
 
 import structlog
@@ -13,9 +14,9 @@ from apscheduler.triggers.interval import IntervalTrigger
 from app.closing.archivist import Archivist
 from app.closing.invariants import Invariants
 from app.closing.policy_change import PolicyChange
+from app.closing.share import Share
 from app.delivery.dispatcher import Dispatcher
-from app.errors import AdjournError
-from app.live import keys
+from app.errors import AdjournError, Unavailable
 from app.live.pipe import Pipe
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
 from app.publish import publish
@@ -39,7 +40,7 @@ async def run(settings: Settings) -> None:
 
 
 class Worker:
-    """One worker's jobs. `run_all` runs each once, for tests."""
+    """One worker's jobs; tests run them one by one."""
 
     def __init__(self, resources: Resources) -> None:
         settings = resources.settings
@@ -65,6 +66,7 @@ class Worker:
             worker=self.name,
         )
         self.invariants = Invariants(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
+        self.share = Share(pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms)
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         self._running: set[asyncio.Task[object]] = set()
 
@@ -107,17 +109,21 @@ class Worker:
             await asyncio.wait(self._running, timeout=grace_s)
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
+        with suppress(Unavailable):  # then the others wait for the lease to end
+            await self.share.give_back()
         await self._archive_pipe.close()
 
     async def sweep(self) -> None:
-        await self._resources.sweep.run_once(self._resources.clock.now_ms())
+        now_ms = self._resources.clock.now_ms()
+        await self._resources.sweep.run_once(now_ms, shards=await self.share.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
         resources = self._resources
+        shards = await self.share.shards(resources.clock.now_ms())
         for bot in resources.directory.sandbox_bots():
             now_ms = await resources.sandboxes.stands_ms(bot.id)
             if now_ms is not None:
-                await resources.sweep.run_bot(bot.id, now_ms)
+                await resources.sweep.run_bot(bot.id, now_ms, shards=shards)
 
     async def deliver(self) -> None:
         await self.dispatcher.run_once(self._resources.clock.now_ms())
@@ -138,8 +144,8 @@ class Worker:
         await self.invariants.run_once(self._resources.directory.ever_known())
 
     async def tick(self) -> None:
-        """A sign of life, for `/readyz`."""
-        await self._resources.pipe.call("HSET", keys.TICKS, self.name, self._resources.clock.now_ms())
+        """A sign of life: for `/readyz`, and for the workers who share the shards."""
+        await self.share.tick(self._resources.clock.now_ms())
 
     async def _guarded(self, name: str, job: Job) -> None:
         """A job that fails runs again at its next tick: nothing is lost by it, but somebody should know."""

@@ -25,18 +25,19 @@ class Sweep:
         self._shards = shards
         self._batch = batch
 
-    async def run_once(self, now_ms: int) -> int:
-        """Wake everything that is due at `now_ms`; returns how many strands were woken."""
-        return await self._rounds(now_ms, bot=None)
+    async def run_once(self, now_ms: int, *, shards: Sequence[int] | None = None) -> int:
+        """Wake everything that is due at `now_ms`, in all shards or in these; returns how many strands were woken."""
+        return await self._rounds(now_ms, bot=None, shards=shards)
 
-    async def run_bot(self, bot: str, now_ms: int) -> int:
+    async def run_bot(self, bot: str, now_ms: int, *, shards: Sequence[int] | None = None) -> int:
         """The same for a sandbox bot whose clock stands at `now_ms`."""
-        return await self._rounds(now_ms, bot=bot)
+        return await self._rounds(now_ms, bot=bot, shards=shards)
 
-    async def _rounds(self, now_ms: int, *, bot: str | None) -> int:
+    async def _rounds(self, now_ms: int, *, bot: str | None, shards: Sequence[int] | None) -> int:
         """Rounds until nothing is due: what one wakes may be due again before `now_ms` (a reminder, then the close)."""
         woken = 0
-        while strands := await due(self._pipe, shards=self._shards, now_ms=now_ms, bot=bot, limit=self._batch):
+        looked_at = range(self._shards) if shards is None else shards
+        while strands := await due(self._pipe, shards=looked_at, now_ms=now_ms, bot=bot, limit=self._batch):
             failpoint("sweep.after_read")
             woken += len(strands)
             await _all(self._wake(strands, at_ms=now_ms if bot else None))

@@ -3,12 +3,16 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from msgspec import Struct, msgpack
+import structlog
+from msgspec import DecodeError, Struct, msgpack
 
 from app.domain.decide import decide
 from app.domain.errors import DomainError
 from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Message, Receive, Session, State
 from app.domain.strand import Strand
+from app.errors import Unavailable
+
+log = structlog.get_logger(__name__)
 
 encode_state = msgpack.Encoder().encode
 decode_state = msgpack.Decoder(State).decode
@@ -90,9 +94,27 @@ class Fold:
                 first = {message_id: known for message_id, known in first.items() if known is not pending}
                 pending.fail(error)
                 continue
+            except Exception:
+                # A mistake of ours with one conversation must not hold up the others of its commit.
+                log.exception("decision failed", bot=self.strand.bot, command=type(command).__name__)
+                first = {message_id: known for message_id, known in first.items() if known is not pending}
+                pending.fail(Unavailable("this cannot be decided; it was logged", retry_after_s=60))
+                continue
             state = decision.state
             decided.append((pending, decision))
         self.decided, self.repeated = decided, repeated
+
+    def stand_on(self, version: str, stored: bytes) -> bool:
+        """Take what Redis holds for what decisions stand on. False if it cannot be read: then nobody gets an answer."""
+        try:
+            self.state = decode_state(stored) if stored else State()
+        except (DecodeError, UnicodeDecodeError):
+            log.exception("state cannot be read", bot=self.strand.bot)
+            for pending in self.pending:
+                pending.fail(Unavailable("the state of this conversation cannot be read; it was logged", retry_after_s=60))
+            return False
+        self.version = version
+        return True
 
     def message_ids(self) -> list[str]:
         """The ids that may be repeats: those that the bot chose, and after a lost reply the generated ones."""

@@ -20,7 +20,7 @@ from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wak
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live import keys
-from app.live.fold import Fold, Outcome, Pending, decode_state
+from app.live.fold import Fold, Outcome, Pending
 from app.live.pipe import Pipe
 from app.live.script import Call, Commit, Conflict, Repeats, Script
 from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
@@ -165,8 +165,8 @@ class Ledger:
             match refused.get(index):
                 case Conflict(version, value) if version != commit.version:
                     CONFLICTS.inc()
-                    fold.version, fold.state = version, decode_state(value) if value else State()
-                    again.append(fold)
+                    if fold.stand_on(version, value):
+                        again.append(fold)
                 case Repeats(stored):
                     fold.drop_repeats(stored)
                     if fold.pending:
@@ -199,7 +199,7 @@ class Ledger:
             for fold, stored in zip(unknown, await self._pipe.call("MGET", *names), strict=True):
                 if stored:
                     version, _, value = stored.partition(b":")
-                    fold.version, fold.state = version.decode(), decode_state(value)
+                    fold.stand_on(version.decode(), value)
 
 
 def _count(fold: Fold, *, now_ms: int) -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from app.clock import Clock
+from app.domain.decide import decide
 from app.domain.entry import Entry
 from app.domain.policy import Policy, PolicyVersion
-from app.domain.records import BotRules, Close, Receive, Wake
+from app.domain.records import BotRules, Close, Command, Decision, Receive, State, Wake
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
@@ -221,3 +223,45 @@ async def test_full_redis_refuses_entries_and_lets_sessions_close(make_ledger: M
     assert after.answer is not None
     assert after.answer.session == "opened"
     assert after.answer.session_id != opened.answer.session_id
+
+
+async def test_state_that_cannot_be_read_holds_up_nobody_else(make_ledger: MakeLedger, redis: Redis) -> None:
+    """One conversation's state is spoilt: its own commands fail, those that share a commit with them do not."""
+    neighbour = next(
+        strand
+        for strand in (Strand("bot", f"web:user{number}") for number in range(99))
+        if keys.shard_of(strand, SHARDS) == keys.shard_of(STRAND, SHARDS)
+    )
+    await redis.set(keys.state(keys.shard_of(STRAND, SHARDS), keys.member(STRAND)), b"x.1:\xc1 no state")
+    ledger = make_ledger()
+
+    spoilt, good = await asyncio.gather(
+        ledger.submit(STRAND, said("hello")), ledger.submit(neighbour, said("hello")), return_exceptions=True
+    )
+
+    assert isinstance(spoilt, Unavailable)
+    assert isinstance(good, Outcome)
+    assert good.answer is not None
+
+
+async def test_mistake_with_one_conversation_holds_up_nobody_else(
+    make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that breaks on one entry fails that entry alone."""
+
+    def breaks(strand: Strand, state: State, command: Command, *rest: Any) -> Decision:
+        if isinstance(command, Receive) and command.message_id == "bad":
+            raise ZeroDivisionError
+        return decide(strand, state, command, *rest)
+
+    monkeypatch.setattr("app.live.fold.decide", breaks)
+    ledger = make_ledger()
+
+    bad, good = await asyncio.gather(
+        ledger.submit(STRAND, said("x", "bad")), ledger.submit(STRAND, said("y", "good")), return_exceptions=True
+    )
+
+    assert isinstance(bad, Unavailable)
+    assert isinstance(good, Outcome)
+    assert good.answer is not None
+    assert good.answer.sequence == 1

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -249,10 +248,10 @@ async def test_mistake_with_one_conversation_holds_up_nobody_else(
 ) -> None:
     """A rule that breaks on one entry fails that entry alone."""
 
-    def breaks(strand: Strand, state: State, command: Command, *rest: Any) -> Decision:
+    def breaks(strand: Strand, state: State, command: Command, bot: BotRules, now_ms: int) -> Decision:  # noqa: PLR0917 - as decide
         if isinstance(command, Receive) and command.message_id == "bad":
             raise ZeroDivisionError
-        return decide(strand, state, command, *rest)
+        return decide(strand, state, command, bot, now_ms)
 
     monkeypatch.setattr("app.live.fold.decide", breaks)
     ledger = make_ledger()

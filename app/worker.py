@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC
 
+import redis.exceptions
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
+from asyncpg import InterfaceError, PostgresError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from app.closing.archivist import Archivist
 from app.closing.invariants import Invariants
@@ -26,6 +29,10 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 Job = Callable[[], Awaitable[object]]
+
+# What a server that is away or ends sounds like: a line each tick says enough. A trace is for what is wrong with us.
+_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, SQLAlchemyError, PostgresError, InterfaceError, OSError)
+_OWN_FAULT = (DataError, IntegrityError, ProgrammingError)
 
 
 async def run(settings: Settings) -> None:
@@ -155,9 +162,12 @@ class Worker:
             task.add_done_callback(self._running.discard)
         try:
             await job()
-        except AdjournError as error:
+        except (AdjournError, *_AWAY) as error:
             FAILURES.labels(name).inc()
-            log.warning("job failed", job=name, error=error.detail)
+            if isinstance(error, _OWN_FAULT):
+                log.exception("job failed", job=name)
+            else:
+                log.warning("job failed", job=name, error=" ".join(str(error).split())[:300])
         except Exception:
             FAILURES.labels(name).inc()
             log.exception("job failed", job=name)

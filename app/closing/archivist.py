@@ -22,6 +22,7 @@ from app.domain.continuation import continuation
 from app.domain.continuation import told as continued
 from app.domain.records import BotRules, Event
 from app.domain.strand import Strand
+from app.errors import Unavailable
 from app.failpoints import failpoint
 from app.live import keys
 from app.live.fold import Record
@@ -147,7 +148,7 @@ class Archivist:
         for shard, reply in enumerate(await self._pipe.call_all(commands)):
             if isinstance(reply, ResponseError):
                 self._grouped = False  # the group is gone, and with it the whole Redis: make it again next time
-                raise reply
+                raise Unavailable(f"Redis gives out no records: {reply}") from reply
             taken.extend(_records(shard, reply))
         return taken
 

@@ -1,6 +1,7 @@
 """What a scenario stands on: real servers of its own, processes, a listening socket, a webhook receiver, bots and a key."""
 
 import asyncio
+import re
 import shutil
 import socket
 import sys
@@ -39,6 +40,7 @@ SETTINGS: dict[str, object] = {
     "shutdown_grace_s": 5,
 }
 CLAIM_LEASE_S = 1.0
+_TRACE = re.compile(r"^Traceback (?:.*\n)+?([\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*)$", re.MULTILINE)
 TOLD = ("session.closed", "session.continuation")
 
 
@@ -117,6 +119,11 @@ class Ground:
         self.endpoints[endpoint] = secret
         return endpoint
 
+    def traces(self) -> list[str]:
+        """The exceptions that nobody foresaw: the last line of each trace in the processes' logs."""
+        logs = "".join(path.read_text(errors="replace") for path in (self.folder / "log").glob("*.log"))
+        return [found[1] for found in _TRACE.finditer(logs)]
+
     async def publish(self) -> None:
         async with self.engine() as engine, self.live() as client:
             await publish(engine, client)
@@ -150,17 +157,14 @@ async def ground(*, redis_url: str | None = None, **settings: object) -> AsyncIt
             )
             made = Ground(servers.redis, servers.postgres, running, receiver, listening, new_key(), folder)
             await _save_key(made)
-            try:
-                yield made
-            except BaseException:
-                _show_logs(folder / "log")
-                raise
+            yield made
+            _show_logs(folder / "log")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _show_logs(folder: Path) -> None:
-    """What the processes said last, before the folder goes."""
+    """What the processes said last, before the folder goes; pytest shows it where a test failed."""
     for path in sorted(folder.glob("*.log")):
         sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-4_000:]}\n")
 

@@ -36,7 +36,7 @@ async def test_api_killed_while_bots_talk(stage: Ground, tabulate: Tabulate, poi
     besides = f"{verdict.messages} messages, {log.troubles.total()} tries again"
     tabulate(Row.of(f"API killed at {point}", rounds, verdict, recovery_s=downtime_s, besides=besides))
     assert worker.status is None
-    assert log.refusals == []
+    assert log.refusals == stage.traces() == []
     assert left == 0
     verdict.check()
 

@@ -39,7 +39,9 @@ class Intake:
                 failpoint("ingest.before_commit")
                 results = await self._submit(bot, entries, instants)
                 failpoint("ingest.after_commit")
-                await self._move_clock(bot, instants)
+                # What Redis did not take comes again, and the clock must not have passed it by then.
+                if not any(isinstance(result, Unavailable) for result in results):
+                    await self._move_clock(bot, instants)
         except TimeoutError as error:
             raise Unavailable("Redis did not answer in time", retry_after_s=1) from error
         _count(results)

@@ -17,11 +17,12 @@ from app.domain.entry import Entry
 from app.domain.instants import HOUR_MS, MINUTE_MS
 from app.domain.policy import Policy, PolicyVersion
 from app.domain.records import Event, Message, Receive, Session
-from app.domain.strand import strand_of
+from app.domain.strand import Strand, strand_of
+from app.errors import Unavailable
 from app.ingest.wire import Receipt, receipt
 from app.live import keys
 from app.live.directory import BotRecord, Mark, move
-from app.live.fold import Record
+from app.live.fold import Outcome, Record
 from app.live.view import messages_of
 from app.resources import Resources, open_resources
 from app.settings import Settings, environment_with
@@ -117,6 +118,38 @@ async def _post_late(processes: list[Resources], users: list[str], rng: random.R
             return await _submit(rng.choice(processes), user, f"{user}-late", at_ms=deadline_ms + rng.choice((-1, 0, 1)))
 
     return await asyncio.gather(*(post(user) for user in users))
+
+
+async def test_the_clock_does_not_pass_an_entry_that_redis_did_not_take(
+    processes: list[Resources], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again with its old `sent_at`: a sweep in between must not have closed the session that it continues."""
+    resources, bot = processes[0], processes[0].directory.bot(BOT)
+    assert bot is not None
+    entries = [_sent(number, f"2026-11-21T1{number}:00:00Z") for number in range(3)]
+    submit = resources.ledger.submit
+
+    def refuse_one(strand: Strand, command: Receive, **more: int) -> asyncio.Future[Outcome]:
+        if command.message_id != "m1":
+            return submit(strand, command, **more)
+        refused: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        refused.set_exception(Unavailable("not now"))
+        return refused
+
+    monkeypatch.setattr(resources.ledger, "submit", refuse_one)
+    first = await resources.intake.take(bot, entries)
+    stood_ms = await resources.sandboxes.stands_ms(BOT)
+    monkeypatch.undo()
+    (again,) = await resources.intake.take(bot, entries[1:2])
+
+    assert [isinstance(result, Receipt) for result in first] == [True, False, True]
+    assert stood_ms is None
+    assert isinstance(again, Receipt)
+    assert again.received_at == "2026-11-21T11:00:00.000Z"
+
+
+def _sent(number: int, at: str) -> Entry:
+    return msgspec.convert({"user_id": f"u{number}", "role": "user", "message_id": f"m{number}", "sent_at": at}, Entry)
 
 
 class Everything(msgspec.Struct):

@@ -8,8 +8,9 @@ What was sent is never echoed. What nobody foresaw is told as 500 without its tr
 
 import re
 from collections.abc import Awaitable, Callable
+from itertools import count
+from secrets import token_hex
 from typing import Any, cast
-from uuid import uuid4
 
 import asyncpg
 import structlog
@@ -41,6 +42,10 @@ Headers = list[tuple[bytes, bytes]]
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = structlog.get_logger()
+
+# Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
+_PROCESS = token_hex(12)
+_COUNT = count()
 
 # What they say of a value stays out of the answer: it may be somebody's text.
 _POSTGRES_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -155,7 +160,7 @@ def request_id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value.decode("latin-1")):
             return cast("bytes", value).decode("latin-1")
-    return uuid4().hex
+    return f"{_PROCESS}{next(_COUNT):08x}"
 
 
 async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:

@@ -7,10 +7,9 @@ describes it by hand (`app.api.ingest_openapi`).
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from uuid import uuid4
 
 from app.api.auth import known_bot, principal_of
-from app.api.errors import problem_bytes, problem_of
+from app.api.errors import problem_bytes, problem_of, request_id_of
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import Refusal
@@ -38,7 +37,7 @@ def route_of(scope: Scope) -> re.Match[str] | None:
 
 async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
     """Answer one request. Every refusal is an answer; nothing is raised but what nobody foresaw."""
-    request_id = uuid4().hex
+    request_id = request_id_of(scope)
     try:
         status, headers, body = await _answer(resources, scope, receive, route)
     except (AdjournError, DomainError) as error:

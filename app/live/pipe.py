@@ -7,7 +7,7 @@ It does not retry: a call whose reply is lost raises `Unavailable`, and may have
 import asyncio
 import contextlib
 import math
-from asyncio import Future
+from asyncio import Future, StreamWriter
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +34,7 @@ class Pipe:
         self._connecting = asyncio.Lock()
         self._waiting: deque[Future[Reply]] = deque()
         self._reader: asyncio.Task[None] | None = None
+        self._outgoing: list[bytes] = []
 
     async def call(self, *args: Argument) -> Reply:
         """The reply to one command.
@@ -47,13 +48,15 @@ class Pipe:
 
     async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
         """The replies to several commands that go out together; an error that Redis answers is returned, not raised."""
+        connection = self._connection
         try:
             async with asyncio.timeout(self._timeout_s):
-                connection = self._connection or await self._connect()
+                connection = connection or await self._connect()
                 return [await future for future in self._send(connection, commands)]
         except TimeoutError as error:
             # Later replies would be handed to the wrong callers: the connection is of no more use.
-            await self._drop(Unavailable("Redis did not answer in time", retry_after_s=1))
+            if connection is not None and connection is self._connection:
+                await self._drop(Unavailable("Redis did not answer in time", retry_after_s=1))
             raise Unavailable("Redis did not answer in time", retry_after_s=1) from error
         except (RedisError, OSError) as error:
             raise Unavailable("Redis cannot be reached", retry_after_s=1) from error
@@ -64,10 +67,19 @@ class Pipe:
             raise ConnectionError("the connection was closed")
         loop = asyncio.get_running_loop()
         futures: list[Future[Reply]] = [loop.create_future() for _ in commands]
+        if not self._outgoing:
+            loop.call_soon(self._flush, connection, writer)
         # redis-py packs in Python, at five times the cost; hiredis's stub knows tuples of one item only.
-        writer.write(b"".join([pack_command(command) for command in commands]))  # type: ignore[arg-type]
+        self._outgoing.extend([pack_command(command) for command in commands])  # type: ignore[arg-type]
         self._waiting.extend(futures)
         return futures
+
+    def _flush(self, connection: AbstractConnection, writer: StreamWriter) -> None:
+        """What all callers of one turn of the loop send goes to the socket at once: a write is a system call."""
+        if connection is not self._connection:
+            return  # dropped in the meantime; what is outgoing now is for its successor
+        outgoing, self._outgoing = self._outgoing, []
+        writer.write(b"".join(outgoing))
 
     async def _connect(self) -> AbstractConnection:
         async with self._connecting:
@@ -102,6 +114,7 @@ class Pipe:
         connection, self._connection = self._connection, None
         reader, self._reader = self._reader, None
         waiting, self._waiting = self._waiting, deque()
+        self._outgoing = []
         for future in waiting:
             if not future.done():
                 future.set_exception(error)

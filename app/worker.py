@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
 
@@ -83,6 +83,7 @@ class Worker:
         return {
             "sweep": (self.sweep, tick_ms),
             "sweep sandboxes": (self.sweep_sandboxes, tick_ms),
+            "sweep for others": (self.sweep_for_others, self._resources.settings.shard_lease_ms),
             "archive": (self.archivist.run_once, tick_ms),
             "deliver": (self.deliver, tick_ms),
             "publish": (self.publish, 1_000),
@@ -125,8 +126,15 @@ class Worker:
         await self._resources.sweep.run_once(now_ms, shards=await self.share.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
+        await self._sweep_sandboxes(await self.share.shards(self._resources.clock.now_ms()))
+
+    async def sweep_for_others(self) -> None:
+        """All shards, once a lease: a worker that dies as soon as it starts leaves one name after the other that looks alive."""
+        await self._resources.sweep.run_once(self._resources.clock.now_ms())
+        await self._sweep_sandboxes(None)
+
+    async def _sweep_sandboxes(self, shards: Sequence[int] | None) -> None:
         resources = self._resources
-        shards = await self.share.shards(resources.clock.now_ms())
         for bot in resources.directory.sandbox_bots():
             now_ms = await resources.sandboxes.stands_ms(bot.id)
             if now_ms is not None:

@@ -11,19 +11,19 @@ import pytest
 from app.delivery.dispatcher import LEASE_MARGIN_MS
 from tests.faults.conftest import Tabulate, marks
 from tests.faults.draining import unaccounted, until_archived, until_told
-from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SILENCE_MS, Ground
+from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SHARD_LEASE_S, SILENCE_MS, Ground
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, Talker, ms_from
 
 # How often at most a victim comes by before it is killed: a delivery's steps come once for each, the others once a batch.
 POINTS = {
-    "sweep.after_read": 3,
-    "sweep.after_commit": 3,
-    "archive.after_read": 3,
-    "archive.before_commit": 3,
-    "archive.after_commit": 3,
-    "archive.after_release": 3,
+    "sweep.after_read": 5,
+    "sweep.after_commit": 5,
+    "archive.after_read": 5,
+    "archive.before_commit": 5,
+    "archive.after_commit": 5,
+    "archive.after_release": 5,
     "deliver.after_claim": 20,
     "deliver.before_post": 20,
     "deliver.after_post": 20,
@@ -78,7 +78,7 @@ async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabul
     assert log.refusals == stage.traces() == []
     assert left == 0
     verdict.check()
-    assert overdue_s < CLAIM_LEASE_S + ALLOWED_S
+    assert overdue_s < max(CLAIM_LEASE_S, SHARD_LEASE_S) + ALLOWED_S
     assert [tuple(row) for row in failed] == []
     assert late.late_s < ALLOWED_S
 

@@ -4,6 +4,7 @@ Redis must answer when a process starts; Postgres need not: ingest and closing g
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Open everything. Raises `ConfigurationError` for settings that cannot work, `Unavailable` if Redis is not there."""
     if settings.redis_url is None or settings.database_url is None:
         raise ConfigurationError("REDIS_URL and DATABASE_URL are not set; `adjourn serve` starts its own servers")
+    _collect_garbage_less_often()
     async with AsyncExitStack() as stack:
         redis = Redis.from_url(
             settings.redis_url,
@@ -86,6 +88,15 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(engine.dispose)
         directory = await stack.enter_async_context(_following(Directory(redis)))
         yield _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, directory=directory)
+
+
+def _collect_garbage_less_often() -> None:
+    """What is loaded by now stays, and what a request makes is gone by counting references: looking for cycles finds little.
+
+    With the standard thresholds it took two fifths of the time in which 100,000 deadlines are moved.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _assemble(

@@ -9,12 +9,14 @@ DAY_MS = 24 * HOUR_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
+_FIRST_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
+_LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 
 def rfc3339(at_ms: int) -> str:
-    """`2026-11-21T10:00:00.000Z`."""
-    seconds, ms = divmod(at_ms, SECOND_MS)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+    """`2026-11-21T10:00:00.000Z`. What an offset has put outside the calendar is told as its end: it must never fail."""
+    seconds, ms = divmod(max(_FIRST_MS, min(at_ms, _LAST_MS)), SECOND_MS)
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
 def rfc3339_or_none(at_ms: int | None) -> str | None:

@@ -16,7 +16,7 @@ from app.ingest.wire import Receipt, receipt
 from app.live.directory import KnownBot
 from app.live.fold import Outcome
 from app.live.ledger import Ledger
-from app.live.sandbox import SandboxClocks
+from app.live.sandbox import LATEST_MS, SandboxClocks, beyond_latest
 from app.metrics import ENTRIES
 
 Refusal = AdjournError | DomainError
@@ -33,6 +33,8 @@ class Intake:
 
     async def take(self, bot: KnownBot, entries: Sequence[Entry | AdjournError]) -> list[Receipt | Refusal]:
         """Receipts once everything is committed. Raises `Unavailable` only where nothing could be told at all."""
+        if bot.clock_mode == "sent_at":
+            entries = [_in_time(entry) for entry in entries]
         try:
             async with asyncio.timeout(self._deadline_s):
                 instants = await self._instants(bot, entries)
@@ -83,6 +85,13 @@ class Intake:
         last = instants[-1] if instants else None
         if last is not None and bot.clock_mode == "sent_at":
             await self._sandboxes.forward(bot.id, to_ms=last)
+
+
+def _in_time(entry: Entry | AdjournError) -> Entry | AdjournError:
+    """The entry, unless it would move a clock that follows entries to where none may stand."""
+    if isinstance(entry, Entry) and entry.sent_at is not None and ms_of(entry.sent_at) > LATEST_MS:
+        return beyond_latest("sent_at")
+    return entry
 
 
 async def _result(message_id: str, future: asyncio.Future[Outcome]) -> Receipt | Refusal:

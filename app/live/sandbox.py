@@ -1,8 +1,12 @@
 """The time of sandbox bots, kept in Redis: it moves forward only, when told to or with the `sent_at` of entries."""
 
-from app.errors import Conflict
+from app.domain.instants import rfc3339
+from app.errors import Conflict, Fault, Invalid
 from app.live import keys
 from app.live.pipe import Pipe
+
+LATEST_MS = 4_102_444_800_000
+"""2100-01-01. Sessions end after they begin, and the archive has a partition for each month: a clock must leave room for both."""
 
 # KEYS [1] the bot's clock. ARGV [1] where it should stand at least, in ms. Returns where it stands.
 _FORWARD = """
@@ -39,8 +43,20 @@ class SandboxClocks:
 
 
 def forward_target_ms(now_ms: int, *, by_ms: int | None, to_ms: int | None) -> int:
-    """Where `POST …/clock/advance` moves a clock that stands at `now_ms`. Raises `Conflict` for a move backwards."""
+    """Where `POST …/clock/advance` moves a clock that stands at `now_ms`.
+
+    Raises `Conflict` for a move backwards, `Invalid` for one beyond `LATEST_MS`.
+    """
     target = to_ms if to_ms is not None else now_ms + (by_ms or 0)
+    if target > LATEST_MS:
+        raise beyond_latest("seconds" if to_ms is None else "to")
     if target < now_ms:
         raise Conflict("a sandbox clock only moves forward", hint="name an instant after the bot's present one")
     return target
+
+
+def beyond_latest(field: str) -> Invalid:
+    """The refusal of a `field` that would move a clock beyond `LATEST_MS`."""
+    latest = rfc3339(LATEST_MS)
+    fault = Fault(field, f"would move the sandbox clock beyond {latest}", "name an earlier instant")
+    return Invalid(f"a sandbox clock goes no further than {latest}", faults=(fault,))

@@ -1,6 +1,6 @@
 """Instants as they are written, and texts in a user's language."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -15,6 +15,15 @@ def test_instants() -> None:
     assert rfc3339_or_none(None) is None
     assert rfc3339_or_none(0) == "1970-01-01T00:00:00.000Z"
     assert ms_of(datetime(2026, 11, 21, 12, 0, 0, 7_999, tzinfo=UTC)) == NOON_MS + 7
+
+
+def test_no_instant_is_beyond_telling() -> None:
+    """An offset can put a time that was read outside the calendar: it is told as the calendar's end, in four digits of year."""
+    west, east = timezone(timedelta(hours=-14)), timezone(timedelta(hours=14))
+
+    assert rfc3339(ms_of(datetime(9999, 12, 31, 23, 59, 59, tzinfo=west))) == "9999-12-31T23:59:59.999Z"
+    assert rfc3339(ms_of(datetime(1, 1, 1, tzinfo=east))) == "0001-01-01T00:00:00.000Z"
+    assert rfc3339(ms_of(datetime(1, 1, 1, tzinfo=UTC)) + 1) == "0001-01-01T00:00:00.001Z"
 
 
 @pytest.mark.parametrize(

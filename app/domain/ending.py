@@ -35,7 +35,6 @@ def settle(turn: Turn, session: Session, *, rule: str, at_ms: int) -> None:
     turn.session = None
     turn.state = structs.replace(
         clearing.after_close(turn.state),
-        session=None,
         recent=(*turn.state.recent, (session.id, at_ms))[-MOST_RECENT:],
         last_session_id=session.id,
     )

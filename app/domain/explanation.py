@@ -68,7 +68,7 @@ def explain(strand: Strand, session: Session, messages: Sequence[Message] = ()) 
 
 
 def _cause(at_ms: int, rule: str, by: str | None, known: dict[str, Message]) -> dict[str, Any]:
-    message = known.get(by) if by is not None else None
+    message = known.get(by or "")
     return {
         "at": rfc3339(at_ms),
         "rule": rule,
@@ -85,9 +85,9 @@ def _deadline(session: Session, known: dict[str, Message]) -> dict[str, Any]:
 
 
 def _closed(session: Session, known: dict[str, Message]) -> dict[str, Any] | None:
-    if session.closed_at_ms is None or session.closing_rule is None:
+    if session.closed_at_ms is None:
         return None
-    return _cause(session.closed_at_ms, session.closing_rule, session.closed_by, known) | {"reason": session.reason}
+    return _cause(session.closed_at_ms, session.closing_rule or "", session.closed_by, known) | {"reason": session.reason}
 
 
 def _words(session: Session, data: dict[str, Any]) -> Iterator[str]:

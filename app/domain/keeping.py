@@ -24,6 +24,7 @@ _RARE = (
 )
 _rare = attrgetter(*_RARE)
 _USUAL = _rare(Entry(user_id="-", role="user"))
+_USUAL_BY_NAME = dict(zip(_RARE, _USUAL, strict=True))
 
 
 def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answer) -> Message:
@@ -58,7 +59,7 @@ def check(entry: Entry) -> None:
 def _rest(entry: Entry, session: Session) -> dict[str, Any] | None:
     if entry.channel == session.channel and _rare(entry) == _USUAL:
         return None  # nearly always
-    rest = {name: value for name, value, usual in zip(_RARE, _rare(entry), _USUAL, strict=True) if value != usual}
+    rest = {name: value for name, usual in _USUAL_BY_NAME.items() if (value := getattr(entry, name)) != usual}
     if entry.channel != session.channel:
         rest["channel"] = entry.channel
     return rest

@@ -7,6 +7,7 @@ It is the face of the policy: the records come from `policy_fields`, the presets
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, get_args
 
 from msgspec import json
@@ -148,22 +149,17 @@ def _contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
             )
 
 
-def _choice(*allowed: str) -> Check:
-    def check(value: object, path: str, problems: Problems) -> object:
-        if not isinstance(value, str) or value not in allowed:
-            problems.append((path, f"{_told(value)} is not one of {', '.join(allowed)}"))
-        return value
-
-    return check
+def _choice(allowed: tuple[str, ...], value: object, path: str, problems: Problems) -> object:
+    if not isinstance(value, str) or value not in allowed:
+        problems.append((path, f"{_told(value)} is not one of {', '.join(allowed)}"))
+    return value
 
 
-def _whole(least: int, most: int) -> Check:
-    def check(value: object, path: str, problems: Problems) -> object:
-        if type(value) is not int or not least <= value <= most:
-            problems.append((path, f"{_told(value)} given; a whole number from {least} to {most} is expected"))
-        return value
-
-    return check
+def _whole(bounds: tuple[int, int], value: object, path: str, problems: Problems) -> object:
+    least, most = bounds
+    if type(value) is not int or not least <= value <= most:
+        problems.append((path, f"{_told(value)} given; a whole number from {least} to {most} is expected"))
+    return value
 
 
 def _boolean(value: object, path: str, problems: Problems) -> object:
@@ -172,23 +168,27 @@ def _boolean(value: object, path: str, problems: Problems) -> object:
     return value
 
 
-def _spoken(kind: type[ClosureMessage | Reminder], more: Mapping[str, Check]) -> Check:
-    """A text by languages, or off: null, false or `off`."""
-    fields = {"texts": _texts, "channels": _supported, **more}
+def _closure_message(value: object, path: str, problems: Problems) -> object:
+    checked = _spoken(_CLOSURE_MESSAGE_FIELDS, value, path, problems)
+    return None if checked is None else ClosureMessage(**checked)
 
-    def check(value: object, path: str, problems: Problems) -> object:
-        if value is None or value is False or value == "off":
-            return None
-        if not isinstance(value, Mapping):
-            problems.append((path, f"{_told(value)} given; an object with {', '.join(fields)} is expected, or null for off"))
-            return None
-        known = len(problems)
-        checked = _checked(value, fields, f"{path}.", problems)
-        missing = [name for name in ("texts", *more) if name not in checked]
-        problems.extend((f"{path}.{name}", "it is required") for name in missing)
-        return kind(**checked) if len(problems) == known else None
 
-    return check
+def _reminder(value: object, path: str, problems: Problems) -> object:
+    checked = _spoken(_REMINDER_FIELDS, value, path, problems)
+    return None if checked is None else Reminder(**checked)
+
+
+def _spoken(fields: Mapping[str, Check], value: object, path: str, problems: Problems) -> dict[str, Any] | None:
+    """Texts by language and what goes with them; None if it is off (null, false or `off`) or wrong."""
+    if value is None or value is False or value == "off":
+        return None
+    if not isinstance(value, Mapping):
+        problems.append((path, f"{_told(value)} given; an object with {', '.join(fields)} is expected, or null for off"))
+        return None
+    known = len(problems)
+    checked = _checked(value, fields, f"{path}.", problems)
+    problems.extend((f"{path}.{name}", "it is required") for name in fields if name not in {*checked, "channels"})
+    return checked if len(problems) == known else None
 
 
 def _texts(value: object, path: str, problems: Problems) -> object:
@@ -230,21 +230,23 @@ def _told(value: object) -> str:
     return told if len(told) <= _LONGEST_TOLD else f"{told[:_LONGEST_TOLD]}…"
 
 
+_CLOSURE_MESSAGE_FIELDS: dict[str, Check] = {"texts": _texts, "channels": _supported}
+_REMINDER_FIELDS: dict[str, Check] = {**_CLOSURE_MESSAGE_FIELDS, "minutes": partial(_whole, (1, _INACTIVITY_OF_A_CHANNEL[1] - 1))}
 _CHANNEL_FIELDS: dict[str, Check] = {
-    "method": _choice(*get_args(Method)),
-    "closing": _choice(*get_args(Closing)),
-    "inactivity_minutes": _whole(*_INACTIVITY_OF_A_CHANNEL),
-    "inactivity_clock": _choice(*get_args(InactivityClock)),
-    "closure_message": _spoken(ClosureMessage, {}),
-    "reminder": _spoken(Reminder, {"minutes": _whole(1, _INACTIVITY_OF_A_CHANNEL[1] - 1)}),
-    "on_handoff": _choice(*get_args(OnHandoff)),
-    "on_escalated": _choice(*get_args(OnSignal)),
-    "on_resolved": _choice(*get_args(OnSignal)),
-    "on_survey_answered": _choice(*get_args(OnSignal)),
+    "method": partial(_choice, get_args(Method)),
+    "closing": partial(_choice, get_args(Closing)),
+    "inactivity_minutes": partial(_whole, _INACTIVITY_OF_A_CHANNEL),
+    "inactivity_clock": partial(_choice, get_args(InactivityClock)),
+    "closure_message": _closure_message,
+    "reminder": _reminder,
+    "on_handoff": partial(_choice, get_args(OnHandoff)),
+    "on_escalated": partial(_choice, get_args(OnSignal)),
+    "on_resolved": partial(_choice, get_args(OnSignal)),
+    "on_survey_answered": partial(_choice, get_args(OnSignal)),
     "discard_closes": _boolean,
     "requires_bot": _boolean,
-    "abandon_after_hours": _whole(1, 720),
-    "max_duration_hours": _whole(1, 720),
-    "billing_block_minutes": _whole(1, 1440),
+    "abandon_after_hours": partial(_whole, (1, 720)),
+    "max_duration_hours": partial(_whole, (1, 720)),
+    "billing_block_minutes": partial(_whole, (1, 1440)),
 }
-_FIELDS: dict[str, Check] = {**_CHANNEL_FIELDS, "inactivity_minutes": _whole(*_INACTIVITY)}
+_FIELDS: dict[str, Check] = {**_CHANNEL_FIELDS, "inactivity_minutes": partial(_whole, _INACTIVITY)}

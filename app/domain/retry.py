@@ -35,5 +35,5 @@ def next_attempt_at_ms(attempt: int, now_ms: int, *, jitter: float, retry_after_
     if attempt > len(DELAYS_MS):
         return None
     wait_ms = DELAYS_MS[attempt - 1] * (1 + JITTER * jitter)
-    asked_ms = min(max(retry_after_s or 0, 0), LONGEST_RETRY_AFTER_S) * _SECOND_MS
+    asked_ms = min(retry_after_s or 0, LONGEST_RETRY_AFTER_S) * _SECOND_MS
     return now_ms + max(int(wait_ms), asked_ms)

@@ -19,8 +19,6 @@ from app.domain.starting import can_start
 from app.domain.texts import filled, text_in
 from app.domain.turn import Changes, Turn, Verdict
 
-_NEVER_MS = 1 << 62
-
 
 def pass_deadlines(turn: Turn) -> None:
     """What was due by now happened when it was due: first the reminder, then the close."""
@@ -44,7 +42,7 @@ def under_new_policy(session: Session, terms: Terms) -> Session:
 
 
 def move_deadline(turn: Turn, session: Session, entry: Entry, changes: Changes) -> None:
-    """Every entry restarts the clock, the user's also the user's own, but for those that break no silence."""
+    """Every entry restarts the clock, the user's also the user's own. Typing after a silence that has passed does not undo it."""
     if (entry.type != "activity" or not _is_silent(turn, session)) and not _repeats_reminder(turn, session, entry):
         changes["any_clock_at_ms"] = turn.now_ms
         if is_by_user(entry):
@@ -54,23 +52,23 @@ def move_deadline(turn: Turn, session: Session, entry: Entry, changes: Changes) 
 
 def set_deadline(session: Session, changes: Changes, terms: Terms) -> None:
     """Put the deadline and the reminder's time into `changes`, as they follow from the clocks there or else in the session."""
-    reason: Reason
-    since_ms = 0
+    due_ms = session.opened_at_ms + terms.max_duration_ms
+    reason: Reason = "max_duration"
+    remind_at_ms = None
     if session.paused and terms.pauses:
-        due_ms, reason = _NEVER_MS, "max_duration"
+        pass
     elif terms.proactive:
         since_ms = _silent_since(session, changes, terms)
-        due_ms, reason = since_ms + terms.silence_ms, "inactivity"
+        if since_ms + terms.silence_ms <= due_ms:
+            due_ms, reason = since_ms + terms.silence_ms, "inactivity"
+            if terms.remind_before_ms is not None and since_ms != session.reminded_since_ms:
+                remind_at_ms = max(due_ms - terms.remind_before_ms, terms.effective_at_ms)
     else:
-        due_ms, reason = changes.get("any_clock_at_ms", session.any_clock_at_ms) + terms.abandon_ms, "abandoned"
-    if session.opened_at_ms + terms.max_duration_ms < due_ms:
-        due_ms, reason = session.opened_at_ms + terms.max_duration_ms, "max_duration"
-    remind_at_ms = None
-    if terms.remind_before_ms is not None and reason == "inactivity" and since_ms != session.reminded_since_ms:
-        remind_at_ms = max(due_ms - terms.remind_before_ms, terms.effective_at_ms)
-    if due_ms < terms.effective_at_ms:
-        due_ms = terms.effective_at_ms
-        remind_at_ms = None
+        abandoned_at_ms = changes.get("any_clock_at_ms", session.any_clock_at_ms) + terms.abandon_ms
+        if abandoned_at_ms <= due_ms:
+            due_ms, reason = abandoned_at_ms, "abandoned"
+    if due_ms <= terms.effective_at_ms:
+        due_ms, remind_at_ms = terms.effective_at_ms, None
     changes["deadline_at_ms"] = due_ms
     if reason != session.deadline_reason:
         changes["deadline_reason"] = reason
@@ -111,7 +109,7 @@ def _is_silent(turn: Turn, session: Session) -> bool:
 def _silent_since(session: Session, changes: Changes, terms: Terms) -> int:
     """Where the clock of the silence was started; clock `user` counts from any entry until the user takes part (ruling 4)."""
     since_ms: int
-    if terms.user_clock and changes.get("interactive", session.interactive):
+    if terms.user_clock and session.interactive:
         since_ms = changes.get("user_clock_at_ms", session.user_clock_at_ms)
     else:
         since_ms = changes.get("any_clock_at_ms", session.any_clock_at_ms)

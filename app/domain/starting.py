@@ -68,8 +68,6 @@ def open_session(turn: Turn, command: Receive, kind: EntryType, *, rule: str) ->
         previous_session_id=turn.state.last_session_id,
         policy_version=turn.terms.version,
         any_clock_at_ms=turn.now_ms,
-        user_clock_at_ms=turn.now_ms,
-        billed_until_ms=turn.now_ms,
         counted=not turn.terms.policy.requires_bot,
         trade="agent" if with_agent else "bot",
         handed_off_at_ms=turn.now_ms if with_agent else None,

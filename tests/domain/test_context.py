@@ -10,6 +10,8 @@ from app.domain.records import DeleteVariable, SetVariable
 from app.domain.session_view import context_view, variables_view
 from tests.domain.talk import NOON_MS, Talk, minute
 
+NAME = "a name has 1 to 128 characters, all of them printable"
+TTL = "a TTL is more than 0 and at most 31622400 seconds"
 EMPTY: dict[str, Any] = {"context": None, "tags": [], "historic_tags": [], "tones": {}}
 
 
@@ -205,24 +207,25 @@ def test_variables_at_their_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "field", "says"),
+    ("command", "field", "message"),
     (
-        (SetVariable("", 1), "name", "1 to 128"),
-        (SetVariable("n" * 129, 1), "name", "1 to 128"),
-        (SetVariable("a\x1fb", 1), "name", "printable"),
-        (SetVariable("n", "v" * 8_191), "value", "8193 bytes"),
-        (SetVariable("n", 2**64), "value", "64 bits"),
-        (SetVariable("n", 1, ttl_ms=0), "ttl_s", "more than 0"),
-        (SetVariable("n", 1, ttl_ms=366 * DAY_MS + 1), "ttl_s", "31622400"),
+        (SetVariable("", 1), "name", NAME),
+        (SetVariable("n" * 129, 1), "name", NAME),
+        (SetVariable("a\x1fb", 1), "name", NAME),
+        (SetVariable("n", "v" * 8_191), "value", "the value has 8193 bytes as JSON; at most 8192 are allowed"),
+        (SetVariable("n", 2**64), "value", "it holds a whole number of more than 64 bits"),
+        (SetVariable("n", 1, ttl_ms=0), "ttl_s", TTL),
+        (SetVariable("n", 1, ttl_ms=366 * DAY_MS + 1), "ttl_s", TTL),
     ),
 )
-def test_variable_beyond_its_limits_is_refused(command: SetVariable, field: str, says: str) -> None:
+def test_variable_beyond_its_limits_is_refused(command: SetVariable, field: str, message: str) -> None:
     talk = Talk()
 
     with pytest.raises(InvalidVariable) as refused:
         talk.do(command, at=0)
     assert refused.value.field == field
-    assert says in refused.value.message
+    assert refused.value.message == message
+    assert refused.value.hint == ("send it as a string" if "64 bits" in message else "")
 
 
 def test_refresh_clears_everything() -> None:
@@ -263,7 +266,10 @@ def test_live_state_is_limited() -> None:
     with pytest.raises(StateTooLarge):
         talk.say("user", "b", sentiment={f"tone{number}": 0.5 for number in range(1_000)}, at=0)
     assert refused.value.limit == 65_536 < refused.value.size < 70_000
-    assert "at most 65536" in refused.value.message
+    assert refused.value.message == (
+        f"the conversation's live state would take {refused.value.size} bytes; at most 65536 are allowed"
+    )
+    assert refused.value.hint.startswith("shorten the context, the tags or the variables, or delete variables")
     assert talk.state is state
     assert talk.say("user", "b", at=1).sequence == 2
 

@@ -2,7 +2,7 @@
 
 from app.domain.continuation import continuation, told
 from app.domain.policy import PolicyVersion, policy_from
-from app.domain.strand import Strand, opened_at_ms_of
+from app.domain.strand import Strand, opened_at_ms_of, session_id
 from tests.domain.talk import Talk, minute
 
 POLICY = PolicyVersion(1, 0, policy_from({}))
@@ -50,6 +50,8 @@ def test_continuation_asked_for_twice_is_the_same() -> None:
     assert first == again
     assert minute(opened_at_ms_of(first[0].id)) == 2
     assert len({closed.id, first[0].id, later.id}) == 3
+    thread = Strand("shop", "web:ann", f"\x1f{closed.id}")
+    assert first[0].id == session_id(thread, generation=3, opened_at_ms=first[0].opened_at_ms)
     assert first[0].billing_sessions == 0
 
 
@@ -66,3 +68,15 @@ def test_continuation_is_told_at_its_close() -> None:
     event = told(made)
 
     assert (event.type, event.rule, event.session, minute(event.at_ms)) == ("session.continuation", "rollback", made, 5)
+
+
+def test_continuation_keeps_the_trade() -> None:
+    """Who took part before takes part still."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.say("agent", "b", at=1)
+    talk.say("user", "c", at=2)
+    talk.say("user", type="chat.closed", at=3)
+    made, _ = continuation(Strand("shop", "web:ann"), talk.closed[0], [talk.messages[2][1]], POLICY)
+
+    assert (made.trade, made.outcome, made.contained) == ("agent", "handed_off", False)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.instants import DAY_MS
-from app.domain.records import Close
+from app.domain.records import Answer, Close
 from tests.domain.talk import NOON_MS, Talk, minute
 
 DAY = 24 * 60
@@ -160,14 +160,16 @@ def test_pause(kind: str) -> None:
     assert minute(reminder_at_ms) == 214
     assert talk.open.deadline_by == "m4"
     assert talk.open.deadline_reason == "inactivity"
+    assert talk.open.paused is False
 
 
 def test_pause_sets_the_deadline_by_the_entry_that_pauses() -> None:
-    talk = Talk(on_handoff="pause", inactivity_clock="user")
-    talk.say("user", "a", at=0)
-    talk.say("bot", type="handoff", at=1)
+    for kind in ("handoff", "agent.joined"):
+        talk = Talk(on_handoff="pause", inactivity_clock="user")
+        talk.say("user", "a", at=0)
+        talk.say("bot", type=kind, at=1)
 
-    assert (talk.open.deadline_by, talk.open.deadline_reason, talk.open.paused) == ("m2", "max_duration", True)
+        assert (talk.open.deadline_by, talk.open.deadline_reason, talk.open.paused) == ("m2", "max_duration", True)
 
 
 def test_pause_again_after_the_agent_left() -> None:
@@ -411,8 +413,7 @@ def test_close_by_api_of_what_is_not_open() -> None:
     other = talk.do(Close(first), at=3)
     late = talk.do(Close(second), at=17)
 
-    for decision in (other, late):
-        assert decision.answer is not None
-        assert (decision.answer.session_id, decision.answer.session, decision.answer.closed) == (None, "none", ())
+    for decision, at in ((other, 3), (late, 17)):
+        assert decision.answer == Answer(None, "none", 0, None, NOON_MS + at * 60_000)
     assert talk.closings == [("api", 1), ("inactivity", 17)]
     assert talk.closed[0].closing_rule == "K20"

@@ -1,7 +1,7 @@
 """A session opens, goes on and ends: the main road, under the default policy."""
 
-from app.domain.records import Ended
-from tests.domain.talk import Talk
+from app.domain.records import Answer, Ended
+from tests.domain.talk import NOON_MS, Talk
 
 
 def test_first_message_opens_and_next_continues() -> None:
@@ -74,9 +74,9 @@ def test_what_starts_nothing_belongs_to_no_session() -> None:
     """Without an open session some entries are answered with `none` and leave no trace."""
     for kind in ("activity", "search", "session.end", "conversation.ended", "chat.closed"):
         talk = Talk()
-        answer = talk.say("user", type=kind)
+        answer = talk.say("user", type=kind, at=1)
 
-        assert (answer.session_id, answer.session, answer.sequence) == (None, "none", 0)
+        assert answer == Answer(None, "none", 0, None, NOON_MS + 60_000)
         assert talk.messages == []
         assert talk.events == []
         assert talk.state == Talk().state
@@ -125,5 +125,4 @@ def test_close_by_api() -> None:
     decision = talk.close(at=4)
 
     assert talk.closings == [("api", 4)]
-    assert decision.answer is not None
-    assert decision.answer.closed == (Ended(session.id, "api"),)
+    assert decision.answer == Answer(session.id, "none", 0, None, NOON_MS + 4 * 60_000, (Ended(session.id, "api"),))

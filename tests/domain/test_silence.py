@@ -260,6 +260,9 @@ def test_closure_message_is_only_for_silence_and_only_where_it_shows() -> None:
     ended.say("user", "hi", at=0)
     ended.say("user", type="session.end", at=1)
     elsewhere = Talk(closure_message={**spoken, "channels": ["sms"]})
+    shown = Talk(closure_message={**spoken, "channels": ["sms", "web"]})
+    shown.say("user", "hi", at=0)
+    assert [event.type for event in shown.wake(at=15).events] == ["session.closure_message", "session.closed"]
     elsewhere.say("user", "hi", at=0)
     elsewhere.wake(at=15)
     lazy = Talk(closure_message=spoken, closing="on_return")
@@ -461,3 +464,36 @@ def test_requires_bot_follows_the_policy() -> None:
     talk.change_policy(requires_bot=True, inactivity_minutes=20, at=3)
 
     assert (without, with_bot, talk.open.counted) == (False, True, True)
+
+
+def test_reminder_is_left_out_where_the_change_closes() -> None:
+    """A deadline that the new policy puts at the very change leaves no time for it."""
+    reminder = {"minutes": 4, "texts": TEXTS}
+    talk = Talk(inactivity_minutes=60)
+    talk.say("user", "hi", at=0)
+    talk.change_policy(reminder=reminder, at=15)
+
+    assert [event.type for event in talk.events] == ["session.started", "session.closed"]
+    assert talk.closings == [("inactivity", 15)]
+
+
+def test_closing_has_no_say_where_silence_has_none() -> None:
+    """Under `platform` a return after the silence continues, and typing is a sign of life like any."""
+    for closing in ("on_return", "on_new_intent", "proactive"):
+        talk = Talk(method="platform", closing=closing, abandon_after_hours=1)
+        talk.say("user", "a", intent="x", at=0)
+        typed = talk.say("user", type="activity", at=20)
+        answer = talk.say("user", "b", intent="y", at=40)
+
+        assert minute(typed.closes_at_ms) == 80
+        assert answer.session == "continued"
+
+
+def test_lazy_and_proactive_tell_by_the_policy_in_force() -> None:
+    """A policy that turns lazy keeps what is open; one that turns proactive makes typing count again."""
+    talk = Talk(closing="on_return", inactivity_minutes=15)
+    talk.say("user", "a", at=0)
+    talk.change_policy(inactivity_minutes=30, at=10)
+    talk.say("user", type="activity", at=20)
+
+    assert deadline(talk) == 50

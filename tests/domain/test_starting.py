@@ -66,6 +66,7 @@ def test_started_is_told_with_the_first_entry_counted() -> None:
         ("session.closed", 1, "en"),
     ]
     assert [event.session.closed_at_ms is None for event in talk.events] == [True, False]
+    assert [event.at_ms for event in talk.events] == [NOON_MS, NOON_MS]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,27 @@ def test_refresh_opens_where_none_is_open_and_whatever_its_type() -> None:
 
     assert answer.session == "opened"
     assert talk.told == [("session.started", "K22")]
+
+
+def test_an_entry_may_end_one_session_and_its_own() -> None:
+    """Both are told to the bot, in order."""
+    talk = Talk()
+    first = talk.say("user", "hi", at=0)
+    answer = talk.say("bot", type="session.end", refresh=True, at=1)
+
+    assert [(ended.session_id, ended.reason) for ended in answer.closed] == [
+        (first.session_id, "refresh"),
+        (answer.session_id, "ended"),
+    ]
+    assert talk.closings == [("refresh", 1), ("ended", 1)]
+
+
+def test_typing_that_refreshes_starts_the_clocks() -> None:
+    """Also where typing alone would not restart them."""
+    talk = Talk(closing="on_return", abandon_after_hours=1)
+    answer = talk.say("user", type="activity", refresh=True, at=0)
+
+    assert minute(answer.closes_at_ms) == 60
 
 
 def test_refresh_of_a_farewell_is_not_heard() -> None:

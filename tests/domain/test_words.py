@@ -1,5 +1,6 @@
 """Instants as they are written, and texts in a user's language."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -24,6 +25,16 @@ def test_no_instant_is_beyond_telling() -> None:
     assert rfc3339(ms_of(datetime(9999, 12, 31, 23, 59, 59, tzinfo=west))) == "9999-12-31T23:59:59.999Z"
     assert rfc3339(ms_of(datetime(1, 1, 1, tzinfo=east))) == "0001-01-01T00:00:00.000Z"
     assert rfc3339(ms_of(datetime(1, 1, 1, tzinfo=UTC)) + 1) == "0001-01-01T00:00:00.001Z"
+
+
+def test_instants_are_utc_wherever_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time zone of a process changes nothing."""
+    monkeypatch.setenv("TZ", "America/Sao_Paulo")
+    time.tzset()
+
+    assert rfc3339(NOON_MS) == "2026-11-21T12:00:00.000Z"
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.mark.parametrize(

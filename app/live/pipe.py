@@ -76,8 +76,8 @@ class Pipe:
 
     def _flush(self, connection: AbstractConnection, writer: StreamWriter) -> None:
         """What all callers of one turn of the loop send goes to the socket at once: a write is a system call."""
-        if connection is not self._connection:
-            return  # dropped in the meantime; what is outgoing now is for its successor
+        if connection is not self._connection or writer.is_closing():
+            return  # dropped in the meantime, or about to be; what is outgoing after that is for its successor
         outgoing, self._outgoing = self._outgoing, []
         writer.write(b"".join(outgoing))
 
@@ -86,7 +86,10 @@ class Pipe:
             if self._connection is not None:
                 return self._connection
             connection: AbstractConnection = self._pool.make_connection()
-            await connection.connect()
+            try:
+                await connection.connect()
+            except RuntimeError as error:  # what uvloop calls a server that hangs up while redis-py greets it
+                raise ConnectionError("the connection was closed") from error
             self._connection = connection
             self._reader = asyncio.create_task(self._read(connection), name="redis pipe")
             return connection

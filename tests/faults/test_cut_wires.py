@@ -74,8 +74,11 @@ async def test_wire_to_redis_is_broken_for_a_while(stage: Ground, tabulate: Tabu
     verdict = await judge(stage, log)
     left = await unaccounted(stage)
 
-    besides = f"the slowest answer took {log.slowest_answer_s:.1f} s"
-    tabulate(Row.of(f"wire to Redis {mode.name.lower()} for {BROKEN_S:g} s", rounds, verdict, recovery_s=max(down_s), besides=besides))
+    fault, besides = (
+        f"wire to Redis {mode.name.lower()} for {BROKEN_S:g} s",
+        f"the slowest answer took {log.slowest_answer_s:.1f} s",
+    )
+    tabulate(Row.of(fault, rounds, verdict, recovery_s=max(down_s), besides=besides))
     assert log.refusals == stage.traces() == []
     assert "503" in log.troubles
     assert left == 0

@@ -33,10 +33,11 @@ EntryType = Literal[
     "discard.all",
 ]
 
-# Control characters are refused in ids: a separator of Redis members must never come from outside.
-Id = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Slug = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-Language = Annotated[str, Meta(min_length=2, max_length=35, pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$")]
+# Control characters are refused in ids: a separator of Redis members must never come from outside. The patterns end in
+# `$(?!\n)` since `$` alone matches before a last line break, too.
+Id = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+Slug = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_.-]*$(?!\n)")]
+Language = Annotated[str, Meta(min_length=2, max_length=35, pattern=r"^[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*$(?!\n)")]
 Tag = Annotated[str, Meta(min_length=1, max_length=128)]
 
 

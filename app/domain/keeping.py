@@ -8,6 +8,7 @@ from msgspec import msgpack
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.domain.instants import ms_of
+from app.domain.nesting import DEEPEST, too_deep
 from app.domain.records import Answer, Message, Session
 
 _RARE = (
@@ -46,10 +47,12 @@ def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answe
 
 
 def check(entry: Entry) -> None:
-    """JSON's numbers have no end, the transcript's have 64 bits: an entry that cannot be kept is refused before it counts."""
+    """JSON's numbers and depth have no end, the transcript's do: an entry that cannot be kept is refused before it counts."""
     if entry.context is None and entry.metadata is None:
         return
     for field, value in (("context", entry.context), ("metadata", entry.metadata)):
+        if too_deep(value):
+            raise InvalidEntry(field, f"it is nested deeper than {DEEPEST} levels", "flatten it, or send it as a string")
         try:
             msgpack.encode(value)
         except OverflowError as error:

@@ -6,6 +6,7 @@ from msgspec import json, msgpack, structs
 
 from app.domain.errors import InvalidVariable
 from app.domain.instants import DAY_MS
+from app.domain.nesting import DEEPEST, too_deep
 from app.domain.records import DeleteVariable, SetVariable, Variable
 from app.domain.turn import Turn
 
@@ -43,10 +44,16 @@ def _check(command: SetVariable) -> None:
         raise InvalidVariable("name", f"a name has 1 to {LONGEST_NAME} characters, all of them printable")
     if command.ttl_ms is not None and not 1 <= command.ttl_ms <= LONGEST_TTL_MS:
         raise InvalidVariable("ttl_s", f"a TTL is more than 0 and at most {LONGEST_TTL_MS // 1_000} seconds")
-    size = len(json.encode(command.value))
-    if size > LARGEST_VALUE:
-        raise InvalidVariable("value", f"the value has {size} bytes as JSON; at most {LARGEST_VALUE} are allowed")
+    if too_deep(command.value):
+        raise InvalidVariable("value", f"it is nested deeper than {DEEPEST} levels", "flatten it, or send it as a string")
     try:
+        encoded = json.encode(command.value)
         msgpack.encode(command.value)
     except OverflowError as error:
         raise InvalidVariable("value", "it holds a whole number of more than 64 bits", "send it as a string") from error
+    except UnicodeEncodeError as error:
+        raise InvalidVariable("value", "it holds half of a surrogate pair, which is no character", "send whole ones") from error
+    if len(encoded) > LARGEST_VALUE:
+        raise InvalidVariable("value", f"the value has {len(encoded)} bytes as JSON; at most {LARGEST_VALUE} are allowed")
+    if json.decode(encoded) != command.value:
+        raise InvalidVariable("value", "it holds a number that JSON does not have, such as NaN", "send null or a string")

@@ -58,3 +58,51 @@ async def test_a_time_that_no_clock_shows_is_kept_all_the_same(admin: Client, wo
 
     assert [message["sent_at"] for message in before] == ["9999-12-31T23:59:59.999Z", "0001-01-01T00:00:00.000Z"]
     assert len((await admin.ok("GET", f"{path}/messages"))["messages"]) == 2
+
+
+@pytest.mark.parametrize("field", ("user_id", "message_id", "conversation_id", "client_session_id", "window_id", "in_reply_to"))
+@pytest.mark.parametrize("control", ("\n", "\r\n", "\x00", "\x1f", "\x7f"))
+async def test_no_id_ends_in_a_control_character(admin: Client, field: str, control: str) -> None:
+    """Its session could not be asked for: no route takes such an id."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    entry = {"user_id": "a", "role": "user", field: f"x{control}"}
+
+    assert faults(await admin.refused("POST", "/v1/bots/shop/messages", entry)) == [field]
+
+
+@pytest.mark.parametrize(("field", "value"), (("channel", "web\n"), ("language", "en\n")))
+async def test_no_name_ends_in_a_line_break(admin: Client, field: str, value: str) -> None:
+    """Channels and languages are compared with those of the policy."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    entry = {"user_id": "a", "role": "user", field: value}
+
+    assert faults(await admin.refused("POST", "/v1/bots/shop/messages", entry)) == [field]
+
+
+async def test_what_could_not_be_read_again_is_not_taken(admin: Client) -> None:
+    """Depth that one reader of JSON accepts and the next does not, where it would break every look at the conversation."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    deep: list[object] = []
+    for _ in range(400):
+        deep = [deep]
+    entries = [{"user_id": "a", "role": "user", field: {"deep": deep}} for field in ("context", "metadata")]
+    entries.append({"user_id": "a", "role": "user"})
+
+    batch = await admin.ok("POST", "/v1/bots/shop/messages/batch", entries)
+
+    assert [faults(answer["error"]) for answer in batch["answers"][:2]] == [["context"], ["metadata"]]
+    assert batch["answers"][2]["sequence"] == 1
+    assert (await admin.ok("GET", "/v1/bots/shop/conversations/web:a/context"))["context"] is None
+
+
+@pytest.mark.parametrize("value", (r'"\ud800"', r'{"\ud800": 1}', "NaN", "1e400", "9" * 40, "[" * 400 + "]" * 400))
+async def test_a_variable_that_cannot_be_kept_is_refused(admin: Client, value: str) -> None:
+    """Once and for all, not with 503: nobody should send it again."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    path = "/v1/bots/shop/conversations/web:a/variables/x"
+    body = f'{{"value": {value}}}'
+
+    reply = await admin.put(path, content=body, headers={"content-type": "application/json"})
+
+    assert (reply.status_code, faults(reply.json())) == (422, ["value"])
+    assert (await admin.get(path)).status_code == 404

@@ -94,3 +94,11 @@ def entry_of(role: str, text: str | None = None, **fields: object) -> Entry:
 def minute(at_ms: int | None) -> float:
     assert at_ms is not None
     return (at_ms - NOON_MS) / MINUTE_MS
+
+
+def nested(levels: int) -> list[object]:
+    """Lists in lists, the innermost one empty."""
+    value: list[object] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value

@@ -1,17 +1,25 @@
 """The dialog, the variables, and what is cleared when: K20 to K24."""
 
+import math
 from typing import Any
 
 import pytest
 
 from app.domain.errors import InvalidVariable, StateTooLarge
 from app.domain.instants import DAY_MS
+from app.domain.nesting import DEEPEST
 from app.domain.records import DeleteVariable, SetVariable
 from app.domain.session_view import context_view, variables_view
-from tests.domain.talk import NOON_MS, Talk, minute
+from tests.domain.talk import NOON_MS, Talk, minute, nested
 
 NAME = "a name has 1 to 128 characters, all of them printable"
 TTL = "a TTL is more than 0 and at most 31622400 seconds"
+HINTS = {
+    "it holds a whole number of more than 64 bits": "send it as a string",
+    "it is nested deeper than 32 levels": "flatten it, or send it as a string",
+    "it holds half of a surrogate pair, which is no character": "send whole ones",
+    "it holds a number that JSON does not have, such as NaN": "send null or a string",
+}
 EMPTY: dict[str, Any] = {"context": None, "tags": [], "historic_tags": [], "tones": {}}
 
 
@@ -214,6 +222,11 @@ def test_variables_at_their_limits() -> None:
         (SetVariable("a\x1fb", 1), "name", NAME),
         (SetVariable("n", "v" * 8_191), "value", "the value has 8193 bytes as JSON; at most 8192 are allowed"),
         (SetVariable("n", 2**64), "value", "it holds a whole number of more than 64 bits"),
+        (SetVariable("n", nested(DEEPEST + 1)), "value", "it is nested deeper than 32 levels"),
+        (SetVariable("n", [nested(10_000)]), "value", "it is nested deeper than 32 levels"),
+        (SetVariable("n", {"a": ["\ud800"]}), "value", "it holds half of a surrogate pair, which is no character"),
+        (SetVariable("n", [math.nan]), "value", "it holds a number that JSON does not have, such as NaN"),
+        (SetVariable("n", -math.inf), "value", "it holds a number that JSON does not have, such as NaN"),
         (SetVariable("n", 1, ttl_ms=0), "ttl_s", TTL),
         (SetVariable("n", 1, ttl_ms=366 * DAY_MS + 1), "ttl_s", TTL),
     ),
@@ -225,7 +238,16 @@ def test_variable_beyond_its_limits_is_refused(command: SetVariable, field: str,
         talk.do(command, at=0)
     assert refused.value.field == field
     assert refused.value.message == message
-    assert refused.value.hint == ("send it as a string" if "64 bits" in message else "")
+    assert refused.value.hint == HINTS.get(message, "")
+
+
+@pytest.mark.parametrize("value", (None, True, 2**64 - 1, -(2**63), 1.5, "\x00 é", nested(DEEPEST), {"a": {"b": []}}))
+def test_any_json_within_the_limits_is_kept(value: object) -> None:
+    """As it was sent, to the last level that is allowed."""
+    talk = Talk()
+    talk.do(SetVariable("n", value), at=0)
+
+    assert talk.state.variables["n"].value == value
 
 
 def test_refresh_clears_everything() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from app.domain.errors import InvalidEntry
+from app.domain.nesting import DEEPEST
 from app.domain.session_view import message_view
-from tests.domain.talk import NOON_MS, Talk, minute
+from tests.domain.talk import NOON_MS, Talk, minute, nested
 
 
 def test_counters_and_instants_by_role() -> None:
@@ -246,4 +247,19 @@ def test_number_that_cannot_be_kept_is_refused(field: str) -> None:
     assert refused.value.field == field
     assert refused.value.message == "it holds a whole number of more than 64 bits"
     assert refused.value.hint == "send such a number as a string"
+    assert talk.state is state
+
+
+@pytest.mark.parametrize("field", ("context", "metadata"))
+def test_depth_that_others_could_not_read_is_refused(field: str) -> None:
+    """What one reader of JSON accepts another could not read again: the entry is refused before it counts."""
+    talk = Talk()
+    talk.say("user", "hi", **{field: {"n": nested(DEEPEST - 1)}}, at=0)
+    state = talk.state
+
+    with pytest.raises(InvalidEntry) as refused:
+        talk.say("user", "hi", **{field: {"n": nested(DEEPEST)}}, at=1)
+    assert refused.value.field == field
+    assert refused.value.message == "it is nested deeper than 32 levels"
+    assert refused.value.hint == "flatten it, or send it as a string"
     assert talk.state is state

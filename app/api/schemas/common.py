@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.domain.nesting import DEEPEST
+
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 SLUG = r"^[a-z0-9][a-z0-9_.-]*$"
-DEEPEST = 32
 _LARGEST_INTEGER = 2**63
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE, description="For people; it need not be unique.")]

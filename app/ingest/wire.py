@@ -4,7 +4,6 @@ It knows bytes and records, not HTTP. An entry that cannot be read becomes an `I
 fail its neighbours.
 """
 
-import re
 from functools import lru_cache
 
 import msgspec
@@ -12,7 +11,9 @@ from msgspec import Raw, Struct
 
 from app.domain.entry import Entry
 from app.domain.instants import rfc3339
-from app.errors import Fault, Invalid, TooLarge
+from app.errors import Invalid, TooLarge
+from app.ingest.elements import elements_of
+from app.ingest.faults import unreadable
 from app.live.fold import Outcome
 
 _decode_entry = msgspec.json.Decoder(Entry).decode
@@ -21,7 +22,6 @@ _decode_raw = msgspec.json.Decoder(list[Raw]).decode
 # Deep nesting ends in the last of them.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.json.Encoder().encode
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$", re.DOTALL)
 
 
 class ClosedView(Struct, frozen=True):
@@ -49,19 +49,19 @@ def entry_from(body: bytes) -> Entry:
     try:
         return _decode_entry(body)
     except _UNREADABLE as error:
-        raise _invalid(error) from error
+        raise unreadable(error) from error
 
 
 def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Invalid]:
     """A batch, in order. Raises `Invalid` if the whole cannot be split into entries, `TooLarge` beyond `limit` entries."""
     if ndjson:
-        parts: list[bytes] | list[Raw] = [line for line in body.split(b"\n") if line.strip()]
+        parts: list[Raw] | list[bytes] = [line for line in body.split(b"\n") if line.strip()]
     else:
         entries = _read_at_once(body)
         if entries is not None:
             _check_count(len(entries), limit)
             return list(entries)
-        parts = _split(body)
+        parts = _split(body, limit=limit)
     _check_count(len(parts), limit)
     return [_entry_or_error(bytes(part)) for part in parts]
 
@@ -101,11 +101,14 @@ def _read_at_once(body: bytes) -> list[Entry] | None:
         return None
 
 
-def _split(body: bytes) -> list[Raw]:
+def _split(body: bytes, *, limit: int) -> list[Raw] | list[bytes]:
     try:
         return _decode_raw(body)
     except _UNREADABLE as error:
-        raise _invalid(error) from error
+        elements = elements_of(body, limit=limit)
+        if elements is None:
+            raise unreadable(error) from error
+        return elements
 
 
 def _entry_or_error(part: bytes) -> Entry | Invalid:
@@ -117,11 +120,4 @@ def _entry_or_error(part: bytes) -> Entry | Invalid:
 
 def _check_count(count: int, limit: int) -> None:
     if count > limit:
-        raise TooLarge(f"{count} entries in one batch; {limit} are the most", hint="split it into several requests")
-
-
-def _invalid(error: Exception) -> Invalid:
-    match = _WHERE.match(str(error))
-    what, where = (match["what"], match["where"] or "") if match else (str(error), "")
-    fault = Fault(where.lstrip(".") or "body", what, "see the field's type and limits in the API guide")
-    return Invalid("the entry cannot be read", faults=(fault,))
+        raise TooLarge(f"more than {limit} entries in one batch", hint="split it into several requests")

@@ -106,3 +106,85 @@ async def test_a_variable_that_cannot_be_kept_is_refused(admin: Client, value: s
 
     assert (reply.status_code, faults(reply.json())) == (422, ["value"])
     assert (await admin.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("entry", "where", "what", "hint"),
+    (
+        ({"user_id": "a", "rle": "user"}, "rle", "there is no such field", "the fields are user_id, role"),
+        ({"user_id": "a"}, "role", "it is required", "one of user, bot, agent, system"),
+        ({"role": "user"}, "user_id", "it is required", "1 to 256 characters"),
+        ({"user_id": "a", "role": "king"}, "role", "Invalid enum value 'king'", "one of user, bot, agent, system"),
+        ({"user_id": "a", "role": "user", "channel": "Web Chat"}, "channel", "Expected `str` matching", "1 to 64 of a-z"),
+        ({"user_id": "a", "role": "user", "tags": ["x", ""]}, "tags[1]", "Expected `str` of length >= 1", "up to 64"),
+        ({"user_id": "a", "role": "user", "text": 5}, "text", "Expected `str | null`, got `int`", "see the field's type"),
+        ({"user_id": "a", "role": "x" * 900}, "role", "Invalid enum value 'xxx", "one of"),
+        ({"user_id": "a", "role": "user", "y" * 900: 1}, "y" * 200, "there is no such field", "the fields are"),
+        ("text", "body", "Expected `object`, got `str`", "see the field's type"),
+    ),
+)
+async def test_a_refused_entry_names_its_field(admin: Client, entry: object, *, where: str, what: str, hint: str) -> None:
+    """Where it is wrong, what is wrong, how to mend it; never at greater length than somebody reads."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    (fault,) = (await admin.refused("POST", "/v1/bots/shop/messages", entry))["errors"]
+
+    assert fault["where"] == where
+    assert fault["what"].startswith(what)
+    assert fault["hint"].startswith(hint)
+    assert len(fault["what"]) <= 200
+
+
+GOOD = b'{"user_id": "a", "role": "user"}'
+
+
+@pytest.mark.parametrize(
+    "bad",
+    (
+        rb'{"user_id": "a", "role": "user", "text": "cut \ud83d"}',
+        b'{"user_id": "a", "role": "user", "text": "\xff"}',
+        b'{"user_id": "a", "role": "user", "metadata": {"n": NaN}}',
+        b'{"user_id": "a", "role": "user", "metadata": {"n": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+        b'{"user_id": "a", "role": "user", "text": "said "hi""}',
+        rb'{"user_id": "a", "role": "user", "text": "],[\"{\\", "x": tru}',
+    ),
+)
+async def test_one_broken_entry_fails_alone(admin: Client, bad: bytes) -> None:
+    """Also where no JSON reader reads the array: half a character must not hold up 499 messages for ever."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    reply = await admin.post("/v1/bots/shop/messages/batch", content=b"[" + GOOD + b"," + bad + b", " + GOOD + b"]")
+    answers = reply.json()["answers"]
+
+    assert [answer.get("sequence") for answer in answers] == [1, None, 2]
+    assert answers[1]["error"]["status"] == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    (
+        b"[" + GOOD,
+        b"[" + GOOD + b",]",
+        b"[" + GOOD + b"}]",
+        b"[{" + GOOD + b"]",
+        b"[" + GOOD + b', {"user_id": "5" tall"}, "]',
+        b"[" * 400_000,
+        b"[" + b"[]" * 400_000 + b"]",
+        GOOD,
+    ),
+)
+async def test_a_broken_batch_fails_as_a_whole(admin: Client, body: bytes) -> None:
+    """Where nobody can tell where its entries begin and end, none is taken."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    reply = await admin.post("/v1/bots/shop/messages/batch", content=body)
+
+    assert (reply.status_code, faults(reply.json())) == (422, ["body"])
+    assert (await admin.ok("GET", "/v1/bots/shop/live"))["open"] == 0
+
+
+async def test_a_batch_too_long_is_refused_however_it_is_broken(admin: Client) -> None:
+    """The limit holds before any entry is looked at."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    for body in (b"[" + b",".join([GOOD] * 501) + b"]", b"[" + b",".join([b"NaN"] * 501) + b"]"):
+        assert (await admin.post("/v1/bots/shop/messages/batch", content=body)).status_code == 413

@@ -73,3 +73,14 @@ async def close_all(ground: Ground, bot: str) -> None:
         await Talker(caller, bot, Log()).advance(seconds=3_600)
     await until_archived(ground, bot)
     await until_told(ground)
+
+
+async def end_all(ground: Ground, bot: str, log: Log) -> None:
+    """Let every user end what is open, for a bot that goes by real time; then wait until all is archived and told."""
+    last = {user: said[-1].number for (_, user), said in log.conversations().items()}
+    async with ground.caller() as caller:
+        talker = Talker(caller, bot, log)
+        for user, number in last.items():
+            await talker.say(user, number + 1, kind="session.end")
+    await until_archived(ground, bot)
+    await until_told(ground)

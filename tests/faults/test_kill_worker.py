@@ -1,9 +1,7 @@
 """Kill -9 of a worker at each step of closing, archiving, delivering, while another works: a step is repeated, none is lost."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -11,10 +9,11 @@ import pytest
 from app.delivery.dispatcher import LEASE_MARGIN_MS
 from tests.faults.conftest import Tabulate, marks
 from tests.faults.draining import unaccounted, until_archived, until_told
-from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SHARD_LEASE_S, SILENCE_MS, Ground
+from tests.faults.falling_due import ARCHIVED, falling_due
+from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SHARD_LEASE_S, Ground
 from tests.faults.oracle import judge
 from tests.faults.table import Row
-from tests.faults.talk import Log, Talker, ms_from
+from tests.faults.talk import Log
 
 # How often at most a victim comes by before it is killed: a delivery's steps come once for each, the others once a batch.
 POINTS = {
@@ -29,8 +28,6 @@ POINTS = {
     "deliver.after_post": 20,
     "deliver.after_record": 3,
 }
-BATCH = 8
-PACE_S = 0.1
 # What a killed worker had claimed of an endpoint counts as under way until its lease is over: the endpoint needs room beside it.
 CONCURRENCY = 20_000
 ALLOWED_S = 5.0
@@ -39,7 +36,6 @@ AT_ONCE = 3
 STEADY_TICK_MS = 500
 DELIVERY_LEASE_S = float(str(SETTINGS["delivery_timeout_s"])) + LEASE_MARGIN_MS / 1000
 
-_ARCHIVED = 'SELECT user_id AS "user", extract(epoch FROM archived_at)::float8 AS at_s FROM sessions'
 # From its archiving to its delivery, without the leases of the claims that came to nothing: `attempt` counts them.
 _LATE = """
     SELECT extract(epoch FROM max(delivered_at - created_at - (attempt - 1) * make_interval(secs => :lease)))::float8 AS late_s,
@@ -61,13 +57,13 @@ async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabul
     due_s: dict[str, float] = {}
     await stage.processes.start("api")
     await stage.processes.start("worker", delivery_concurrency=CONCURRENCY, tick_ms=STEADY_TICK_MS)
-    async with _falling_due(stage, bot, log, due_s):
+    async with falling_due(stage, bot, log, due_s):
         for point in points:
             await _kill_again_and_again(stage, point, rounds)
     await until_archived(stage, bot)
     await until_told(stage)
     verdict = await judge(stage, log)
-    overdue_s = max(row.at_s - due_s[row.user] for row in await stage.rows(_ARCHIVED))
+    overdue_s = max(row.at_s - due_s[row.user] for row in await stage.rows(ARCHIVED))
     (late,) = await stage.rows(_LATE, lease=DELIVERY_LEASE_S)
     left = await unaccounted(stage)
     failed = await stage.rows("SELECT error, count(*) AS n FROM attempts WHERE error IS NOT NULL GROUP BY error")
@@ -99,27 +95,3 @@ async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
             assert victim.status == -9
 
     await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
-
-
-@asynccontextmanager
-async def _falling_due(stage: Ground, bot: str, log: Log, due_s: dict[str, float]) -> AsyncIterator[None]:
-    """Open sessions without pause and let each batch fall due at once, for the workers to find."""
-    over = asyncio.Event()
-
-    async def open_and_let_be() -> None:
-        async with stage.caller() as caller:
-            talker, number = Talker(caller, bot, log), 0
-            while not over.is_set():
-                number += 1
-                users = [f"u{number}.{index}" for index in range(BATCH)]
-                said = await talker.say_all(users, 1)
-                due_s.update(dict.fromkeys(users, time.time()))
-                await stage.move_clock(bot, to_ms=ms_from(said[0].receipt["received_at"]) + SILENCE_MS)
-                await asyncio.sleep(PACE_S)
-
-    task = asyncio.create_task(open_and_let_be())
-    try:
-        yield
-    finally:
-        over.set()
-        await task

@@ -11,11 +11,11 @@ import pytest
 
 from tests.faults import append_only_file
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import close_all, unaccounted, until, until_archived, until_told
+from tests.faults.draining import close_all, end_all, unaccounted, until
 from tests.faults.ground import Ground
 from tests.faults.oracle import Found, Verdict, doubles, found_sessions, judge, telling
 from tests.faults.table import Row
-from tests.faults.talk import Log, Talker, back_after_s, chatter
+from tests.faults.talk import Log, back_after_s, chatter
 from tests.receiver import Received
 
 BACK_S = 5.0
@@ -69,7 +69,7 @@ async def test_redis_comes_back_without_its_last_second(stage: Ground, tabulate:
             stage.redis.start()
             sizes.clear()
             down_s.append(await back_after_s(log, time.monotonic()))
-    await _end_all(stage, bot, log)
+    await end_all(stage, bot, log)
     found = await found_sessions(stage, [bot])
     verdict = _judge_after_cuts(found, stage.receiver.at(f"/{bot}"), log, cut)
     left = await unaccounted(stage)
@@ -136,14 +136,3 @@ async def _archived_for_good(stage: Ground) -> set[str]:
     await asyncio.sleep(0.3)
     await until(quiet, within_s=10, what="no transaction under way")
     return {row.message_id for row in await stage.rows("SELECT message_id FROM messages")}
-
-
-async def _end_all(stage: Ground, bot: str, log: Log) -> None:
-    """Every user ends what is open; then all is archived and told."""
-    last = {user: said[-1].number for (_, user), said in log.conversations().items()}
-    async with stage.caller() as caller:
-        talker = Talker(caller, bot, log)
-        for user, number in last.items():
-            await talker.say(user, number + 1, kind="session.end")
-    await until_archived(stage, bot)
-    await until_told(stage)

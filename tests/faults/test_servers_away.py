@@ -11,10 +11,11 @@ import pytest
 
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, unaccounted, until, until_archived
-from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.falling_due import open_many
+from tests.faults.ground import Ground
 from tests.faults.oracle import judge
 from tests.faults.table import Row
-from tests.faults.talk import Log, Said, Talker, back_after_s, chatter
+from tests.faults.talk import Log, Said, back_after_s, chatter
 
 PACE_S = 0.02
 ANSWER_S = 2.5
@@ -64,7 +65,7 @@ async def test_redis_frozen_under_load(stage: Ground, tabulate: Tabulate, second
     api = await stage.processes.start("api")
     worker = await stage.processes.start("worker")
     late, flooded = await stage.make_bot("late"), await stage.make_bot("flooded")
-    due_ms = await _open_many(stage, late, waiting, sessions)
+    due_ms = await open_many(stage, late, waiting, sessions)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
         await asyncio.sleep(0.5)
         rss_before = api.rss() + worker.rss()
@@ -130,15 +131,6 @@ async def _flood(stage: Ground, bot: str, *, callers: int = 100) -> AsyncIterato
     finally:
         over.set()
         await asyncio.gather(*tasks)
-
-
-async def _open_many(stage: Ground, bot: str, log: Log, count: int) -> int:
-    """Open so many sessions; gives when they will all be due, in ms of the bot's clock."""
-    async with stage.caller() as caller:
-        talker = Talker(caller, bot, log)
-        for start in range(0, count, 500):
-            await talker.say_all([f"{bot}.{number}" for number in range(start, min(start + 500, count))], 1)
-    return max(said.received_at_ms for said in log.said) + SILENCE_MS
 
 
 async def _ready(stage: Ground) -> bool:

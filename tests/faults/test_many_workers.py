@@ -1,0 +1,78 @@
+"""Many workers on the same sessions, and workers that stop in the middle of what they do and go on a minute later."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.live import keys
+from tests.faults.conftest import Tabulate, full
+from tests.faults.draining import SHARDS, unaccounted, until_archived, until_told
+from tests.faults.falling_due import ARCHIVED, falling_due, open_many
+from tests.faults.ground import CLAIM_LEASE_S, SHARD_LEASE_S, Ground
+from tests.faults.oracle import judge
+from tests.faults.table import Row
+from tests.faults.talk import Log
+
+STOPS = ("sweep.after_read", "archive.before_commit", "deliver.before_post")
+ALLOWED_S = 5.0
+
+
+@pytest.mark.parametrize(("sessions", "workers"), (pytest.param(4_000, 4, id="short"), full(100_000, 8, timeout_s=400)))
+async def test_many_workers_find_the_same_sessions_due(stage: Ground, tabulate: Tabulate, sessions: int, workers: int) -> None:
+    """However many see that a session is due, it closes once: one close is counted, one record told, one row archived."""
+    bot, log = await stage.make_bot("due", told=False), Log()
+    await stage.processes.start("api")
+    # As many as may be look at all shards at once: what a share saves is not what is to be shown.
+    started = [await stage.processes.start("worker", shard_lease_ms=100) for _ in range(workers)]
+    due_ms = await open_many(stage, bot, log, sessions)
+    await stage.move_clock(bot, to_ms=due_ms)
+    took_s = await until_archived(stage, bot, within_s=240)
+    verdict = await judge(stage, log, told=False)
+    closed, told = await _counts(stage)
+    left = await unaccounted(stage)
+
+    besides = f"{closed} closes counted, {told} records told"
+    tabulate(Row.of(f"{workers} workers on {sessions:,} sessions due at once", 1, verdict, recovery_s=took_s, besides=besides))
+    assert all(worker.status is None for worker in started)
+    assert log.refusals == stage.traces() == []
+    assert closed == told == sessions
+    assert left == 0
+    verdict.check()
+
+
+@pytest.mark.parametrize("seconds", (pytest.param(8, id="short"), full(60, timeout_s=300)))
+async def test_workers_paused_in_the_middle(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+    """Others do their work after a lease; when they go on, what they still had in hand changes nothing any more."""
+    bot, log, due_s = await stage.make_bot("closing"), Log(), dict[str, float]()
+    limits: dict[str, Any] = {"database_timeout_s": 2, "delivery_concurrency": 1_000}
+    await stage.processes.start("api")
+    await stage.processes.start("worker", **limits)
+    paused = [await stage.processes.start("worker", armed=f"{point}:2:stop", **limits) for point in STOPS]
+    async with falling_due(stage, bot, log, due_s):
+        await asyncio.gather(*(worker.until_paused() for worker in paused))
+        await asyncio.sleep(seconds)
+        for worker in paused:
+            worker.resume()
+        await asyncio.sleep(2)
+    await until_archived(stage, bot)
+    await until_told(stage)
+    verdict = await judge(stage, log)
+    overdue_s = max(row.at_s - due_s[row.user] for row in await stage.rows(ARCHIVED))
+    left = await unaccounted(stage)
+
+    besides = f"{verdict.sessions} sessions, {verdict.repeats} webhooks again"
+    tabulate(Row.of(f"3 workers paused for {seconds} s in the middle", 1, verdict, recovery_s=overdue_s, besides=besides))
+    assert all(worker.status is None for worker in paused)
+    assert log.refusals == stage.traces() == []
+    assert left == 0
+    verdict.check()
+    # One of them sat on a transaction, which Postgres ends after twice its limit for a statement.
+    assert overdue_s < 2 * limits["database_timeout_s"] + max(CLAIM_LEASE_S, SHARD_LEASE_S) + ALLOWED_S
+
+
+async def _counts(stage: Ground) -> tuple[int, int]:
+    """How many sessions all shards say were closed, and how many records were told."""
+    async with stage.live() as client:
+        replies = [await client.hmget(keys.counts(shard), "closed", "told") for shard in range(SHARDS)]
+    return sum(int(closed or 0) for closed, _ in replies), sum(int(told or 0) for _, told in replies)

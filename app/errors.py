@@ -10,7 +10,6 @@ AdjournError
 ├── UnsupportedMedia       415  a body of a kind that this route does not read
 ├── Invalid                422  a body or parameter that says something impossible
 ├── PreconditionRequired   428  `If-Match` is missing
-├── TooMany                429  a limit in time was passed
 └── Unavailable            503  Redis or Postgres does not answer; nothing was lost, try again
 
 `where` names the field or parameter (`inactivity_minutes`, `[3].role`), `hint` says how to mend it.
@@ -96,12 +95,6 @@ class PreconditionRequired(AdjournError):
     status = 428
     code = "precondition_required"
     title = "If-Match is required"
-
-
-class TooMany(AdjournError):
-    status = 429
-    code = "too_many"
-    title = "Too many requests"
 
 
 class Unavailable(AdjournError):

@@ -46,6 +46,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         description=DESCRIPTION,
         lifespan=_lifespan(known),
+        # A redirect would name the address that a proxy sees, with `http://`, and clients would send their key there.
+        redirect_slashes=False,
+        strict_content_type=False,
         generate_unique_id_function=lambda route: route.name,
     )
     app.add_middleware(BodyLimit, max_bytes=known.max_body_bytes)

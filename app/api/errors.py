@@ -16,7 +16,7 @@ import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from msgspec import json, to_builtins
+from msgspec import json
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -38,6 +38,9 @@ from app.errors import (
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
+MOST_FAULTS = 50
+LONGEST_WHERE = 200
+LONGEST_WHAT = 500
 Headers = list[tuple[bytes, bytes]]
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -52,9 +55,15 @@ _POSTGRES_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceErr
 
 
 class MethodNotAllowed(AdjournError):
+    """`allow` names the methods that the route has."""
+
     status = 405
     code = "method_not_allowed"
     title = "Method not allowed"
+
+    def __init__(self, detail: str, *, allow: str) -> None:
+        super().__init__(detail, hint="the header Allow lists what it does")
+        self.allow = allow
 
 
 class BadRequest(AdjournError):
@@ -88,7 +97,7 @@ def problem_of(
         "detail": told.detail,
         "code": told.code,
         "hint": told.hint,
-        "errors": to_builtins(told.faults),
+        "errors": [_shortened(fault) for fault in told.faults[:MOST_FAULTS]],
         "retry_after_s": told.retry_after_s,
         "instance": instance,
         "request_id": request_id,
@@ -106,7 +115,14 @@ def problem_bytes(
         headers.append((b"retry-after", str(told.retry_after_s).encode()))
     if isinstance(told, Unauthenticated):
         headers.append((b"www-authenticate", b'Bearer realm="adjourn"'))
+    if isinstance(told, MethodNotAllowed):
+        headers.append((b"allow", told.allow.encode()))
     return told.status, headers, json.encode(problem_of(told, instance=instance, request_id=request_id))
+
+
+def _shortened(fault: Fault) -> dict[str, str]:
+    """What was sent may be as long as a body; what is told of it is for reading."""
+    return {"where": fault.where[:LONGEST_WHERE], "what": fault.what[:LONGEST_WHAT], "hint": fault.hint}
 
 
 def error_of(error: Exception) -> AdjournError:
@@ -175,14 +191,8 @@ async def _answer(request: Request, error: Exception) -> Response:
         _log.warning("request.unavailable", path=request.url.path, error=type(error).__name__, cause=str(error)[:500])
     status, headers, body = problem_bytes(told, instance=request.url.path, request_id=request.scope.get("adjourn.request_id"))
     answer = Response(body, status_code=status)
-    answer.raw_headers = [*headers, *_allow(error), _length(body)]
+    answer.raw_headers = [*headers, _length(body)]
     return answer
-
-
-def _allow(error: Exception) -> Headers:
-    """Which methods a route has, where another was tried."""
-    named = error.headers if isinstance(error, HTTPException) else None
-    return [(b"allow", named["Allow"].encode())] if named and "Allow" in named else []
 
 
 def _length(body: bytes) -> tuple[bytes, bytes]:
@@ -212,18 +222,42 @@ class _Coded(AdjournError):
         self.status, self.title, self.code = told.status, told.title, code  # type: ignore[misc]  # its own, not its class's
 
 
-def _invalid(error: RequestValidationError) -> Invalid:
-    faults = tuple(Fault(_where(item["loc"]), item["msg"]) for item in error.errors())
-    return Invalid("the request is not valid", hint="mend what `errors` names", faults=faults)
+def _invalid(error: RequestValidationError) -> Invalid | UnsupportedMedia:
+    wrong = error.errors()
+    # FastAPI leaves a body as bytes if its media type is not JSON, and then complains that bytes are no object.
+    if isinstance(error.body, bytes) and any(item["loc"] == ("body",) for item in wrong):
+        return _unread_media()
+    return Invalid("the request is not valid", hint="mend what `errors` names", faults=tuple(map(_fault, wrong)))
 
 
-def _where(place: tuple[int | str, ...]) -> str:
-    """`("body", "scopes", 0)` as `scopes[0]`."""
+def _unread_media() -> UnsupportedMedia:
+    return UnsupportedMedia("cannot read a body of this kind", hint="send it with `Content-Type: application/json`")
+
+
+def _fault(item: dict[str, Any]) -> Fault:
+    """One of pydantic's errors, in its words where they are words for a caller."""
+    place, context = item["loc"], item.get("ctx", {})
+    where = _where(place, within=context.get("within", ""))
+    match item["type"]:
+        case "missing":
+            return Fault(where, "it is required")
+        case "extra_forbidden":
+            return Fault(where, "there is no such parameter" if place[0] == "query" else "there is no such field")
+        case "json_invalid":
+            return Fault("body", f"it is no JSON from character {place[1]} on: {context['error']}")
+        case _:
+            return Fault(where, item["msg"].removeprefix("Value error, "))
+
+
+def _where(place: tuple[int | str, ...], *, within: str) -> str:
+    """`("body", "scopes", 0)` as `scopes[0]`; `within` is where in that value, if a validator of ours knows it."""
     where = ""
     for part in place[1:]:
         where += f"[{part}]" if isinstance(part, int) else f".{part}"
+    if within:
+        where += f".{within}"
     # A field's name may be anything, even what no answer can be written in.
-    return (where.lstrip(".") or str(place[0]))[:200].encode("utf-8", "backslashreplace").decode()
+    return (where.lstrip(".") or str(place[0]))[:LONGEST_WHERE].encode("utf-8", "backslashreplace").decode()
 
 
 def _of_http(error: HTTPException) -> AdjournError:
@@ -231,13 +265,13 @@ def _of_http(error: HTTPException) -> AdjournError:
         case 404:
             return NotFound("there is no such route", hint="/docs lists the routes")
         case 405:
-            return MethodNotAllowed("this route does not do that", hint="the header Allow lists what it does")
+            return MethodNotAllowed("this route does not do that", allow=(error.headers or {}).get("Allow", ""))
         case 413:
             return TooLarge("the body is too large", hint="send less in one request")
         case 415:
-            return UnsupportedMedia("cannot read a body of this kind", hint="send application/json")
+            return _unread_media()
         case _:
-            return BadRequest("the body cannot be read", hint="send JSON in UTF-8")
+            return BadRequest("the body cannot be read", hint="send JSON in UTF-8, as it is")
 
 
 def _of_postgres(error: Exception) -> AdjournError:

@@ -8,8 +8,10 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import structlog
+
 from app.api.auth import known_bot, principal_of
-from app.api.errors import problem_bytes, problem_of, request_id_of
+from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of, request_id_of
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import Refusal
@@ -26,22 +28,24 @@ _ROUTE = re.compile(r"/v1/bots/(?P<bot>[^/]+)/messages(?P<batch>/batch)?")
 _JSON = "application/json"
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 _OK = [(b"content-type", b"application/json")]
+_log = structlog.get_logger()
 
 
 def route_of(scope: Scope) -> re.Match[str] | None:
-    """Whether a request is for one of the two routes."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    return _ROUTE.fullmatch(scope["path"])
+    """Whether a request is for one of the two routes, by whatever method."""
+    return _ROUTE.fullmatch(scope["path"]) if scope["type"] == "http" else None
 
 
 async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
-    """Answer one request. Every refusal is an answer; nothing is raised but what nobody foresaw."""
+    """Answer one request. Every refusal is an answer, and so is what nobody foresaw; its trace is in the log."""
     request_id = request_id_of(scope)
     try:
         status, headers, body = await _answer(resources, scope, receive, route)
     except (AdjournError, DomainError) as error:
         status, headers, body = problem_bytes(error, instance=scope["path"], request_id=request_id)
+    except Exception as error:  # noqa: BLE001 - logged with its trace
+        _log.exception("request.failed", method=scope["method"], path=scope["path"], request_id=request_id)
+        status, headers, body = problem_bytes(error_of(error), instance=scope["path"], request_id=request_id)
     length = (b"content-length", str(len(body)).encode())
     await send(
         {
@@ -54,8 +58,11 @@ async def serve(resources: Resources, route: re.Match[str], scope: Scope, receiv
 
 
 async def _answer(resources: Resources, scope: Scope, receive: Receive, route: re.Match[str]) -> Answer:
+    if scope["method"] != "POST":
+        raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
     bot = _bot(resources, headers, route["bot"])
+    _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     body = await _body(receive, headers, limit=resources.settings.max_body_bytes)
     if route["batch"]:
@@ -69,9 +76,19 @@ def _bot(resources: Resources, headers: dict[bytes, bytes], name: str) -> KnownB
     return known_bot(resources.directory, name)
 
 
+def _check_encoding(headers: dict[bytes, bytes]) -> None:
+    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if encoding.lower() != "identity":
+        raise _cannot_read(encoding, hint="send the body as it is, without `Content-Encoding`")
+
+
+def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"cannot read {what[:LONGEST_WHERE]!r}", hint=hint)
+
+
 async def _one(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
     if media != _JSON:
-        raise UnsupportedMedia(f"cannot read {media!r}", hint=f"send {_JSON}")
+        raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
     (result,) = await resources.intake.take(bot, [entry_from(body)])
     if not isinstance(result, Receipt):
         raise result
@@ -80,7 +97,7 @@ async def _one(resources: Resources, bot: KnownBot, body: bytes, *, media: str) 
 
 async def _many(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
     if media != _JSON and media not in _NDJSON:
-        raise UnsupportedMedia(f"cannot read {media!r}", hint=f"send {_JSON} or {_NDJSON[0]}")
+        raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
     entries = entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
     if not entries:
         raise Invalid("the batch is empty", hint="send at least one entry")

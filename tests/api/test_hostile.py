@@ -1,6 +1,10 @@
 """What a careless or hostile caller sends is refused in its own place, and changes nothing for anybody else."""
 
+import gzip
+from types import SimpleNamespace
+
 import pytest
+from fastapi import FastAPI
 
 from app.worker import Worker
 from tests.api.conftest import Client, Json
@@ -188,3 +192,109 @@ async def test_a_batch_too_long_is_refused_however_it_is_broken(admin: Client) -
 
     for body in (b"[" + b",".join([GOOD] * 501) + b"]", b"[" + b",".join([b"NaN"] * 501) + b"]"):
         assert (await admin.post("/v1/bots/shop/messages/batch", content=body)).status_code == 413
+
+
+@pytest.mark.parametrize("path", ("/v1/bots/shop/messages", "/v1/bots/shop/messages/batch"))
+@pytest.mark.parametrize("method", ("GET", "PUT", "DELETE", "HEAD", "OPTIONS"))
+async def test_entries_are_posted(admin: Client, path: str, method: str) -> None:
+    """Another method is told which one there is, not that the route does not exist."""
+    reply = await admin.request(method, path)
+
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ("/v1/bots/shop/messages", "/v1/bots/shop/messages/batch", "/v1/policies/validate", "/v1/bots"))
+async def test_a_body_of_the_wrong_kind_is_told_the_right_one(admin: Client, path: str) -> None:
+    """What `curl -d` sends unless it is told otherwise; without any kind it is taken for JSON."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "x" * 5000):
+        reply = await admin.post(path, content=b"{}", headers={"content-type": kind})
+        assert reply.status_code == 415
+        assert reply.json()["hint"].startswith("send it with `Content-Type: application/json`")
+        assert len(reply.text) < 1000
+    unknown = await admin.post(path, content=b"{}")
+    assert unknown.status_code in {200, 422}
+
+
+async def test_a_compressed_body_is_told_that_it_is(admin: Client) -> None:
+    """Not that its JSON is malformed."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    reply = await admin.post("/v1/bots/shop/messages", content=gzip.compress(GOOD), headers={"content-encoding": "gzip"})
+
+    assert (reply.status_code, reply.json()["detail"]) == (415, "cannot read 'gzip'")
+
+
+async def test_what_nobody_foresaw_of_an_entry_is_a_problem_too(admin: Client, app: FastAPI) -> None:
+    """500 with the id that the log has, in the shape of all other answers; the trace is in the log alone."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    broken = SimpleNamespace(directory=app.state.resources.directory, settings=app.state.resources.settings)
+    app.state.resources = broken  # without an intake
+
+    reply = await admin.post("/v1/bots/shop/messages", content=GOOD, headers={"x-request-id": "abc-1"})
+
+    assert (reply.status_code, reply.headers["content-type"]) == (500, "application/problem+json")
+    assert (reply.json()["request_id"], reply.headers["x-request-id"]) == ("abc-1", "abc-1")
+    assert "intake" not in reply.text
+
+
+async def test_a_refusal_is_no_longer_than_somebody_reads(admin: Client) -> None:
+    """A body of nothing but unknown fields is not answered with forty times its length."""
+    many: Json = {f"field{at}": 1 for at in range(5000)} | {"x" * 5000: 1}
+
+    for path, body in (
+        ("/v1/policies/validate", many),
+        ("/v1/bots", many | {"id": "b"}),
+        ("/v1/policies/validate", {"x" * 5000: 1}),
+    ):
+        reply = await admin.post(path, json=body)
+        assert reply.status_code == 422
+        assert len(reply.text) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where", "what"),
+    (
+        (
+            "/v1/policies/validate",
+            '{"closure_message": {"texts": {"de": "\\ud800"}}}',
+            "closure_message.texts.de",
+            "it holds a character",
+        ),
+        (
+            "/v1/bots",
+            '{"id": "b", "policy": {"channels": {"sms": {"reminder": 1e400}}}}',
+            "policy.channels.sms.reminder",
+            "it holds a",
+        ),
+        ("/v1/bots", '{"id": "b", "nme": "B"}', "nme", "there is no such field"),
+        ("/v1/bots", '{"name": "B"}', "id", "it is required"),
+        ("/v1/bots", '{"id": "b", "clock_mode": "manual"}', "body", "`clock_mode` is for sandbox bots"),
+        ("/v1/bots", '{"id": ', "body", "it is no JSON from character 7 on: Expecting value"),
+    ),
+)
+async def test_a_refused_body_names_its_field(admin: Client, path: str, body: str, *, where: str, what: str) -> None:
+    """As far down as it stands, in words for people."""
+    reply = await admin.post(path, content=body, headers={"content-type": "application/json"})
+    (fault,) = reply.json()["errors"]
+
+    assert fault["where"] == where
+    assert fault["what"].startswith(what)
+
+
+@pytest.mark.parametrize("named", ("1", "", ",", '"1" "2"', '"1', "W/1", "é"))
+async def test_what_is_no_etag_is_told_so(admin: Client, named: str) -> None:
+    """Nobody else was faster: the version was not written as one."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    reply = await admin.put("/v1/bots/shop/policy", json={}, headers=[(b"if-match", named.encode())])
+
+    assert (reply.status_code, faults(reply.json())) == (422, ["If-Match"])
+    assert reply.json()["errors"][0]["hint"].endswith('"1"')
+
+
+async def test_no_route_redirects(admin: Client) -> None:
+    """The address in a redirect is the one that a proxy sees: a client that follows would send its key there."""
+    for path in ("/v1/bots/", "/v1/sessions/", "/v1/bots/shop/messages/", "/healthz/"):
+        assert (await admin.get(path)).status_code == 404

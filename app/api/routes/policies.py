@@ -4,6 +4,7 @@ Whoever replaces a policy says by `If-Match` which version they have read, so th
 version that the bot was born with may be replaced unread.
 """
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query, Response
@@ -19,13 +20,14 @@ from app.api.schemas.problems import PRECONDITIONS, PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
 from app.domain.policy import PRESETS, describe, policy_from, policy_view
-from app.errors import PreconditionRequired, StaleVersion
+from app.errors import Fault, Invalid, PreconditionRequired, StaleVersion
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
 
 router = APIRouter(prefix="/v1", tags=["policies"], responses=PROBLEMS)
 
 FIRST_VERSION = 1
+_IF_MATCH = re.compile(r'\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*')
 PolicyBody = Annotated[PolicyToSave, Body()]
 
 
@@ -113,6 +115,9 @@ def _check_match(if_match: str | None, version: int) -> None:
         if version > FIRST_VERSION:
             raise PreconditionRequired("say which version this replaces", hint="send the ETag of GET …/policy as If-Match")
         return
+    if not _IF_MATCH.fullmatch(if_match):
+        fault = Fault("If-Match", "is no ETag", f"send the ETag as it came, in its quotation marks: {etag(version)}")
+        raise Invalid("If-Match cannot be read", faults=(fault,))
     named = {tag.strip().removeprefix("W/") for tag in if_match.split(",")}
     if "*" not in named and etag(version) not in named:
         raise StaleVersion(f"version {version} is the latest", hint="read it, and decide again on what it says")

@@ -4,6 +4,7 @@ import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from app.domain.nesting import DEEPEST
 
@@ -47,25 +48,24 @@ class ProblemFault(BaseModel):
 
 
 def storable(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Refuse JSON that Postgres cannot hold or that other JSON readers refuse; says where it stands."""
+    """Refuse JSON that Postgres cannot hold or that other JSON readers refuse; `within` says where it stands."""
     left = [("", value, 0)]
     while left:
         where, item, depth = left.pop()
         if depth > DEEPEST:
-            raise ValueError(f"{_plain(where)} is nested deeper than {DEEPEST} levels")
+            raise _not_storable(where, f"it is nested deeper than {DEEPEST} levels")
         if isinstance(item, dict):
             left.extend((f"{where}.{key}".lstrip("."), inner, depth + 1) for key, inner in item.items())
             left.extend((where, key, depth) for key in item)
         elif isinstance(item, list):
             left.extend((f"{where}[{at}]", inner, depth + 1) for at, inner in enumerate(item))
         elif not _storable(item):
-            raise ValueError(f"{_plain(where)} holds a character or number that cannot be kept")
+            raise _not_storable(where, "it holds a character or number that cannot be kept")
     return value
 
 
-def _plain(where: str) -> str:
-    """A path that may hold any character, fit to be told."""
-    return where[:100].encode("ascii", "backslashreplace").decode() or "the value"
+def _not_storable(where: str, what: str) -> PydanticCustomError:
+    return PydanticCustomError("not_storable", "{what}", {"what": what, "within": where.removeprefix(".")})
 
 
 def _storable(value: object) -> bool:

@@ -30,8 +30,16 @@ log = structlog.get_logger(__name__)
 
 Job = Callable[[], Awaitable[object]]
 
-# What a server that is away or ends sounds like: a line each tick says enough. A trace is for what is wrong with us.
-_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, SQLAlchemyError, PostgresError, InterfaceError, OSError)
+# What a server that is away or full sounds like: a line each tick says enough. A trace is for what is wrong with us.
+_AWAY = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.OutOfMemoryError,
+    SQLAlchemyError,
+    PostgresError,
+    InterfaceError,
+    OSError,
+)
 _OWN_FAULT = (DataError, IntegrityError, ProgrammingError)
 
 

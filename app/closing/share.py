@@ -10,6 +10,13 @@ from app.live.pipe import Pipe
 # By then a worker that gave no sign of life will not come back under its name.
 _FORGET_MS = 3_600_000
 
+# KEYS [1] signs of life. ARGV [1] worker, [2] now in ms. Goes on when Redis is full, which refuses a script's first write if that
+# can enlarge memory, and none after it.
+_TICK = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
+
 
 class Share:
     """One worker's part of the shards."""
@@ -30,7 +37,7 @@ class Share:
     async def tick(self, now_ms: int) -> None:
         """Give a sign of life, and forget those who have long been silent."""
         gone = [name for name, at_ms in (await self._ticks()).items() if now_ms - at_ms > _FORGET_MS]
-        await self._pipe.call("HSET", keys.TICKS, self._worker, now_ms)
+        await self._pipe.call("EVAL", _TICK, 1, keys.TICKS, self._worker, now_ms)
         if gone:
             await self._pipe.call("HDEL", keys.TICKS, *gone)
 

@@ -54,7 +54,7 @@ class Log:
 class Talker:
     """Speaks for some users of a bot, one request at a time."""
 
-    def __init__(self, caller: Caller, bot: str, log: Log, *, patience_s: float = 20) -> None:
+    def __init__(self, caller: Caller, bot: str, log: Log, *, patience_s: float = 90) -> None:
         self._caller = caller
         self._bot = bot
         self._log = log

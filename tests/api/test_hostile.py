@@ -2,6 +2,7 @@
 
 import gzip
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from fastapi import FastAPI
@@ -298,3 +299,28 @@ async def test_no_route_redirects(admin: Client) -> None:
     """The address in a redirect is the one that a proxy sees: a client that follows would send its key there."""
     for path in ("/v1/bots/", "/v1/sessions/", "/v1/bots/shop/messages/", "/healthz/"):
         assert (await admin.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("user", ("a/b", "../..", "/", "a/variables/b", "x@host/resource", "a%2Fb", "ann?x=1#y", "é 😀", "a;b"))
+async def test_every_conversation_can_be_asked_for(admin: Client, worker: Worker, user: str) -> None:
+    """Whatever its bot has put into its id, slashes too: its sessions, its context, its variables."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    answer = await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": user, "role": "user", "tags": ["x"]})
+    named = quote(f"web:{user}", safe="")
+    conversation = f"/v1/bots/shop/conversations/{named}"
+    for name in ("x", "context", "variables"):
+        await admin.ok("PUT", f"{conversation}/variables/{name}", {"value": name})
+
+    variables = (await admin.ok("GET", f"{conversation}/variables"))["variables"]
+    assert {name: variable["value"] for name, variable in variables.items()} == {
+        "x": "x",
+        "context": "context",
+        "variables": "variables",
+    }
+    assert (await admin.ok("GET", f"{conversation}/variables/context"))["value"] == "context"
+    assert (await admin.ok("GET", f"{conversation}/context"))["tags"] == ["x"]
+    for _ in ("open", "archived"):
+        sessions = (await admin.ok("GET", f"/v1/conversations/{named}/sessions"))["sessions"]
+        assert [session["id"] for session in sessions] == [answer["session_id"]]
+        await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close")
+        await worker.archivist.run_once()

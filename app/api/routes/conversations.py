@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/conversations", tags=["conversations"], responses
 Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)]
 
 
-@router.get("/{conversation}/sessions", **telling(SessionPage))
+@router.get("/{conversation:path}/sessions", **telling(SessionPage))
 async def list_conversation(
     conversation: Conversation, resources: Held, principal: Reading, asked: Annotated[ConversationQuery, Query()]
 ) -> Told:

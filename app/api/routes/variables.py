@@ -1,4 +1,8 @@
-"""A conversation's variables and its dialog context, as they live in Redis."""
+"""A conversation's variables and its dialog context, as they live in Redis.
+
+A conversation's id may hold slashes (`:path`), so what its path ends in tells the routes apart. That of one variable comes first:
+a variable may be called `context`, but hardly a conversation `web:ann/variables`.
+"""
 
 from typing import Annotated, Any
 
@@ -13,7 +17,7 @@ from app.domain.strand import LONGEST_CONVERSATION, Strand
 from app.errors import NotFound
 from app.resources import Resources
 
-router = APIRouter(prefix="/v1/bots/{bot}/conversations/{conversation}", tags=["conversations"])
+router = APIRouter(prefix="/v1/bots/{bot}/conversations/{conversation:path}", tags=["conversations"])
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=_NO_CONTROL)]
@@ -31,6 +35,17 @@ class VariableBody(BaseModel):
     ttl_s: Annotated[float, Field(gt=0, le=366 * 86_400)] | None = None
 
 
+@router.get("/variables/{name}")
+async def read_variable(
+    request: Request, bot: str, conversation: Conversation, *, name: str, _: Reading, thread: Thread = ""
+) -> dict[str, Any]:
+    """One variable: `value` and `expires_at`."""
+    found = variables_view(*await _state(request, bot, conversation, thread)).get(name)
+    if found is None:
+        raise NotFound(f"there is no variable {name!r} in this conversation", hint="it may have ended with its session")
+    return {"name": name, **found}
+
+
 @router.get("/context")
 async def read_context(request: Request, bot: str, conversation: Conversation, _: Reading, thread: Thread = "") -> dict[str, Any]:
     """Topic and details of the dialog, tags of now and of before (the latest last), tones."""
@@ -44,17 +59,6 @@ async def list_variables(
 ) -> dict[str, Any]:
     """All variables that live on, by name."""
     return {"variables": variables_view(*await _state(request, bot, conversation, thread))}
-
-
-@router.get("/variables/{name}")
-async def read_variable(
-    request: Request, bot: str, conversation: Conversation, *, name: str, _: Reading, thread: Thread = ""
-) -> dict[str, Any]:
-    """One variable: `value` and `expires_at`."""
-    found = variables_view(*await _state(request, bot, conversation, thread)).get(name)
-    if found is None:
-        raise NotFound(f"there is no variable {name!r} in this conversation", hint="it may have ended with its session")
-    return {"name": name, **found}
 
 
 @router.put("/variables/{name}")

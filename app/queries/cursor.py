@@ -13,7 +13,9 @@ import msgspec
 
 from app.errors import Fault, Invalid
 
-LONGEST = 512
+LONGEST = 4_500
+"""Of open sessions the place is a strand: user, window and thread, each of up to 256 characters of four bytes."""
+
 _DIGEST_BYTES = 8
 
 Place = TypeVar("Place")

@@ -324,3 +324,20 @@ async def test_every_conversation_can_be_asked_for(admin: Client, worker: Worker
         assert [session["id"] for session in sessions] == [answer["session_id"]]
         await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close")
         await worker.archivist.run_once()
+
+
+async def test_open_sessions_with_the_longest_names_are_walked_too(admin: Client) -> None:
+    """The place in their list holds conversation, window and thread: no cursor is too long to be sent back."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"method": "client"}})
+    long = {"role": "user", "channel": "help", "window_id": "😀" * 256, "client_session_id": "😀" * 256}
+    for user in ("1", "2", "3"):
+        await admin.ok("POST", "/v1/bots/shop/messages", long | {"user_id": "😀" * 255 + user})
+
+    users: list[str] = []
+    cursor: Json = {}
+    while not users or cursor:
+        page = await admin.ok("GET", "/v1/bots/shop/live", params={"limit": 1} | cursor)
+        users += [session["user_id"][-1] for session in page["sessions"]]
+        cursor = {"cursor": page["next"]} if page["next"] else {}
+
+    assert sorted(users) == ["1", "2", "3"]

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.domain.nesting import DEEPEST
+from app.queries.cursor import LONGEST
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 SLUG = r"^[a-z0-9][a-z0-9_.-]*$"
@@ -15,7 +16,7 @@ _LARGEST_INTEGER = 2**63
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=PRINTABLE, description="For people; it need not be unique.")]
 Slug = Annotated[str, Field(min_length=1, max_length=64, pattern=SLUG)]
 Limit = Annotated[int, Field(ge=1, le=200, description="How many to give at most.")]
-Cursor = Annotated[str | None, Field(max_length=512, description="`next` of the page before, with the same filters.")]
+Cursor = Annotated[str | None, Field(max_length=LONGEST, description="`next` of the page before, with the same filters.")]
 Next = Annotated[str | None, Field(description="The cursor of the page that follows; null at the end.")]
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -21,12 +22,15 @@ from app.errors import CannotStart
 from app.ingest.intake import Intake
 from app.live import keys
 from app.live.directory import Directory, KnownBot
+from app.live.durability import shortcomings
 from app.live.ledger import Ground, Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.script import Script
 from app.live.view import View
 from app.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 # What happens to nobody's knowledge where nobody subscribes to it; `session.closed` is what the archive is made of.
 OPTIONAL_EVENTS = frozenset({"session.started", "session.reminder", "session.closure_message"})
@@ -80,6 +84,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         clock = Clock()
         await _check_shards(pipe, settings.shards)
         await _set_clock(pipe, clock)
+        for shortcoming in await shortcomings(pipe, appendfsync=settings.appendfsync):
+            log.warning("Redis keeps less than it should", setting=shortcoming)
         engine = make_engine(
             settings.database_url,
             pool_size=settings.database_pool_size,

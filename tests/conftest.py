@@ -28,7 +28,8 @@ def servers() -> Iterator[Servers]:
     # Not pytest's own folder: a socket's path must fit in 104 bytes.
     folder = Path(tempfile.mkdtemp(prefix="adj-"))
     try:
-        with embedded_servers(folder, redis=True, postgres=True, durable=False) as running:
+        with embedded_servers(folder, redis=True, postgres=True, durable=False) as running, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("APPENDFSYNC", "no")  # nobody expects more of it
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)

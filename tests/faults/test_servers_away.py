@@ -64,7 +64,7 @@ async def test_redis_frozen_under_load(stage: Ground, tabulate: Tabulate, second
     bot, log, waiting = await stage.make_bot("talking"), Log(), Log()
     api = await stage.processes.start("api")
     worker = await stage.processes.start("worker")
-    late, flooded = await stage.make_bot("late"), await stage.make_bot("flooded")
+    late, flooded = await stage.make_bot("late", told=False), await stage.make_bot("flooded", told=False)
     due_ms = await open_many(stage, late, waiting, sessions)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
         await asyncio.sleep(0.5)
@@ -79,7 +79,7 @@ async def test_redis_frozen_under_load(stage: Ground, tabulate: Tabulate, second
     await until_archived(stage, late)
     drained_s = time.monotonic() - thawed_s
     await close_all(stage, bot)
-    verdict, late_verdict = await judge(stage, log), await judge(stage, waiting)
+    verdict, late_verdict = await judge(stage, log), await judge(stage, waiting, told=False)
     left = await unaccounted(stage)
 
     besides = (

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.archive.migrate import head_matches
 from app.errors import AdjournError
 from app.live import keys
+from app.live.durability import shortcomings
 from app.resources import Resources
 
 router = APIRouter(tags=["operations"])
@@ -38,13 +39,13 @@ async def readyz(
 ) -> dict[str, object]:
     """Whether this process can take entries: 503 where it cannot.
 
-    A Postgres that is down, a schema that is not the newest or a worker that does not tick are told as `degraded` with 200,
-    since ingest goes on without them and taking every process out of service would stop it.
+    A Postgres that is down, a schema that is not the newest, a worker that does not tick, a Redis that keeps less than it should
+    are told as `degraded` with 200, since ingest goes on and taking every process out of service would stop it.
     """
     resources: Resources = request.app.state.resources
-    names = ("redis", "postgres", "worker")
-    asked = await asyncio.gather(_checked(_redis(resources)), _checked(_postgres(resources)), _checked(_worker(resources)))
-    checks = dict(zip(names, asked, strict=True))
+    names = ("redis", "durability", "postgres", "worker")
+    asked = (_redis(resources), _durability(resources), _postgres(resources), _worker(resources))
+    checks = dict(zip(names, await asyncio.gather(*map(_checked, asked)), strict=True))
     draining = bool(getattr(request.app.state, "draining", False))
     taking = checks["redis"] == OK and not draining
     right = taking and all(check == OK for check in checks.values())
@@ -79,6 +80,10 @@ async def _checked(check: Awaitable[str]) -> str:
 async def _redis(resources: Resources) -> str:
     await resources.pipe.call("PING")
     return OK
+
+
+async def _durability(resources: Resources) -> str:
+    return "; ".join(await shortcomings(resources.pipe, appendfsync=resources.settings.appendfsync)) or OK
 
 
 async def _postgres(resources: Resources) -> str:

@@ -17,10 +17,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.settings import Settings
+from app.supervisor.connection import Connection
 
 # How long clients may take to leave a connection that they hold open, before it is closed under them.
 _LINGER_S = 0.5
 _POLL_S = 0.02
+_TICKS_A_SECOND = 10  # uvicorn's
 
 
 def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) -> None:
@@ -31,7 +33,8 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
+        ws="none",
         lifespan="on",
         log_config=None,
         access_log=settings.access_log,
@@ -59,6 +62,13 @@ class ApiServer(uvicorn.Server):
         if self._ready is not None:
             os.write(self._ready, b"1")
             os.close(self._ready)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Connection):
+                    connection.end_if_slow()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; called by a signal. Without a loop nothing runs yet, and nothing needs draining."""

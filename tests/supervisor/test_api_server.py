@@ -14,8 +14,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from app.supervisor import connection as bounds
 from app.supervisor import listener
 from app.supervisor.api import ApiServer
+from app.supervisor.connection import LONGEST_HEAD, Connection
 
 
 class Served:
@@ -30,7 +32,8 @@ class Served:
         app = FastAPI()
         app.add_api_route("/slow", self._slow)
         app.add_api_route("/quick", self._quick)
-        config = uvicorn.Config(app, http="httptools", log_config=None, timeout_graceful_shutdown=5)
+        app.add_api_route("/length", self._length, methods=["POST"])
+        config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, timeout_graceful_shutdown=5)
         self.server = ApiServer(config, app=app, drain_delay_s=drain_delay_s, ready=announcement)
 
     def ask_to_stop(self) -> None:
@@ -43,6 +46,9 @@ class Served:
 
     async def _quick(self, request: Request) -> dict[str, bool]:
         return {"draining": request.app.state.draining}
+
+    async def _length(self, request: Request) -> int:
+        return len(await request.body())
 
 
 @asynccontextmanager
@@ -129,3 +135,54 @@ async def test_asking_twice_changes_nothing() -> None:
 
         assert (await request).json() == "finished"
         await task
+
+
+async def _said(served: Served, *parts: bytes) -> bytes:
+    """All that comes back on one connection until the server closes it."""
+    reader, writer = await asyncio.open_connection(*served.listener.getsockname())
+    try:
+        async with asyncio.timeout(10):
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+HEAD = b"POST /length HTTP/1.1\r\nhost: x\r\n"
+
+
+async def test_a_head_without_end_is_refused() -> None:
+    """Before its bytes fill the memory: many headers, one long one, a long address, or one that never comes to its end."""
+    async with _served() as (served, _):
+        for head in (
+            HEAD + b"x: y\r\n" * (LONGEST_HEAD // 6),
+            HEAD + b"x: " + b"y" * LONGEST_HEAD,
+            b"GET /" + b"y" * LONGEST_HEAD,
+        ):
+            assert (await _said(served, head)).startswith(b"HTTP/1.1 431 ")
+
+
+async def test_a_long_body_is_no_long_head() -> None:
+    """Nor are many requests on one connection."""
+    request = HEAD + b"x: " + b"y" * 1_000 + b"\r\ncontent-length: 400000\r\n\r\n" + b"z" * 400_000
+    async with _served() as (served, _):
+        said = await _said(served, *[request] * 80, b"GET /quick HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+
+    assert said.count(b"HTTP/1.1 200 OK") == 81
+    assert said.count(b"400000") == 80
+
+
+@pytest.mark.parametrize("begun", (b"", b"POST /len", HEAD + b"content-length: 9\r\n\r\nabc"))
+async def test_a_request_that_does_not_arrive_is_ended(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is closed, and told why; those that have arrived may take their time."""
+    monkeypatch.setattr(bounds, "SLOWEST_S", 0.2)
+    async with _served() as (served, _), httpx.AsyncClient(base_url=served.url) as client:
+        patient = asyncio.create_task(client.get("/slow"))
+        await served.began.wait()
+        said = await _said(served, begun)
+        served.release.set()
+
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert (await patient).json() == "finished"

@@ -70,6 +70,17 @@ def test_continuation_is_told_at_its_close() -> None:
     assert (event.type, event.rule, event.session, minute(event.at_ms)) == ("session.continuation", "rollback", made, 5)
 
 
+def test_continuation_is_billed_by_the_policy_of_its_channel() -> None:
+    policy = PolicyVersion(1, 0, policy_from({"channels": {"web": {"billing_block_minutes": 1}}}))
+    talk = Talk()
+    for at in range(4):
+        talk.say("user", "a", at=at)
+    talk.say("user", type="chat.closed", at=4)
+    made, _ = continuation(Strand("shop", "web:ann"), talk.closed[0], [message for _, message in talk.messages[1:4]], policy)
+
+    assert made.billing_sessions == 3
+
+
 def test_continuation_keeps_the_trade() -> None:
     """Who took part before takes part still."""
     talk = Talk()

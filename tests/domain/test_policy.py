@@ -16,6 +16,7 @@ LANGUAGES = [f"{first}{second}" for first in "abcd" for second in "abcdefghijklm
 def problems_of(given: object) -> dict[str, str]:
     with pytest.raises(InvalidPolicy) as refused:
         policy_from(given)
+    assert refused.value.hint == ""
     assert str(refused.value) == "; ".join(f"{path}: {message}" for path, message in refused.value.problems)
     return dict(refused.value.problems)
 
@@ -400,6 +401,12 @@ def test_longest_duration_before_the_silence_in_words() -> None:
     assert "The user is told when silence closes it, on no channel." in told["words"]
     assert told["policy"] == policy_view(policy)
     assert told["notices"] == []
+
+
+def test_words_on_every_channel_in_words() -> None:
+    words, _ = described(closure_message={"texts": TEXTS})
+
+    assert words[2] == "The user is told when silence closes it, on every channel."
 
 
 def test_silence_and_longest_duration_at_once_in_words() -> None:

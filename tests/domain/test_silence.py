@@ -139,6 +139,15 @@ def test_silence_decides_where_both_end_at_once() -> None:
     assert talk.closings == [("inactivity", 60)]
 
 
+def test_being_abandoned_decides_where_both_end_at_once() -> None:
+    """As with the silence; by default both take a week."""
+    talk = Talk(closing="on_return")
+    talk.say("user", "hi", at=0)
+    talk.wake(at=7 * DAY)
+
+    assert talk.closings == [("abandoned", 7 * DAY)]
+
+
 def test_reminder_comes_at_its_time_and_once() -> None:
     """Before the deadline, in the user's language, with the deadline told; the close comes after it."""
     talk = Talk(reminder={"minutes": 4, "texts": TEXTS})

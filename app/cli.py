@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
+from uuid import UUID
 
 import pydantic
 import typer
@@ -162,9 +163,9 @@ def list_() -> None:
 
 
 @keys.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="The id that `adjourn keys list` shows.")]) -> None:
+def revoke(key_id: Annotated[UUID, typer.Argument(help="The id that `adjourn keys list` shows.")]) -> None:
     """Take a key's power; every process knows within two seconds."""
-    if not _with_keys(lambda keyring: keyring.revoke(key_id)):
+    if not _with_keys(lambda keyring: keyring.revoke(str(key_id))):
         msg = f"there is no valid key with the id {key_id}"
         raise CannotStart(msg)
     print(f"revoked {key_id}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from app.errors import Fault
 from app.replay.lines import Line
 
 _TOLD = 20
@@ -15,10 +16,13 @@ class Problem(Struct, frozen=True):
     status: int = 0
     title: str = ""
     detail: str = ""
+    errors: tuple[Fault, ...] = ()
 
     @property
     def words(self) -> str:
-        return self.detail or self.title or f"answered {self.status}"
+        what = self.detail or self.title or f"answered {self.status}"
+        faults = "; ".join(f"{fault.where}: {fault.what}" for fault in self.errors if fault.what != what)
+        return f"{what} ({faults})" if faults else what
 
 
 class Answered(Struct, frozen=True):

@@ -60,6 +60,16 @@ def test_a_key_can_be_revoked_once(keys: CommandLine) -> None:
     assert second.stderr == f"adjourn: there is no valid key with the id {key_id}\n"
 
 
+@pytest.mark.parametrize("named", ("nope", "adj_Q1SINa", "'"))
+def test_what_is_no_id_is_told_so(keys: CommandLine, named: str) -> None:
+    """The beginning of a key, perhaps, which stands beside the id in the list; no trace."""
+    refused = keys("revoke", named)
+
+    assert refused.returncode == 2
+    assert "UUID" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_key_for_an_unknown_bot_is_refused(keys: CommandLine) -> None:
     """A misspelt name would be a key that opens nothing."""
     refused = keys("create", "--name", "x", "--bot", "nobody")

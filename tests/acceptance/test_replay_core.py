@@ -164,17 +164,20 @@ async def test_a_duplicate_after_a_lost_answer_counts_as_the_entry_that_it_is() 
 
 
 async def test_refused_entries_are_counted_and_named_by_line() -> None:
-    """What the API will never take is told, and does not stop the rest."""
+    """What the API will never take is told, with the field at fault, and does not stop the rest."""
 
     def answer(_number: int, message_id: str) -> dict[str, object]:
-        return {"error": {"status": 422, "detail": "no role"}} if message_id == "f:2" else {"session": "continued"}
+        if message_id != "f:2":
+            return {"session": "continued"}
+        faults = [{"where": "role", "what": "it is required", "hint": "one of …"}]
+        return {"error": {"status": 422, "detail": "the entry cannot be read", "errors": faults}}
 
     with Receiver() as receiver:
         receiver.behave(PATH, _api(answer))
 
         tally = await _replay(receiver, _lines(4))
 
-    assert (tally.entries, tally.refused, tally.refusals) == (4, 1, [(2, "no role")])
+    assert (tally.entries, tally.refused, tally.refusals) == (4, 1, [(2, "the entry cannot be read (role: it is required)")])
 
 
 @pytest.mark.parametrize(

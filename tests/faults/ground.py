@@ -1,14 +1,13 @@
-"""What a scenario stands on: real servers of its own, processes, a listening socket, a webhook receiver, bots and a key."""
+"""What a scenario stands on: real servers of its own, processes, where the API listens, a webhook receiver, bots and a key."""
 
 import asyncio
 import re
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,14 @@ class Ground:
     postgres: PostgresServer
     processes: Processes
     receiver: Receiver
-    listener: socket.socket
+    port: int
     key: str
     folder: Path
     endpoints: dict[str, str] = field(default_factory=dict)  # id to secret
 
-    @property
-    def port(self) -> int:
-        return int(self.listener.getsockname()[1])
+    def at(self, port: int) -> "Ground":
+        """The same with an API that listens elsewhere."""
+        return replace(self, port=port)
 
     def caller(self) -> Caller:
         return Caller("127.0.0.1", self.port, key=self.key)
@@ -157,7 +156,8 @@ async def ground(*, redis_url: str | None = None, **settings: object) -> AsyncIt
                     logs=folder / "log",
                 )
             )
-            made = Ground(servers.redis, servers.postgres, running, receiver, listening, new_key(), folder)
+            port = int(listening.getsockname()[1])
+            made = Ground(servers.redis, servers.postgres, running, receiver, port, new_key(), folder)
             await _save_key(made)
             yield made
             _show_logs(folder / "log")

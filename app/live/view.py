@@ -20,6 +20,8 @@ class Found(Struct, frozen=True):
     session: Session
 
 
+_PORTION = 200  # messages; one may have a megabyte
+
 Place = tuple[int, bytes]
 """Where a session stands in a bot's list of open ones: `opened_at_ms` and the strand as a member."""
 
@@ -50,9 +52,23 @@ class View:
         return _state(stored)
 
     async def messages(self, session_id: str) -> list[Message]:
-        """What is kept of a session's entries, in order; empty if Redis does not know it."""
-        shard = keys.shard_of_session(session_id, self._shards)
-        return messages_of(await self._pipe.call("HGETALL", keys.messages(shard, session_id)))
+        """What is kept of a session's entries, in order; empty if Redis does not know it, too few if it forgets it meanwhile.
+
+        In portions: the whole of a long session would hold up Redis, and everybody who waits on this process's connection.
+        """
+        name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
+        messages: dict[str, Message] = {}
+        cursor = b"0"
+        while True:
+            cursor, found = await self._pipe.call("HSCAN", name, cursor, "COUNT", _PORTION)
+            messages |= {message.message_id: message for message in messages_of(found)}
+            if cursor == b"0":
+                return sorted(messages.values(), key=lambda message: message.sequence)
+
+    async def messages_named(self, session_id: str, ids: Sequence[str]) -> list[Message]:
+        """Those of a session's messages that have these ids; empty if Redis does not know it."""
+        name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
+        return [decode_message(stored) for stored in await self._pipe.call("HMGET", name, *ids) if stored is not None]
 
     async def page(self, bot: str, *, after: Place | None, limit: int) -> tuple[list[Found], Place | None]:
         """Open sessions of a bot, the longest open first, and the place to go on from; None where there are no more.
@@ -106,7 +122,7 @@ class View:
 
 
 def messages_of(fields: list[bytes]) -> list[Message]:
-    """The messages in the reply of HGETALL, by sequence."""
+    """The messages among a hash's fields and values, by sequence."""
     kept = (fields[i + 1] for i in range(0, len(fields), 2) if not fields[i].startswith(b"\x1f"))
     return sorted(map(decode_message, kept), key=lambda message: message.sequence)
 

@@ -5,6 +5,7 @@ conversation never sees it missing in between. If one of the two is away, the ot
 cannot deny is refused as unavailable. Lists by filter are of the archive alone. Who may see what is the caller's business.
 """
 
+from collections.abc import Awaitable
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,8 +44,8 @@ class Sessions:
 
     async def messages(self, session: Session, *, after: int, limit: int) -> list[Message]:
         """A session's messages in order, those whose sequence is above `after`."""
-        kept = await self._kept(session)
-        if kept:
+        kept = await self._kept(session, self._live.messages(session.id))
+        if kept and (session.closed_at_ms is None or len(kept) >= session.entries):
             return [message for message in kept if message.sequence > after][:limit]
         async with self._engine.connect() as conn:
             return await session_reads.messages_of(conn, session.id, after=after, limit=limit)
@@ -52,9 +53,9 @@ class Sessions:
     async def telling(self, session: Session) -> list[Message]:
         """The messages that an explanation of a session names."""
         ids = [name for name in (session.opened_by, session.deadline_by, session.closed_by) if name]
-        kept = await self._kept(session)
+        kept = await self._kept(session, self._live.messages_named(session.id, ids))
         if kept:
-            return [message for message in kept if message.message_id in ids]
+            return kept
         async with self._engine.connect() as conn:
             return await session_reads.messages_by_id(conn, session.id, ids)
 
@@ -87,10 +88,10 @@ class Sessions:
                 found.append(_as_archived(closed))
         return found
 
-    async def _kept(self, session: Session) -> list[Message]:
+    async def _kept(self, session: Session, reading: Awaitable[list[Message]]) -> list[Message]:
         """What Redis has of a session's messages; nothing if it is away and Postgres may have them."""
         try:
-            return await self._live.messages(session.id)
+            return await reading
         except Unavailable:
             if session.closed_at_ms is None:
                 raise

@@ -1,4 +1,4 @@
-"""The list of open sessions: walked by pages, each session that stays open is given once."""
+"""What the API reads of live sessions: the list of open ones, walked by pages, and transcripts."""
 
 from collections.abc import AsyncIterator
 
@@ -11,11 +11,12 @@ from app.domain.policy import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive
 from app.domain.strand import Strand
 from app.live.ledger import Ground, Ledger
-from app.live.pipe import Pipe
+from app.live.pipe import Argument, Pipe, Reply
 from app.live.script import Script
 from app.live.view import View
 
 SHARDS = 4
+NOON_MS = 1_700_049_600_000
 
 
 @pytest.fixture
@@ -27,16 +28,46 @@ async def pipe(redis_url: str) -> AsyncIterator[Pipe]:
     await redis.aclose()
 
 
+def ledger_on(pipe: Pipe) -> Ledger:
+    """A ledger for a bot with a time of its own."""
+    clock = Clock()
+    ground = Ground(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
+    script = Script(pipe, clock, max_skew_ms=500)
+    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground)
+
+
+async def test_a_long_transcript_is_read_in_portions(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, in order, each message once; and no reply is so long that it holds up everybody else."""
+    ledger, strand, entry = ledger_on(pipe), Strand("bot", "web:ann"), Entry(user_id="ann", role="user", text="x" * 200)
+    under_way = [ledger.submit(strand, Receive(entry, f"m{number}"), at_ms=NOON_MS) for number in range(2_000)]
+    answers = [(await each).answer for each in under_way]
+    session = answers[0].session_id if answers[0] else None
+    assert session is not None
+    replies = []
+    call = pipe.call
+
+    async def counted(*args: Argument) -> Reply:
+        replies.append(await call(*args))
+        return replies[-1]
+
+    monkeypatch.setattr(pipe, "call", counted)
+    messages = await View(pipe, shards=SHARDS).messages(session)
+    named = await View(pipe, shards=SHARDS).messages_named(session, ["m1999", "m5", "nobody's"])
+
+    assert [message.sequence for message in messages] == list(range(1, 2_001))
+    assert {message.message_id for message in messages} == {f"m{number}" for number in range(2_000)}
+    assert max(len(fields) for _, fields in replies[:-1]) < 2_000
+    assert [message.message_id for message in named] == ["m1999", "m5"]
+    assert await View(pipe, shards=SHARDS).messages(session[:-1] + "0") == []
+
+
 @pytest.mark.parametrize("limit", (1, 3, 200))
 async def test_walk_gives_each_open_session_once_also_those_opened_in_one_ms(pipe: Pipe, limit: int) -> None:
     """40 sessions in 4 instants: ten in each, spread over the shards."""
-    clock = Clock()
-    script = Script(pipe, clock, max_skew_ms=500)
-    ground = Ground(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
-    ledger = Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground)
+    ledger = ledger_on(pipe)
     for number in range(40):
         entry = Entry(user_id=f"user{number}", role="user", text="hello")
-        at_ms = 1_700_000_000_000 + number // 10
+        at_ms = NOON_MS + number // 10
         await ledger.submit(Strand("bot", f"web:user{number}"), Receive(entry, "m1"), at_ms=at_ms)
     view = View(pipe, shards=SHARDS)
 

@@ -1,13 +1,13 @@
 """Kill -9 of a worker at each step of closing, archiving, delivering, while another works: a step is repeated, none is lost."""
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 import pytest
 
 from app.delivery.dispatcher import LEASE_MARGIN_MS
-from tests.faults.conftest import Tabulate, marks
+from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import unaccounted, until_archived, until_told
 from tests.faults.falling_due import ARCHIVED, falling_due
 from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SHARD_LEASE_S, Ground
@@ -30,53 +30,46 @@ POINTS = {
 }
 # What a killed worker had claimed of an endpoint counts as under way until its lease is over: the endpoint needs room beside it.
 CONCURRENCY = 20_000
-ALLOWED_S = 5.0
 AT_ONCE = 3
 # Slow, so that most of the work is for those who die of it.
 STEADY_TICK_MS = 500
+ALLOWED_S = 5.0
 DELIVERY_LEASE_S = float(str(SETTINGS["delivery_timeout_s"])) + LEASE_MARGIN_MS / 1000
 
 # From its archiving to its delivery, without the leases of the claims that came to nothing: `attempt` counts them.
 _LATE = """
-    SELECT extract(epoch FROM max(delivered_at - created_at - (attempt - 1) * make_interval(secs => :lease)))::float8 AS late_s,
-           max(attempt) AS attempts
-    FROM deliveries
+    SELECT extract(epoch FROM max(delivered_at - created_at - (attempt - 1) * make_interval(secs => :lease)))::float8 AS late_s
+    FROM deliveries WHERE bot_id = :bot
 """
 
 
-@pytest.mark.parametrize(
-    ("points", "rounds"),
-    (
-        pytest.param(tuple(POINTS), 1, id="short"),
-        *(pytest.param((point,), 50, marks=marks(300), id=f"full-{point}") for point in POINTS),
-    ),
-)
-async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabulate, points: Sequence[str], rounds: int) -> None:
+@dataclass
+class Killing:
+    """Workers killed at one point, and the sessions that closed meanwhile, of a bot of their own."""
+
+    point: str
+    bot: str
+    log: Log = field(default_factory=Log)
+    due_s: dict[str, float] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize("rounds", (pytest.param(1, id="short"), full(50, timeout_s=600)))
+async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
     """Every session is archived and told once, and not later than a lease and 5 s after it was due."""
-    bot, log = await stage.make_bot("closing"), Log()
-    due_s: dict[str, float] = {}
     await stage.processes.start("api")
     await stage.processes.start("worker", delivery_concurrency=CONCURRENCY, tick_ms=STEADY_TICK_MS)
-    async with falling_due(stage, bot, log, due_s):
-        for point in points:
-            await _kill_again_and_again(stage, point, rounds)
-    await until_archived(stage, bot)
+    killings = [Killing(point, await stage.make_bot(point)) for point in POINTS]
+    for killing in killings:
+        async with falling_due(stage, killing.bot, killing.log, killing.due_s):
+            await _kill_again_and_again(stage, killing.point, rounds)
+    for killing in killings:
+        await until_archived(stage, killing.bot)
     await until_told(stage)
-    verdict = await judge(stage, log)
-    overdue_s = max(row.at_s - due_s[row.user] for row in await stage.rows(ARCHIVED))
-    (late,) = await stage.rows(_LATE, lease=DELIVERY_LEASE_S)
-    left = await unaccounted(stage)
-    failed = await stage.rows("SELECT error, count(*) AS n FROM attempts WHERE error IS NOT NULL GROUP BY error")
 
-    name = points[0] if len(points) == 1 else f"each of {len(points)} steps"
-    besides = f"{verdict.sessions} sessions; {verdict.repeats} webhooks again, {late.late_s:.1f} s after their lease at most"
-    tabulate(Row.of(f"worker killed at {name}", rounds * len(points), verdict, recovery_s=overdue_s, besides=besides))
-    assert log.refusals == stage.traces() == []
-    assert left == 0
-    verdict.check()
-    assert overdue_s < max(CLAIM_LEASE_S, SHARD_LEASE_S) + ALLOWED_S
-    assert [tuple(row) for row in failed] == []
-    assert late.late_s < ALLOWED_S
+    for killing in killings:
+        await _judge(stage, tabulate, killing, rounds)
+    assert stage.traces() == []
+    assert await unaccounted(stage) == 0
 
 
 async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
@@ -95,3 +88,17 @@ async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
             assert victim.status == -9
 
     await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
+
+
+async def _judge(stage: Ground, tabulate: Tabulate, killing: Killing, rounds: int) -> None:
+    verdict = await judge(stage, killing.log)
+    rows = await stage.rows(f"{ARCHIVED} WHERE bot_id = :bot", bot=killing.bot)
+    overdue_s = max(row.at_s - killing.due_s[row.user] for row in rows)
+    (late,) = await stage.rows(_LATE, bot=killing.bot, lease=DELIVERY_LEASE_S)
+
+    besides = f"{verdict.sessions} sessions; {verdict.repeats} webhooks again, {late.late_s:.1f} s after their lease at most"
+    tabulate(Row.of(f"worker killed at {killing.point}", rounds, verdict, recovery_s=overdue_s, besides=besides))
+    assert killing.log.refusals == []
+    verdict.check()
+    assert overdue_s < max(CLAIM_LEASE_S, SHARD_LEASE_S) + ALLOWED_S
+    assert late.late_s < ALLOWED_S

@@ -9,6 +9,7 @@ import urllib.request
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.embedded import urls_of
 from app.errors import CannotStart
 from app.live import keys
 from app.settings import Settings
@@ -35,11 +36,9 @@ def check_api(settings: Settings) -> str:
 
 def check_worker(settings: Settings) -> str:
     """Say that a worker of this machine has ticked of late; raise `CannotStart` if none has."""
-    if settings.redis_url is None:
-        msg = "REDIS_URL is not set"
-        raise CannotStart(msg)
+    redis_url = settings.redis_url or urls_of(settings.var_dir)[0]
     try:
-        with Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S) as redis:
+        with Redis.from_url(redis_url, socket_timeout=_TIMEOUT_S) as redis:
             seconds, _ = redis.time()
             ticks = redis.hgetall(keys.TICKS)
     except RedisError as error:

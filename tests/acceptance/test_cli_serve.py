@@ -57,6 +57,22 @@ def test_everything_is_ready(served: Serving) -> None:
     }
 
 
+@pytest.mark.parametrize("part", ("api", "worker"))
+def test_the_health_checks_find_what_runs(served: Serving, part: str) -> None:
+    """With the folder and the port alone: no URL is set where the servers are embedded."""
+    until(served.well)
+    checked = subprocess.run(
+        [sys.executable, "-m", "app.cli", "check", part],
+        env=environment_with(redis_url=None, database_url=None, var_dir=served.var_dir, port=httpx.URL(served.url).port),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_the_metrics_are_those_of_all_processes(served: Serving) -> None:
     """Any API process tells what the worker and the others have counted."""
     metrics = httpx.get(f"{served.url}/metrics")

@@ -18,6 +18,11 @@ _PROBLEMS = {
     "422": "The entry cannot be read; nothing was kept",
     "503": "Redis does not take it now; send it again with the same `message_id`",
 }
+_REFUSED = {
+    "type": "object",
+    "properties": {"error": {"$ref": _REF.format(name="Problem")}},
+    "required": ["error"],
+}
 
 
 class BatchAnswer(Struct, frozen=True):
@@ -31,6 +36,8 @@ class BatchAnswer(Struct, frozen=True):
 def with_ingest(document: dict[str, Any]) -> dict[str, Any]:
     """The document with the two routes added."""
     (entry, receipt, batch), components = msgspec.json.schema_components((Entry, Receipt, BatchAnswer), ref_template=_REF)
+    # Structs of msgspec tell each other apart by a tag only, which the answers do not have.
+    components["BatchAnswer"]["properties"]["answers"]["items"] = {"anyOf": [receipt, _REFUSED]}
     many = {"type": "array", "items": entry, "maxItems": 500}
     document["components"]["schemas"].update(components)
     document["paths"]["/v1/bots/{bot}/messages"] = {

@@ -171,6 +171,15 @@ def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
     assert "HTTPValidationError" not in referred
 
 
+def test_the_document_tells_that_an_entry_of_a_batch_may_be_refused(app: FastAPI) -> None:
+    """A generated client must not break on `error` where a receipt would stand."""
+    items = app.openapi()["components"]["schemas"]["BatchAnswer"]["properties"]["answers"]["items"]
+
+    receipt, refused = items["anyOf"]
+    assert receipt == {"$ref": "#/components/schemas/Receipt"}
+    assert refused["properties"] == {"error": {"$ref": "#/components/schemas/Problem"}}
+
+
 def test_the_document_names_every_operation_once(app: FastAPI) -> None:
     """What a client generator calls its methods."""
     names = [operation["operationId"] for methods in app.openapi()["paths"].values() for operation in methods.values()]

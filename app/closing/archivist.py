@@ -7,7 +7,8 @@ id is the primary key, a delivery's id is made of session, endpoint and event.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -27,12 +28,14 @@ from app.failpoints import failpoint
 from app.live import keys
 from app.live.fold import Record
 from app.live.pipe import Pipe
-from app.live.view import messages_of
+from app.live.view import View, messages_of
 from app.metrics import ARCHIVED, CONTINUATIONS, REJECTED
 
 log = structlog.get_logger(__name__)
 
 GROUP = "archive"
+# Messages that are read and written at once; a session with more of them goes alone.
+_MESSAGES_AT_ONCE = 20_000
 # What Postgres says of the data, whoever sends it: anything else is about the server, and worth trying again.
 REFUSED = (
     DataError,
@@ -94,6 +97,7 @@ class Archivist:
         self._a_shard = max(1, batch // shards)
         self._claim_idle_ms = claim_idle_ms
         self._rules_of = rules_of
+        self._view = View(pipe, shards=shards)
         self._grouped = False
 
     async def run_once(self) -> int:
@@ -103,7 +107,8 @@ class Archivist:
         while batch:
             reading = asyncio.create_task(self._read())
             try:
-                await self._archive(batch)
+                for part in _parts(batch):
+                    await self._archive(part)
             finally:
                 following = await reading
             archived += len(batch)
@@ -212,6 +217,9 @@ class Archivist:
 
     async def _closed_sessions(self, batch: Sequence[Taken]) -> list[sessions.ClosedSession]:
         ends = [(item, event.session) for item in batch for event in item.events if event.type == "session.closed"]
+        if len(ends) == 1:  # perhaps a very long one: the whole of it at once would hold up Redis
+            item, session = ends[0]
+            return [sessions.ClosedSession(item.strand, session, await self._view.messages(session.id))]
         transcripts = await self._pipe.call_all([("HGETALL", keys.messages(item.shard, session.id)) for item, session in ends])
         return [
             sessions.ClosedSession(item.strand, session, messages_of(transcript))
@@ -223,6 +231,28 @@ class Archivist:
         for item in batch:
             by_shard.setdefault(item.shard, []).append(item)
         await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
+
+
+def _parts(batch: Sequence[Taken]) -> Iterator[list[Taken]]:
+    """The batch in parts of a size that Redis and Postgres take at once; what is too long for that goes alone, and last.
+
+    A part that fails holds up nothing but itself: those before it are archived by then.
+    """
+    part: list[Taken] = []
+    room = _MESSAGES_AT_ONCE
+    for weight, item in sorted(((_weight(item), item) for item in batch), key=itemgetter(0)):
+        if part and weight > room:
+            yield part
+            part, room = [], _MESSAGES_AT_ONCE
+        part.append(item)
+        room -= weight
+    if part:
+        yield part
+
+
+def _weight(item: Taken) -> int:
+    """How many messages come with a record."""
+    return sum(event.session.entries for event in item.events if event.type == "session.closed")
 
 
 def _told(item: Taken, inserted: set[str]) -> list[Event]:

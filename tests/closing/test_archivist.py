@@ -1,14 +1,15 @@
 """From the stream to Postgres: every step repeated changes nothing, every crash loses nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from unittest.mock import patch
 
 import asyncpg
 import pytest
 from sqlalchemy import text
 
-from app.closing.archivist import Archivist
+from app.archive.sessions import ClosedSession
+from app.closing.archivist import Archivist, Taken
 from app.domain.entry import Entry
 from app.domain.records import Close, Receive
 from app.domain.strand import Strand
@@ -198,3 +199,27 @@ async def test_postgres_away_holds_everything_back(resources: Resources, worker:
     await worker.archivist.run_once()
 
     assert await archived(resources) == {session: ["hello"]}
+
+
+async def test_long_session_goes_alone_and_last(resources: Resources, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too long to be written at all holds up nobody but itself."""
+    monkeypatch.setattr("app.closing.archivist._MESSAGES_AT_ONCE", 5)
+    strands = {name: Strand("bot", f"web:{name}") for name in ("long", "ann", "ben")}
+    for name, strand in strands.items():
+        session = await say(resources, *(f"{name} {number}" for number in range(9 if name == "long" else 2)), strand=strand)
+        await close(resources, session, strand=strand)
+    write = Archivist._write
+
+    async def too_slow(self: Archivist, batch: Sequence[Taken], closed: Sequence[ClosedSession]) -> set[str]:
+        if any(len(session.messages) > 5 for session in closed):
+            raise TimeoutError
+        return await write(self, batch, closed)
+
+    with patch.object(Archivist, "_write", too_slow), pytest.raises(TimeoutError):
+        await worker.archivist.run_once()
+    early = await archived(resources)
+    await asyncio.sleep(0.15)
+    await worker.archivist.run_once()
+
+    assert sorted(early.values()) == [["ann 0", "ann 1"], ["ben 0", "ben 1"]]
+    assert [f"long {number}" for number in range(9)] in (await archived(resources)).values()

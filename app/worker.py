@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC
 
@@ -134,19 +134,25 @@ class Worker:
         await self._resources.sweep.run_once(now_ms, shards=await self.share.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
-        await self._sweep_sandboxes(await self.share.shards(self._resources.clock.now_ms()))
+        shards = await self.share.shards(self._resources.clock.now_ms())
+        async for bot, now_ms in self._sandboxes():
+            await self._resources.sweep.run_bot(bot, now_ms, shards=shards)
 
     async def sweep_for_others(self) -> None:
-        """All shards, once a lease: a worker that dies as soon as it starts leaves one name after the other that looks alive."""
-        await self._resources.sweep.run_once(self._resources.clock.now_ms())
-        await self._sweep_sandboxes(None)
+        """A round of all shards, once a lease.
 
-    async def _sweep_sandboxes(self, shards: Sequence[int] | None) -> None:
-        resources = self._resources
-        for bot in resources.directory.sandbox_bots():
-            now_ms = await resources.sandboxes.stands_ms(bot.id)
+        A worker that dies as soon as it starts leaves one name after the other that looks alive, and nobody for their shards.
+        """
+        await self._resources.sweep.run_round(self._resources.clock.now_ms())
+        async for bot, now_ms in self._sandboxes():
+            await self._resources.sweep.run_round(now_ms, bot=bot)
+
+    async def _sandboxes(self) -> AsyncIterator[tuple[str, int]]:
+        """The sandbox bots whose clocks stand somewhere, and where."""
+        for bot in self._resources.directory.sandbox_bots():
+            now_ms = await self._resources.sandboxes.stands_ms(bot.id)
             if now_ms is not None:
-                await resources.sweep.run_bot(bot.id, now_ms, shards=shards)
+                yield bot.id, now_ms
 
     async def deliver(self) -> None:
         await self.dispatcher.run_once(self._resources.clock.now_ms())

@@ -33,15 +33,21 @@ class Sweep:
         """The same for a sandbox bot whose clock stands at `now_ms`."""
         return await self._rounds(now_ms, bot=bot, shards=shards)
 
+    async def run_round(self, now_ms: int, *, bot: str | None = None, shards: Sequence[int] | None = None) -> int:
+        """One round: of each of these shards, or of all, no more than a batch."""
+        looked_at = range(self._shards) if shards is None else shards
+        strands = await due(self._pipe, shards=looked_at, now_ms=now_ms, bot=bot, limit=self._batch)
+        if strands:
+            failpoint("sweep.after_read")
+            await _all(self._wake(strands, at_ms=now_ms if bot else None))
+            failpoint("sweep.after_commit")
+        return len(strands)
+
     async def _rounds(self, now_ms: int, *, bot: str | None, shards: Sequence[int] | None) -> int:
         """Rounds until nothing is due: what one wakes may be due again before `now_ms` (a reminder, then the close)."""
         woken = 0
-        looked_at = range(self._shards) if shards is None else shards
-        while strands := await due(self._pipe, shards=looked_at, now_ms=now_ms, bot=bot, limit=self._batch):
-            failpoint("sweep.after_read")
-            woken += len(strands)
-            await _all(self._wake(strands, at_ms=now_ms if bot else None))
-            failpoint("sweep.after_commit")
+        while more := await self.run_round(now_ms, bot=bot, shards=shards):
+            woken += more
         return woken
 
     def _wake(self, strands: Sequence[Strand], *, at_ms: int | None) -> list[Awaitable[Outcome]]:

@@ -23,8 +23,7 @@ async def test_many_workers_find_the_same_sessions_due(stage: Ground, tabulate: 
     """However many see that a session is due, it closes once: one close is counted, one record told, one row archived."""
     bot, log = await stage.make_bot("due", told=False), Log()
     await stage.processes.start("api")
-    # As many as may be look at all shards at once: what a share saves is not what is to be shown.
-    started = [await stage.processes.start("worker", shard_lease_ms=100) for _ in range(workers)]
+    started = [await stage.processes.start("worker") for _ in range(workers)]
     due_ms = await open_many(stage, bot, log, sessions)
     await stage.move_clock(bot, to_ms=due_ms)
     took_s = await until_archived(stage, bot, within_s=240)

@@ -32,7 +32,7 @@ class Said(Struct, frozen=True):
     receipt: dict[str, Any]
     began_s: float
     acknowledged_s: float
-    tries: int
+    tries: int = 1
 
 
 class Log:

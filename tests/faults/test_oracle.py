@@ -1,0 +1,100 @@
+"""The oracle sees what is lost, what nobody expected and what is there twice: a judge that never finds fault proves nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.draining import close_all
+from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.oracle import expected_sessions, judge
+from tests.faults.talk import Log, Said, Talker
+
+
+def _said(number: int, at_ms: int, kind: str = "message") -> Said:
+    return Said("bot", "user", number, f"m{number}", kind, at_ms, {}, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "sessions"),
+    (
+        ([(0, "message"), (SILENCE_MS - 1, "message")], [(0, 2 * SILENCE_MS - 1, "inactivity", 2)]),
+        (
+            [(0, "message"), (SILENCE_MS, "message")],
+            [(0, SILENCE_MS, "inactivity", 1), (SILENCE_MS, 2 * SILENCE_MS, "inactivity", 1)],
+        ),
+        ([(0, "message"), (5, "session.end")], [(0, 5, "ended", 2)]),
+        ([(0, "message"), (5, "session.end"), (5, "message")], [(0, 5, "ended", 2), (5, 5 + SILENCE_MS, "inactivity", 1)]),
+        ([(0, "session.end")], []),
+        ([(0, "message"), (SILENCE_MS, "session.end")], [(0, SILENCE_MS, "inactivity", 1)]),
+    ),
+)
+def test_expected_sessions(said: list[tuple[int, str]], sessions: list[tuple[int, int, str, int]]) -> None:
+    """By silence at the deadline, by an end at once; an end where nothing is open belongs nowhere."""
+    log = Log()
+    log.said = [_said(number, at_ms, kind) for number, (at_ms, kind) in enumerate(said)]
+
+    expected = expected_sessions(log)
+
+    assert [(each.opened_at_ms, each.closed_at_ms, each.reason, len(each.messages)) for each in expected] == sessions
+
+
+@pytest.fixture
+async def told(stage: Ground) -> Log:
+    """A few sessions that went through the whole product, unharmed."""
+    bot, log = await stage.make_bot("calm"), Log()
+    for part in ("api", "worker"):
+        await stage.processes.start(part)
+    async with stage.caller() as caller:
+        talker = Talker(caller, bot, log)
+        for number in (1, 2, 3):
+            await talker.say_all(["ann", "ben"], number)
+        await talker.advance(seconds=1_000)
+        await talker.say("ann", 4)
+    await close_all(stage, bot)
+    return log
+
+
+async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage: Ground, told: Log) -> None:
+    """Each kind of harm, done to the archive or to what the receiver got, is found as what it is."""
+    before = await judge(stage, told)
+    requests = list(stage.receiver.requests)
+
+    stage.receiver.requests.append(replace(requests[0], headers=requests[0].headers | {"webhook-id": "another"}))
+    told_twice = await judge(stage, told)
+    stage.receiver.requests[:] = requests[1:]
+    untold = await judge(stage, told)
+    stage.receiver.requests[:] = requests
+    await stage.rows("UPDATE sessions SET closed_at = closed_at + interval '1 ms' WHERE user_id = 'ben'")
+    late = await judge(stage, told)
+    await stage.rows("DELETE FROM messages WHERE message_id = 'ann-2'")
+    message_lost = await judge(stage, told)
+    await stage.rows("DELETE FROM sessions")
+    await stage.rows("DELETE FROM messages")
+    all_lost = await judge(stage, told)
+
+    before.check()
+    assert (before.sessions, before.messages) == (3, 7)
+    assert (len(told_twice.lost), len(told_twice.unexpected), len(told_twice.double)) == (0, 0, 1)
+    assert (len(untold.lost), len(untold.unexpected), len(untold.double)) == (1, 0, 0)
+    assert (len(late.lost), len(late.unexpected)) == (1, 1)
+    assert any("ann-2" in found for found in message_lost.lost)
+    assert any("sequence" in found for found in message_lost.unexpected)
+    assert len(all_lost.lost) == 3 + 7
+    assert len(all_lost.unexpected) == 3  # webhooks about sessions that are not there
+    with pytest.raises(AssertionError, match="lost"):
+        all_lost.check()
+
+
+async def test_a_message_in_two_sessions_is_found(stage: Ground, told: Log) -> None:
+    """Even where each session by itself looks right."""
+    (row,) = await stage.rows("SELECT id::text AS id FROM sessions WHERE user_id = 'ben'")
+    other = row.id[:-4] + ("0000" if row.id[-4:] != "0000" else "0001")
+    for table, column in (("sessions", "id"), ("messages", "session_id")):
+        changed = f"jsonb_populate_record(t, jsonb_build_object('{column}', CAST(:other AS text)))"
+        await stage.rows(f"INSERT INTO {table} SELECT ({changed}).* FROM {table} t WHERE {column} = :id", other=other, id=row.id)  # noqa: S608
+
+    verdict = await judge(stage, told)
+
+    assert len(verdict.double) == 3
+    assert any(other in found for found in verdict.lost), "nobody was told of it"
+    assert len(verdict.unexpected) == 1

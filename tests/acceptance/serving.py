@@ -115,6 +115,7 @@ def serving(var_dir: Path, *arguments: str, ignored: str = "", **settings: objec
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_hear_hangups,  # noqa: PLW1509 - it takes no lock
     )
     running = Serving(process, var_dir)
     try:
@@ -147,3 +148,8 @@ def until(met: Callable[[], bool], *, within_s: float = 20) -> None:
             return
         time.sleep(0.05)
     assert met()
+
+
+def _hear_hangups() -> None:
+    """Whoever runs these tests may do so under nohup, which `adjourn serve` would respect."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -228,6 +228,7 @@ class Receiver:
         self._started = Event()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._socket = socket.create_server((self.host, self.port))
         self.port = self._socket.getsockname()[1]
         self._thread = Thread(target=self._run, name="receiver", daemon=True)
@@ -275,10 +276,14 @@ class Receiver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()  # a task that was cancelled before its first step has closed nothing
+        await asyncio.sleep(0)  # an aborted transport is gone one turn of the loop later
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer))
         self._tasks.add(task)
+        self._writers.add(writer)
         task.add_done_callback(self._tasks.discard)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -291,6 +296,7 @@ class Receiver:
             self.dropped += 1
         finally:
             writer.transport.abort()
+            self._writers.discard(writer)
 
     async def _read(self, reader: asyncio.StreamReader) -> Received:
         start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]

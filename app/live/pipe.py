@@ -79,7 +79,9 @@ class Pipe:
         if connection is not self._connection or writer.is_closing():
             return  # dropped in the meantime, or about to be; what is outgoing after that is for its successor
         outgoing, self._outgoing = self._outgoing, []
-        writer.write(b"".join(outgoing))
+        # The server may have gone this very moment: then the reader is about to tell everybody who waits.
+        with contextlib.suppress(RuntimeError):
+            writer.write(b"".join(outgoing))
 
     async def _connect(self) -> AbstractConnection:
         async with self._connecting:

@@ -41,7 +41,7 @@ SETTINGS: dict[str, object] = {
 }
 CLAIM_LEASE_S = 1.0
 SHARD_LEASE_S = 2.0
-_TRACE = re.compile(r"^Traceback (?:.*\n)+?([\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*)$", re.MULTILINE)
+_TRACE = re.compile(r"^Traceback (?:.*\n)+?[\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*$", re.MULTILINE)
 TOLD = ("session.closed", "session.continuation")
 
 
@@ -121,9 +121,9 @@ class Ground:
         return endpoint
 
     def traces(self) -> list[str]:
-        """The exceptions that nobody foresaw: the last line of each trace in the processes' logs."""
-        logs = "".join(path.read_text(errors="replace") for path in (self.folder / "log").glob("*.log"))
-        return [found[1] for found in _TRACE.finditer(logs)]
+        """The exceptions that nobody foresaw, as the processes' logs have them."""
+        logs = [path.read_text(errors="replace") for path in (self.folder / "log").glob("*.log")]
+        return [found[0][-2_000:] for log in logs for found in _TRACE.finditer(log)]
 
     async def publish(self) -> None:
         async with self.engine() as engine, self.live() as client:

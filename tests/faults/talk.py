@@ -42,6 +42,7 @@ class Log:
         self.said: list[Said] = []
         self.troubles: Counter[str] = Counter()
         self.refusals: list[str] = []
+        self.reasons: Counter[str] = Counter()  # of the answers 503
         self.slowest_answer_s = 0.0
 
     def conversations(self) -> dict[tuple[str, str], list[Said]]:
@@ -124,7 +125,9 @@ class Talker:
 
     def _trouble(self, status: int, words: str) -> None:
         self._log.troubles[str(status)] += 1
-        if status != 503:
+        if status == 503:
+            self._log.reasons[words[-200:]] += 1
+        else:
             self._log.refusals.append(words)
 
     def _said(self, entry: dict[str, Any], receipt: dict[str, Any], *, began_s: float, tries: int) -> Said:

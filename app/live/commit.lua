@@ -99,7 +99,7 @@ while at < #ARGV do
 end
 
 if ARGV[3] == '1' and #accepted > 0 then
-  -- A full Redis refuses a script's first write if it can enlarge memory, and none after it: make the first one that cannot.
+  -- The first write that goes on when Redis is full (see app/live/lua.py).
   redis.call('HDEL', KEYS[1] .. ':none', '')
 end
 

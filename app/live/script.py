@@ -1,22 +1,21 @@
 """The call of `commit.lua`: packs decisions into its arguments and reads its reply."""
 
 from collections.abc import Sequence
-from hashlib import sha1
 from importlib import resources
 from secrets import token_hex
 
 from msgspec import Struct
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from app.clock import Clock, monotonic_ms
 from app.domain.records import Decision, Wake
 from app.errors import Unavailable
 from app.live import keys
 from app.live.fold import Fold, Record, encode_message, encode_record, encode_session, encode_state
+from app.live.lua import Lua
 from app.live.pipe import Argument, Pipe, Reply
 
 _SOURCE = resources.files("app.live").joinpath("commit.lua").read_bytes()
-_SHA = sha1(_SOURCE, usedforsecurity=False).hexdigest()
 
 # How many arguments Lua may unpack at once is limited (8,000); even, since fields and values go in pairs.
 _A_COMMAND = 2_000
@@ -56,6 +55,7 @@ class Script:
 
     def __init__(self, pipe: Pipe, clock: Clock, *, max_skew_ms: int) -> None:
         self._pipe = pipe
+        self._taking, self._closing = Lua(_SOURCE), Lua(_SOURCE, when_full=True)
         self._clock = clock
         self._max_skew_ms = max_skew_ms
         self._prefix = f"{token_hex(5)}."
@@ -77,7 +77,7 @@ class Script:
         """
         args = (arg for commit in call.commits for arg in commit.args)
         sent_ms = monotonic_ms()
-        reply = await self._evaluate(call.names, call.now_ms, self._max_skew_ms, int(call.closing), *args)
+        reply = await self._evaluate(call, *args)
         self._clock.observe(int(reply[0]), sent_ms=sent_ms, received_ms=monotonic_ms())
         return None if reply[1] == 0 else dict(_refusal(item) for item in reply[2:])
 
@@ -86,16 +86,11 @@ class Script:
         self._versions += 1
         return f"{self._prefix}{self._versions:x}"
 
-    async def _evaluate(self, names: Sequence[str], *args: Argument) -> Reply:
-        call = (len(names), *names, *args)
+    async def _evaluate(self, call: Call, *args: Argument) -> Reply:
+        lua = self._closing if call.closing else self._taking
         try:
-            try:
-                return await self._pipe.call("EVALSHA", _SHA, *call)
-            except NoScriptError:
-                return await self._pipe.call("EVAL", _SOURCE, *call)
+            return await lua.call(self._pipe, call.names, call.now_ms, self._max_skew_ms, int(call.closing), *args)
         except ResponseError as error:
-            if "OOM" in str(error):
-                raise Unavailable("Redis is full", retry_after_s=5) from error
             raise Unavailable(f"Redis refused a commit: {error}", retry_after_s=1) from error
 
 

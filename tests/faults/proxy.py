@@ -25,6 +25,9 @@ class Mode(Enum):
     REFUSE = auto()
 
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 class Proxy:
     """Any number of connections of one wire. `cuts` counts those that were ended after a request that was executed."""
 
@@ -36,6 +39,7 @@ class Proxy:
         self._upstream = upstream
         self._cut_after: bytes | None = None
         self._connections: set[Connection] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     def cut_after(self, request: bytes) -> None:
         self._cut_after = request
@@ -52,23 +56,35 @@ class Proxy:
         return True
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.mode is Mode.REFUSE:
-            writer.transport.abort()
-            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
-            up_reader, up_writer = await asyncio.open_unix_connection(str(self._upstream))
-        except OSError:
+            if self.mode is not Mode.REFUSE:
+                await self._connect((reader, writer))
+        finally:
             writer.transport.abort()
+            self._serving.discard(task)
+
+    async def _connect(self, client: Streams) -> None:
+        try:
+            server = await asyncio.open_unix_connection(str(self._upstream))
+        except OSError:
             return
-        connection = Connection(self, (reader, writer), (up_reader, up_writer))
+        connection = Connection(self, client, server)
         self._connections.add(connection)
         try:
             await connection.run()
         finally:
+            connection.end()
             self._connections.discard(connection)
 
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+    async def over(self) -> None:
+        """End all connections, those too that were just accepted."""
+        await asyncio.sleep(0)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
 
 class Connection:
@@ -85,7 +101,6 @@ class Connection:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._requests())
                 tasks.create_task(self._replies())
-        self.end()
 
     def end(self) -> None:
         for _, writer in (self._client, self._server):
@@ -122,4 +137,4 @@ async def proxy(upstream: Path) -> AsyncIterator[Proxy]:
         yield wire
     finally:
         server.close()
-        wire.cut()
+        await wire.over()

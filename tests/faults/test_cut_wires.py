@@ -117,17 +117,19 @@ async def test_replies_to_postgres_commits_are_lost(stage: Ground, tabulate: Tab
         await stage.processes.start("worker", database_url=_postgres_through(wire))
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.2):
             for number in range(rounds):
-                wire.cut_after(b"COMMIT")
+                wire.cut_after(b"COMMIT;")  # not a table's ON COMMIT
                 async with asyncio.timeout(30):
                     while wire.cuts <= number:
                         await asyncio.sleep(0.02)
         await close_all(stage, bot)
     verdict = await judge(stage, log)
     left = await unaccounted(stage)
+    before_commit = stage.postgres.log_path.read_text().count("EOF on client connection with an open transaction")
 
     besides = f"{verdict.sessions} sessions, {verdict.repeats} webhooks again"
     tabulate(Row.of("wire to Postgres cut after COMMIT", wire.cuts, verdict, besides=besides))
     assert log.refusals == stage.traces() == []
+    assert before_commit == 0
     assert left == 0
     verdict.check()
 

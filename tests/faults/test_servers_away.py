@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 
@@ -28,10 +29,11 @@ MEGABYTE = 1 << 20
 async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
     """Entries are taken and sessions close as before; a process that starts meanwhile works; then all is archived and told."""
     bot, log = await stage.make_bot("talking"), Log()
+    window_s = min(seconds, 20)
     for part in ("api", "api", "worker"):
         await stage.processes.start(part)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
-        await asyncio.sleep(min(seconds, 20))
+        await asyncio.sleep(window_s)
         stage.postgres.stop()
         began_s = time.monotonic()
         await asyncio.sleep(seconds / 2)
@@ -45,9 +47,13 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
     verdict = await judge(stage, log)
     left = await unaccounted(stage)
 
-    before = _p99_s([said for said in log.said if said.acknowledged_s < began_s])
-    during = _p99_s([said for said in log.said if began_s < said.began_s and said.acknowledged_s < ended_s])
-    besides = f"{verdict.messages} messages; p99 of ingest {before * 1000:.0f} ms before, {during * 1000:.0f} ms meanwhile"
+    before = _p99_s(log.said, began_s - seconds, began_s)
+    windows = [_p99_s(log.said, began_s + at, began_s + at + window_s) for at in range(0, seconds, window_s)]
+    during = _p99_s(log.said, began_s, ended_s)
+    besides = (
+        f"{verdict.messages} messages; p99 of ingest {before * 1000:.0f} ms before and {during * 1000:.0f} ms meanwhile, "
+        f"{min(windows) * 1000:.0f} to {max(windows) * 1000:.0f} ms from one {window_s} s to the next"
+    )
     tabulate(Row.of(f"Postgres stopped for {seconds} s", 1, verdict, recovery_s=drained_s, besides=besides))
     assert newcomer.status is None
     assert not log.troubles
@@ -56,6 +62,32 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
     assert left == 0
     verdict.check()
     assert during < 2 * before + 0.05
+
+
+@pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=300)))
+async def test_postgres_killed_under_load(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+    """It crashes in the middle of whatever it does, and recovers: what was in doubt is done again, and nothing is there twice."""
+    bot, log, back_s = await stage.make_bot("talking"), Log(), list[float]()
+    rng = Random(bot)  # noqa: S311 - the same rounds each time
+    working = [await stage.processes.start(part) for part in ("api", "worker", "worker")]
+    async with chatter(stage.caller, bot, log, talkers=4, ends=0.4):
+        for _ in range(rounds):
+            await asyncio.sleep(rng.uniform(0.3, 1.0))
+            stage.postgres.kill()
+            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            stage.postgres.start()
+            back_s.append(await _archives_again_s(stage))
+    await close_all(stage, bot)
+    verdict = await judge(stage, log)
+    left = await unaccounted(stage)
+
+    besides = f"{verdict.messages} messages, {verdict.sessions} sessions"
+    tabulate(Row.of("Postgres killed", rounds, verdict, recovery_s=max(back_s), besides=besides))
+    assert all(process.status is None for process in working)
+    assert not log.troubles
+    assert stage.traces() == []
+    assert left == 0
+    verdict.check()
 
 
 @pytest.mark.parametrize(("seconds", "sessions"), (pytest.param(4, 2_000, id="short"), full(60, 20_000, timeout_s=400)))
@@ -138,9 +170,22 @@ async def _ready(stage: Ground) -> bool:
         return (await caller.get("/readyz")).status == 200
 
 
-def _p99_s(said: Sequence[Said]) -> float:
-    took = sorted(item.acknowledged_s - item.began_s for item in said)
+def _p99_s(said: Sequence[Said], since_s: float, until_s: float) -> float:
+    """Of what was said and acknowledged between two instants of the monotonic clock."""
+    within = (item for item in said if since_s < item.began_s and item.acknowledged_s < until_s)
+    took = sorted(item.acknowledged_s - item.began_s for item in within)
     return took[int(len(took) * 0.99)]
+
+
+async def _archives_again_s(stage: Ground) -> float:
+    """How long it takes until one more session is archived than there was."""
+    (before,) = await stage.rows("SELECT count(*) AS n FROM sessions")
+
+    async def more() -> bool:
+        (now,) = await stage.rows("SELECT count(*) AS n FROM sessions")
+        return bool(now.n > before.n)
+
+    return await until(more, within_s=BACK_S, what="archived again")
 
 
 async def _sessions_status(stage: Ground) -> int:

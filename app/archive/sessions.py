@@ -1,11 +1,13 @@
 """Writes closed sessions with their messages, many at a time, and never one twice.
 
-A batch goes by COPY into staging tables of the connection's own, then by one statement into the real ones: a session that is
-there already is left as it is, and its messages with it. Characters that Postgres cannot hold (NUL) become U+FFFD here, so that
-nothing a user typed can stop the archive.
+The sessions of a batch go by COPY into a staging table of the connection's own and from there to those that are not there yet;
+then the messages of the new ones go by COPY to their place, in portions: no statement grows with the length of a session, since
+each must end before its time is up. A session that is there already is left as it is, and its messages with it. Characters that
+Postgres cannot hold (NUL) become U+FFFD here, so that nothing a user typed can stop the archive.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -36,19 +38,11 @@ class ClosedSession(Struct, frozen=True):
 _SESSION_COLUMNS = [column.name for column in sessions.c if column.name != "archived_at"]
 _MESSAGE_COLUMNS = [column.name for column in messages.c]
 
-# DELETE ROWS: a connection keeps its staging tables, empty, from one batch to the next.
-_STAGING = (
-    text("CREATE TEMP TABLE IF NOT EXISTS staged_sessions (LIKE sessions INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"),
-    text("CREATE TEMP TABLE IF NOT EXISTS staged_messages (LIKE messages) ON COMMIT DELETE ROWS"),
-)
-_MERGE = text("""
-    WITH news AS (
-        INSERT INTO sessions SELECT * FROM staged_sessions ON CONFLICT DO NOTHING RETURNING id
-    ), kept AS (
-        INSERT INTO messages SELECT m.* FROM staged_messages m JOIN news ON news.id = m.session_id ON CONFLICT DO NOTHING
-    )
-    SELECT id FROM news
-""")
+_A_PORTION = 10_000  # messages
+
+# DELETE ROWS: a connection keeps its staging table, empty, from one batch to the next.
+_STAGING = text("CREATE TEMP TABLE IF NOT EXISTS staged_sessions (LIKE sessions INCLUDING DEFAULTS) ON COMMIT DELETE ROWS")
+_MERGE = text("INSERT INTO sessions SELECT * FROM staged_sessions ON CONFLICT DO NOTHING RETURNING id")
 # A continuation's messages count as held by the session that it continues: after a second rollback they are offered once more.
 # It has the same user and is younger, so that it is found by the index.
 _MESSAGE_IDS = text("""
@@ -68,12 +62,14 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
     if not batch:
         return set()
     await ensure_months(conn, {month_of(closed.session.opened_at_ms) for closed in batch})
-    for statement in _STAGING:
-        await conn.execute(statement)
+    await conn.execute(_STAGING)
     await _copy(conn, "staged_sessions", _SESSION_COLUMNS, map(_session_row, batch))
-    await _copy(conn, "staged_messages", _MESSAGE_COLUMNS, _message_rows(batch))
-    inserted = await conn.scalars(_MERGE)
-    return {str(session) for session in inserted}
+    inserted = {str(session) for session in await conn.scalars(_MERGE)}
+    new = {closed.session.id: closed for closed in batch if closed.session.id in inserted}  # a batch may hold one twice
+    rows = _message_rows(new.values())
+    while portion := list(islice(rows, _A_PORTION)):
+        await _copy(conn, "messages", _MESSAGE_COLUMNS, portion)
+    return inserted
 
 
 async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]) -> dict[str, set[str]]:

@@ -44,6 +44,7 @@ class RedisServer(ChildServer):
             "appendonly": "yes",
             "appendfsync": "always" if self._durable else "no",
             "save": "",
+            "lazyfree-lazy-expire": "yes",  # a long transcript that expires holds nobody up
             "maxmemory-policy": "noeviction",
             "loglevel": "notice",
         }

@@ -2,11 +2,12 @@
 
 import asyncio
 
+import pytest
 from msgspec import structs
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive import session_reads
+from app.archive import session_reads, sessions
 from app.archive.session_reads import Filter, Place
 from app.archive.sessions import ClosedSession, existing_message_ids, insert_closed
 from app.domain.strand import opened_at_ms_of
@@ -63,6 +64,19 @@ async def test_a_batch_that_is_repeated_inserts_nothing(engine: AsyncEngine) -> 
     assert second == {closed_session(10).session.id}
     assert await count(engine, "sessions") == 11
     assert await count(engine, "messages") == 22
+
+
+@pytest.mark.parametrize("portion", (1, 2, 3, 20, 1_000))
+async def test_messages_are_written_in_portions(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, portion: int) -> None:
+    """However a batch falls into statements, each session has its own messages."""
+    monkeypatch.setattr(sessions, "_A_PORTION", portion)
+    await insert(engine, *[closed_session(number) for number in range(10)])
+
+    async with engine.connect() as conn:
+        for number in range(10):
+            expected = closed_session(number)
+            read = await session_reads.messages_of(conn, expected.session.id, after=0, limit=100)
+            assert [one.message_id for one in read] == [one.message_id for one in expected.messages]
 
 
 async def test_two_batches_go_into_one_transaction(engine: AsyncEngine) -> None:

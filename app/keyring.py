@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -20,6 +19,7 @@ from app.archive.turns import writing_config
 from app.clock import wall_ms
 from app.errors import AdjournError, CannotStart
 from app.ids import new_id, new_key
+from app.live.client import open_redis
 from app.publish import publish
 
 SCOPES = ("ingest", "read", "admin")
@@ -76,7 +76,7 @@ class Keyring:
         if self._redis_url is None:
             return
         try:
-            async with Redis.from_url(self._redis_url, socket_timeout=_REDIS_TIMEOUT_S, protocol=2) as redis:
+            async with open_redis(self._redis_url, timeout_s=_REDIS_TIMEOUT_S) as redis:
                 await publish(self._engine, redis)
         except (RedisError, OSError, AdjournError) as error:
             log.warning("saved, but Redis was not told: a worker will", error=str(error))

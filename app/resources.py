@@ -21,6 +21,7 @@ from app.domain.records import BotRules
 from app.errors import CannotStart
 from app.ingest.intake import Intake
 from app.live import keys
+from app.live.client import open_redis
 from app.live.directory import Directory, KnownBot
 from app.live.durability import shortcomings
 from app.live.ledger import Ground, Ledger
@@ -72,12 +73,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         raise ConfigurationError("REDIS_URL and DATABASE_URL are not set; `adjourn serve` starts its own servers")
     _collect_garbage_less_often()
     async with AsyncExitStack() as stack:
-        redis = Redis.from_url(
-            settings.redis_url,
-            protocol=2,
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-        )
+        redis = open_redis(settings.redis_url, timeout_s=settings.redis_timeout_s)
         stack.push_async_callback(redis.aclose)
         pipe = Pipe(redis, timeout_s=settings.redis_timeout_s)
         stack.push_async_callback(pipe.close)

@@ -88,10 +88,7 @@ class Pipe:
             if self._connection is not None:
                 return self._connection
             connection: AbstractConnection = self._pool.make_connection()
-            try:
-                await connection.connect()
-            except RuntimeError as error:  # what uvloop calls a server that hangs up while redis-py greets it
-                raise ConnectionError("the connection was closed") from error
+            await connection.connect()
             self._connection = connection
             self._reader = asyncio.create_task(self._read(connection), name="redis pipe")
             return connection

@@ -82,9 +82,9 @@ class Proxy:
     async def over(self) -> None:
         """End all connections, those too that were just accepted."""
         await asyncio.sleep(0)
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        while self._serving:
+            self.cut()
+            await asyncio.sleep(0.005)
 
 
 class Connection:

@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     delivery_timeout_s: float = Field(
         default=15.0, gt=0, description="Longest time for one webhook, from name look-up to last byte, in seconds."
     )
+    delivery_lease_margin_ms: int = Field(
+        default=15_000,
+        ge=1_000,
+        description="How long after a webhook's own time is up another worker takes it for forsaken, in milliseconds.",
+    )
     delivery_reply_max_bytes: int = Field(default=65_536, ge=0, description="Bytes read of a webhook's reply.")
 
     # Process

@@ -33,8 +33,6 @@ from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# A lease covers one attempt and what may come between: a slow commit, a busy machine.
-LEASE_MARGIN_MS = 15_000
 # What one endpoint may have under way, as a part of what a worker can: five of them may hang and nobody else would notice.
 SHARE_OF_ONE = 5
 
@@ -114,7 +112,8 @@ class Dispatcher:
     async def _claim(self, room: int) -> list[Claim]:
         now_ms = self._now_ms()
         full = max(1, self._settings.delivery_concurrency // SHARE_OF_ONE)
-        lease_ms = int(self._settings.delivery_timeout_s * 1000) + LEASE_MARGIN_MS
+        # It covers one attempt and what may come between: a slow commit, a busy machine.
+        lease_ms = int(self._settings.delivery_timeout_s * 1000) + self._settings.delivery_lease_margin_ms
         async with self._engine.begin() as conn:
             due = await outbox.lock_due(conn, room=room, now_ms=now_ms)
             if not due:

@@ -13,7 +13,7 @@ from app.archive.outbox import Claim, Due
 from app.clock import wall_ms
 from app.delivery import dispatcher as dispatcher_module
 from app.delivery.breaker import width
-from app.delivery.dispatcher import LEASE_MARGIN_MS, Dispatcher
+from app.delivery.dispatcher import Dispatcher
 from app.delivery.recording import Attempt, record
 from app.delivery.sender import Delivered
 from app.errors import Unavailable
@@ -22,7 +22,7 @@ from tests.delivery.conftest import DispatcherMaker
 from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
 from tests.receiver import Receiver, held, reply, silence
 
-LEASE_MS = 15_000 + LEASE_MARGIN_MS
+LEASE_MS = 15_000 + 15_000
 
 
 async def claim_and_die(engine: AsyncEngine, *, now_ms: int, room: int = 50) -> list[Claim]:

@@ -35,12 +35,14 @@ SETTINGS: dict[str, object] = {
     "archive_claim_idle_ms": 1_000,
     "shard_lease_ms": 2_000,
     "delivery_timeout_s": 1,
+    "delivery_lease_margin_ms": 4_000,
     "webhook_allow_private": True,
     "log_level": "WARNING",
     "shutdown_grace_s": 5,
 }
 CLAIM_LEASE_S = 1.0
 SHARD_LEASE_S = 2.0
+DELIVERY_LEASE_S = 5.0
 _TRACE = re.compile(r"^Traceback (?:.*\n)+?[\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*$", re.MULTILINE)
 TOLD = ("session.closed", "session.continuation")
 

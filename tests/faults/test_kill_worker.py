@@ -6,11 +6,10 @@ from random import Random
 
 import pytest
 
-from app.delivery.dispatcher import LEASE_MARGIN_MS
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import unaccounted, until_archived, until_told
 from tests.faults.falling_due import ARCHIVED, falling_due
-from tests.faults.ground import CLAIM_LEASE_S, SETTINGS, SHARD_LEASE_S, Ground
+from tests.faults.ground import CLAIM_LEASE_S, DELIVERY_LEASE_S, SHARD_LEASE_S, Ground
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log
@@ -34,7 +33,6 @@ AT_ONCE = 3
 # Slow, so that most of the work is for those who die of it.
 STEADY_TICK_MS = 500
 ALLOWED_S = 5.0
-DELIVERY_LEASE_S = float(str(SETTINGS["delivery_timeout_s"])) + LEASE_MARGIN_MS / 1000
 
 # From its archiving to its delivery, without the leases of the claims that came to nothing: `attempt` counts them.
 _LATE = """

@@ -15,6 +15,7 @@ from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from app.closing.archivist import Archivist
+from app.closing.event_streams import EventStreams
 from app.closing.invariants import Invariants
 from app.closing.policy_change import PolicyChange
 from app.closing.share import Share
@@ -64,11 +65,15 @@ class Worker:
         self._archive_pipe = Pipe(resources.redis, timeout_s=max(settings.redis_timeout_s, 5.0))
         self.archivist = Archivist(
             pipe=self._archive_pipe,
+            streams=EventStreams(
+                pipe=self._archive_pipe,
+                shards=settings.shards,
+                consumer=self.name,
+                batch=settings.archive_batch,
+                claim_idle_ms=settings.archive_claim_idle_ms,
+            ),
             engine=resources.engine,
             shards=settings.shards,
-            consumer=self.name,
-            batch=settings.archive_batch,
-            claim_idle_ms=settings.archive_claim_idle_ms,
             rules_of=resources.rules_of,
         )
         self.dispatcher = Dispatcher(resources.engine, settings)
@@ -130,7 +135,8 @@ class Worker:
         await self._archive_pipe.close()
 
     async def sweep(self) -> None:
-        now_ms = self._resources.clock.now_ms()
+        """With the time as it is: a worker that ran late would find nothing due, and never know."""
+        now_ms = await self._resources.synced_ms()
         await self._resources.sweep.run_once(now_ms, shards=await self.share.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:

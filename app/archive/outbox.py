@@ -142,6 +142,7 @@ class Claim(Struct, frozen=True):
     body: str
     attempt: int
     tries: int
+    claimed_at_ms: int
     leased_until_ms: int
 
 
@@ -191,7 +192,7 @@ async def lease(
         "lease": instant(now_ms + lease_ms),
     }
     rows = await conn.execute(_LEASE, parameters)
-    return [_claim(row, known[str(row.endpoint_id)]) for row in rows]
+    return [_claim(row, known[str(row.endpoint_id)], claimed_at_ms=now_ms) for row in rows]
 
 
 async def settle(conn: AsyncConnection, settled: Sequence[Settled]) -> set[str]:
@@ -213,7 +214,7 @@ async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: s
         await audit.record(conn, Actor("adjourn"), "endpoint.disabled", endpoint_id, bot=row.bot_id, reason=reason)
 
 
-def _claim(row: Row[Any], endpoint: Due) -> Claim:
+def _claim(row: Row[Any], endpoint: Due, *, claimed_at_ms: int) -> Claim:
     return Claim(
         id=str(row.id),
         endpoint=endpoint,
@@ -223,6 +224,7 @@ def _claim(row: Row[Any], endpoint: Due) -> Claim:
         body=row.body,
         attempt=row.attempt,
         tries=row.attempt - row.uncounted,
+        claimed_at_ms=claimed_at_ms,
         leased_until_ms=ms_of(row.next_attempt_at),
     )
 

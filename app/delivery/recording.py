@@ -42,8 +42,9 @@ def settled(attempt: Attempt, *, jitter: float) -> Settled:
         case Gone():
             return _settled(attempt, "failed", replied=outcome.status, reply=outcome.reply, error="answered 410 Gone")
         case Interrupted():
+            # Due as it was when it was claimed, so at once, even if it was interrupted because the clock jumped.
             return _settled(
-                attempt, "pending", next_at_ms=attempt.ended_at_ms, error="the worker stopped before an answer came", uncounted=1
+                attempt, "pending", next_at_ms=claim.claimed_at_ms, error="the worker stopped before an answer came", uncounted=1
             )
         case _:
             next_at_ms = next_attempt_at_ms(claim.tries, attempt.ended_at_ms, jitter=jitter, retry_after_s=outcome.retry_after_s)
@@ -104,7 +105,7 @@ def _settled(
         attempt=attempt.claim.attempt,
         status=status,
         started_at_ms=attempt.started_at_ms,
-        duration_ms=attempt.ended_at_ms - attempt.started_at_ms,
+        duration_ms=max(0, attempt.ended_at_ms - attempt.started_at_ms),
         next_attempt_at_ms=next_at_ms,
         replied=replied,
         error=plain(error) if error is not None else None,

@@ -9,7 +9,7 @@ from app.delivery.sender import Delivered, Gone, Outcome, Retry
 from app.domain.retry import DELAYS_MS
 
 ENDPOINT = Due("endpoint", "http://example.com/", ("whsec_x",), sandbox=False, failures=0)
-STARTED_MS, ENDED_MS = 1_000_000, 1_000_250
+CLAIMED_MS, STARTED_MS, ENDED_MS = 999_990, 1_000_000, 1_000_250
 
 
 def attempt(outcome: Outcome | Interrupted, *, tries: int = 1, number: int = 1) -> Attempt:
@@ -22,6 +22,7 @@ def attempt(outcome: Outcome | Interrupted, *, tries: int = 1, number: int = 1) 
         body="{}",
         attempt=number,
         tries=tries,
+        claimed_at_ms=CLAIMED_MS,
         leased_until_ms=2_000_000,
     )
     return Attempt(claim, STARTED_MS, ENDED_MS, outcome)
@@ -39,8 +40,8 @@ def attempt(outcome: Outcome | Interrupted, *, tries: int = 1, number: int = 1) 
         (Retry("4xx", "answered 429", 429, "", 60), 1, "pending", ENDED_MS + 60_000),
         (Retry("4xx", "answered 429", 429, "", 1), 2, "pending", ENDED_MS + DELAYS_MS[1]),
         (Retry("5xx", "answered 503", 503, "", 60), 13, "failed", None),
-        (Interrupted(), 1, "pending", ENDED_MS),
-        (Interrupted(), 13, "pending", ENDED_MS),
+        (Interrupted(), 1, "pending", CLAIMED_MS),
+        (Interrupted(), 13, "pending", CLAIMED_MS),
     ),
 )
 def test_what_becomes_of_it(outcome: Outcome | Interrupted, tries: int, status: str, next_at_ms: int | None) -> None:

@@ -284,7 +284,7 @@ def test_a_server_that_cannot_start_says_why(var_dir: Path) -> None:
     (var_dir / "redis" / "appendonly.aof").write_text("not a log of commands")
 
     with (
-        pytest.raises(CannotStart, match=r"Redis did not start: .*redis-check-aof"),
+        pytest.raises(CannotStart, match=r"Redis did not start: .*check-aof"),
         embedded_servers(var_dir, redis=True, postgres=True, durable=False),
     ):
         pytest.fail("started on a broken file")

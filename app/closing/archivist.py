@@ -9,34 +9,29 @@ id is the primary key, a delivery's id is made of session, endpoint and event.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
 
 import asyncpg
 import structlog
-from msgspec import Struct, msgpack
-from redis.exceptions import ResponseError
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.archive import deliveries, rejects, sessions
+from app.archive import deliveries, sessions
+from app.closing.event_streams import EventStreams, Taken
+from app.closing.set_aside import set_aside
 from app.domain.continuation import continuation
 from app.domain.continuation import told as continued
 from app.domain.records import BotRules, Event
-from app.domain.strand import Strand
-from app.errors import Unavailable
 from app.failpoints import failpoint
 from app.live import keys
-from app.live.fold import Record
 from app.live.pipe import Pipe
 from app.live.view import View, messages_of
 from app.metrics import ARCHIVED, CONTINUATIONS, REJECTED
 
 log = structlog.get_logger(__name__)
 
-GROUP = "archive"
 # Messages that are read and written at once; a session with more of them goes alone.
 _MESSAGES_AT_ONCE = 20_000
-# What Postgres says of the data, whoever sends it: anything else is about the server, and worth trying again.
+# What is said of the data, by Postgres or by who reads it: anything else is about the server, and worth trying again.
 REFUSED = (
     DataError,
     IntegrityError,
@@ -46,66 +41,26 @@ REFUSED = (
     ValueError,
     OverflowError,
 )
-# A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
-REPEATS_KNOWN_MS = 15 * 60_000
-
-# KEYS [1] the shard's event stream, [2] its counts, then message hashes of archived sessions.
-# ARGV [1] consumer group, [2] how long the hashes live on, in ms, then ids of records. Done twice, it does nothing.
-_RELEASE = """
-for i = 3, #KEYS do
-  redis.call('PEXPIRE', KEYS[i], ARGV[2])
-end
-for i = 3, #ARGV do
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
-    redis.call('HINCRBY', KEYS[2], 'released', 1)
-  end
-end
-return #ARGV - 2
-"""
-
-_decode_record = msgpack.Decoder(Record).decode
-
-
-class Taken(Struct, frozen=True):
-    """A record of a shard's stream, taken but not yet released."""
-
-    shard: int
-    id: bytes
-    strand: Strand
-    events: tuple[Event, ...]
 
 
 class Archivist:
     """One consumer of all shards' streams. `batch` is about how many records one transaction holds."""
 
     def __init__(
-        self,
-        *,
-        pipe: Pipe,
-        engine: AsyncEngine,
-        shards: int,
-        consumer: str,
-        batch: int,
-        claim_idle_ms: int,
-        rules_of: Callable[[str], BotRules],
+        self, *, pipe: Pipe, streams: EventStreams, engine: AsyncEngine, shards: int, rules_of: Callable[[str], BotRules]
     ) -> None:
         self._pipe = pipe
+        self._streams = streams
         self._engine = engine
-        self._shards = shards
-        self._consumer = consumer
-        self._a_shard = max(1, batch // shards)
-        self._claim_idle_ms = claim_idle_ms
         self._rules_of = rules_of
         self._view = View(pipe, shards=shards)
-        self._grouped = False
 
     async def run_once(self) -> int:
         """Archive everything that waits; returns how many records it was. Reading goes on while a batch is written."""
         archived = 0
-        batch = await self._take()
+        batch = await self._streams.take()
         while batch:
-            reading = asyncio.create_task(self._read())
+            reading = asyncio.create_task(self._streams.read())
             try:
                 for part in _parts(batch):
                     await self._archive(part)
@@ -115,64 +70,21 @@ class Archivist:
             batch = following
         return archived
 
-    async def _take(self) -> list[Taken]:
-        """What a dead worker left comes before what is new."""
-        if not self._grouped:
-            await self._make_groups()
-        left = await self._claim()
-        return left or await self._read()
-
-    async def _make_groups(self) -> None:
-        """The consumer group of each shard; one that exists stays as it is."""
-        replies = await self._pipe.call_all(
-            [("XGROUP", "CREATE", keys.events(shard), GROUP, 0, "MKSTREAM") for shard in range(self._shards)]
-        )
-        for reply in replies:
-            if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
-                raise reply
-        self._grouped = True
-
-    async def _read(self) -> list[Taken]:
-        return await self._ask(
-            [
-                ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS", keys.events(shard), ">")
-                for shard in range(self._shards)
-            ]
-        )
-
-    async def _claim(self) -> list[Taken]:
-        return await self._ask(
-            [
-                ("XAUTOCLAIM", keys.events(shard), GROUP, self._consumer, self._claim_idle_ms, "0", "COUNT", self._a_shard)
-                for shard in range(self._shards)
-            ]
-        )
-
-    async def _ask(self, commands: Sequence[tuple[str | int, ...]]) -> list[Taken]:
-        taken = []
-        for shard, reply in enumerate(await self._pipe.call_all(commands)):
-            if isinstance(reply, ResponseError):
-                self._grouped = False  # the group is gone, and with it the whole Redis: make it again next time
-                raise Unavailable(f"Redis gives out no records: {reply}") from reply
-            taken.extend(_records(shard, reply))
-        return taken
-
     async def _archive(self, batch: Sequence[Taken]) -> None:
-        """Archive and release. A record that Postgres refuses is set aside, so that its neighbours are not held up."""
+        """Archive and release. A record that cannot be read or written is set aside, so that its neighbours are not held up."""
         failpoint("archive.after_read")
-        closed = await self._closed_sessions(batch)
         try:
-            inserted = await self._write(batch, closed)
+            inserted = await self._write(batch, await self._closed_sessions(batch))
         except REFUSED as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._archive(batch[:middle])
                 await self._archive(batch[middle:])
                 return
-            await self._set_aside(batch[0], closed, error)
+            await self._set_aside(batch[0], error)
             inserted = set()
         # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
-        await self._release(batch)
+        await self._streams.release(batch)
         failpoint("archive.after_release")
         ARCHIVED.inc(len(inserted))
 
@@ -206,16 +118,16 @@ class Archivist:
                 found.append(sessions.ClosedSession(item.strand, session, messages, continuation_of=item.session.id))
         return found
 
-    async def _set_aside(self, item: Taken, closed: Sequence[sessions.ClosedSession], error: Exception) -> None:
-        """Where an admin sees it: the record with its messages as they were, and what Postgres said."""
-        log.error("record refused by Postgres, set aside", bot=item.strand.bot, error=str(error))
+    async def _set_aside(self, item: Taken, error: Exception) -> None:
+        log.error("record set aside", bot=item.strand.bot, error=str(error))
         REJECTED.inc()
-        async with self._engine.begin() as conn:
-            payload = msgpack.encode([item.strand, item.events, [each.messages for each in closed]])
-            session_id = item.events[-1].session.id
-            await rejects.add(conn, bot=item.strand.bot, session_id=session_id, error=str(error), payload=payload)
+        await set_aside(self._engine, self._view, item, error)
 
     async def _closed_sessions(self, batch: Sequence[Taken]) -> list[sessions.ClosedSession]:
+        """What ended, with its messages. Raises `ValueError` if something of the batch cannot be read."""
+        for item in batch:
+            if item.fault is not None:
+                raise item.fault
         ends = [(item, event.session) for item in batch for event in item.events if event.type == "session.closed"]
         if len(ends) == 1:  # perhaps a very long one: the whole of it at once would hold up Redis
             item, session = ends[0]
@@ -225,12 +137,6 @@ class Archivist:
             sessions.ClosedSession(item.strand, session, messages_of(transcript))
             for (item, session), transcript in zip(ends, transcripts, strict=True)
         ]
-
-    async def _release(self, batch: Sequence[Taken]) -> None:
-        by_shard: dict[int, list[Taken]] = {}
-        for item in batch:
-            by_shard.setdefault(item.shard, []).append(item)
-        await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
 
 
 def _parts(batch: Sequence[Taken]) -> Iterator[list[Taken]]:
@@ -257,34 +163,5 @@ def _weight(item: Taken) -> int:
 
 def _told(item: Taken, inserted: set[str]) -> list[Event]:
     """The events that are news: a session that was archived before has told of its end before."""
-    ends = {event.session.id for event in item.events if event.type == "session.closed"}
+    ends = set(item.ended)
     return [event for event in item.events if event.session.id not in ends or event.session.id in inserted]
-
-
-def _release(shard: int, items: Sequence[Taken]) -> tuple[str | bytes | int, ...]:
-    names = [keys.messages(shard, event.session.id) for item in items for event in item.events if event.type == "session.closed"]
-    return (
-        "EVAL",
-        _RELEASE,
-        2 + len(names),
-        keys.events(shard),
-        keys.counts(shard),
-        *names,
-        GROUP,
-        REPEATS_KNOWN_MS,
-        *(item.id for item in items),
-    )
-
-
-def _records(shard: int, reply: list[Any] | None) -> list[Taken]:
-    """The records in a reply of XREADGROUP (streams of entries) or XAUTOCLAIM (a cursor, then entries)."""
-    if not reply:
-        return []
-    entries = reply[0][1] if isinstance(reply[0], list) else reply[1]
-    taken = []
-    for entry in entries:
-        if entry is None or not entry[1]:
-            continue  # released by its own worker in the meantime
-        record = _decode_record(entry[1][1])
-        taken.append(Taken(shard, entry[0], Strand(record.bot, record.conversation, record.thread), record.events))
-    return taken

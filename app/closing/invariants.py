@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 import structlog
 from msgspec import Struct
 
-from app.closing.archivist import GROUP
+from app.closing.event_streams import GROUP
 from app.domain.records import Wake
 from app.live import keys
 from app.live.directory import KnownBot

@@ -52,18 +52,22 @@ class View:
         return _state(stored)
 
     async def messages(self, session_id: str) -> list[Message]:
-        """What is kept of a session's entries, in order; empty if Redis does not know it, too few if it forgets it meanwhile.
+        """What is kept of a session's entries, in order; empty if Redis does not know it, too few if it forgets it meanwhile."""
+        return messages_of(await self.transcript(session_id))
+
+    async def transcript(self, session_id: str) -> list[bytes]:
+        """The fields and values, in turns, of the hash that keeps a session's entries, each once.
 
         In portions: the whole of a long session would hold up Redis, and everybody who waits on this process's connection.
         """
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
-        messages: dict[str, Message] = {}
+        kept: dict[bytes, bytes] = {}
         cursor = b"0"
         while True:
             cursor, found = await self._pipe.call("HSCAN", name, cursor, "COUNT", _PORTION)
-            messages |= {message.message_id: message for message in messages_of(found)}
+            kept.update(zip(found[::2], found[1::2], strict=True))
             if cursor == b"0":
-                return sorted(messages.values(), key=lambda message: message.sequence)
+                return [part for field in kept.items() for part in field]
 
     async def messages_named(self, session_id: str, ids: Sequence[str]) -> list[Message]:
         """Those of a session's messages that have these ids; empty if Redis does not know it."""

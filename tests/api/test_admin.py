@@ -4,10 +4,13 @@ import asyncio
 
 import msgspec
 import pytest
+from sqlalchemy import text
 
 from app.archive import rejects
+from app.closing.set_aside import Aside
 from app.domain.presets import PRESETS
 from app.resources import Resources
+from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
 
 
@@ -292,15 +295,61 @@ async def test_a_limited_admin_makes_keys_for_their_own_bots_alone(admin: Client
     assert {entry["bot"] for entry in (await limited.ok("GET", "/v1/audit"))["entries"]} == {"shop"}
 
 
-async def test_what_postgres_refused_is_shown_to_an_admin(admin: Client, resources: Resources) -> None:
-    """The latest first, the record readable where it can be read, by pages."""
+async def test_what_could_not_be_archived_is_shown_to_an_admin(admin: Client, resources: Resources) -> None:
+    """The latest first, by pages; one with its record, readable where it can be read."""
     session = "018f0000-0000-7000-8000-000000000000"
+    good, odd = msgspec.msgpack.encode(["bank", {"n": 1}]), b"\xc1"
     async with resources.engine.begin() as conn:
-        for payload in (msgspec.msgpack.encode(["bank", {"n": 1}]), b"\xc1"):
-            await rejects.add(conn, bot="bank", session_id=session, error="no", payload=payload)
+        for record in (good, odd):
+            payload = msgspec.msgpack.encode(Aside(0, record, {session: [b"id", good, b"other", odd]}))
+            await rejects.add(conn, bot="bank", session_id=session, error="no\x00", payload=payload)
     first = await admin.ok("GET", "/v1/rejects?limit=1")
     second = await admin.ok("GET", f"/v1/rejects?limit=1&cursor={first['next']}")
+    told = [page["rejects"][0] for page in (first, second)]
+    details = [await admin.ok("GET", f"/v1/rejects/{each['id']}") for each in told]
 
-    assert [page["rejects"][0]["payload"] for page in (first, second)] == ["wQ==", ["bank", {"n": 1}]]
     assert second["next"] is None
-    assert (second["rejects"][0]["session_id"], second["rejects"][0]["error"]) == (session, "no")
+    assert {(each["session_id"], each["error"]) for each in told} == {(session, "no\ufffd")}
+    assert [each["record"] for each in details] == ["wQ==", ["bank", {"n": 1}]]
+    assert details[0]["transcripts"] == {session: [["bank", {"n": 1}], "wQ=="]}
+
+
+@pytest.mark.parametrize("payload", (b"\xc1", b"", b"\x93\x00\xc4\x03\x81\xc0\x01\x80", b"\x93\x00\xc4\x02\xd4\x01\x80"))
+async def test_an_odd_reject_is_shown_too(admin: Client, resources: Resources, payload: bytes) -> None:
+    """Whatever it is: it hides no others."""
+    async with resources.engine.begin() as conn:
+        await rejects.add(conn, bot=None, session_id=None, error="no", payload=payload)
+    (told,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
+    detail = await admin.ok("GET", f"/v1/rejects/{told['id']}")
+
+    assert detail["record"] is not None
+
+
+async def test_what_could_not_be_archived_is_archived_when_it_is_put_back(
+    admin: Client, resources: Resources, worker: Worker
+) -> None:
+    """Gone from the list, in the audit log, and in the archive; a second time there is nothing to put back."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    said = await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "user", "text": "hello"})
+    async with resources.engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT nobody CHECK (user_id <> 'ann')"))
+    await admin.ok("POST", f"/v1/sessions/{said['session_id']}/close")
+    await worker.archivist.run_once()
+    (reject,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
+    async with resources.engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT nobody"))
+
+    replies = await asyncio.gather(*(admin.request("POST", f"/v1/rejects/{reject['id']}/replay") for _ in range(3)))
+    await worker.archivist.run_once()
+
+    assert sorted(reply.status_code for reply in replies) == [202, 404, 404]
+    assert (await admin.ok("GET", "/v1/rejects"))["rejects"] == []
+    (read,) = (await admin.ok("GET", f"/v1/sessions/{said['session_id']}/messages"))["messages"]
+    assert read["text"] == "hello"
+    assert "reject.replayed" in [change["action"] for change in (await admin.ok("GET", "/v1/audit"))["entries"]]
+
+
+@pytest.mark.parametrize("reject", ("none", "0", "-1", "9" * 19, "9" * 5_000, "1.0", "%00", "\u0661"))
+async def test_a_reject_that_there_is_not_is_not_found(admin: Client, reject: str) -> None:
+    for method, path in (("GET", f"/v1/rejects/{reject}"), ("POST", f"/v1/rejects/{reject}/replay")):
+        assert (await admin.refused(method, path))["status"] == 404

@@ -55,6 +55,8 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("POST", "/v1/bots/{bot}/clock/advance"): {"seconds": 10_000},
     ("GET", "/v1/deliveries/{delivery_id}"): None,
     ("POST", "/v1/deliveries/{delivery_id}/replay"): None,
+    ("GET", "/v1/rejects/{reject_id}"): None,
+    ("POST", "/v1/rejects/{reject_id}/replay"): None,
     ("POST", "/v1/bots/{bot}/messages"): {"user_id": "u", "role": "user", "text": "hi"},
     ("POST", "/v1/bots/{bot}/messages/batch"): [{"user_id": "u", "role": "user", "text": "hi"}],
 }
@@ -109,7 +111,8 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
     await admin.ok("PUT", f"/v1/bots/{MARK}/conversations/web:bank-user/variables/bank-variable", {"value": "bank"})
     (delivery,) = (await admin.ok("GET", "/v1/deliveries"))["deliveries"]
     async with resources.engine.begin() as conn:
-        await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\x91\xc4\x02\xff\x00")
+        await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\xc1")
+    (reject,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
     names = {
         "bot": MARK,
         "endpoint_id": endpoint["id"],
@@ -117,6 +120,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
         "session_id": closed["session_id"],
         "conversation": "web:bank-user",
         "delivery_id": delivery["id"],
+        "reject_id": str(reject["id"]),
         "name": "bank-variable",
     }
     return Theirs(names, opened["session_id"])

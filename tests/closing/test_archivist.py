@@ -9,7 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from app.archive.sessions import ClosedSession
-from app.closing.archivist import Archivist, Taken
+from app.closing.archivist import Archivist
+from app.closing.event_streams import EventStreams, Taken
+from app.closing.set_aside import put_back, readable
 from app.domain.entry import Entry
 from app.domain.records import Close, Receive
 from app.domain.strand import Strand
@@ -25,13 +27,12 @@ STRAND = Strand("bot", "web:ann")
 async def other(resources: Resources) -> AsyncIterator[Archivist]:
     """Another worker's archivist, which takes over what was left for a moment."""
     pipe = Pipe(resources.redis, timeout_s=5)
+    shards = resources.settings.shards
     yield Archivist(
         pipe=pipe,
+        streams=EventStreams(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
         engine=resources.engine,
-        shards=resources.settings.shards,
-        consumer="other",
-        batch=100,
-        claim_idle_ms=0,
+        shards=shards,
         rules_of=resources.rules_of,
     )
     await pipe.close()
@@ -84,7 +85,7 @@ async def test_crash_before_the_release_repeats_and_doubles_nothing(
     """The transaction stands and the worker is gone: another one archives it again, which inserts nothing."""
     session = await say(resources, "hello")
     await close(resources, session)
-    with patch.object(Archivist, "_release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+    with patch.object(EventStreams, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
         await worker.archivist.run_once()
     assert await waiting(resources) == 2  # the opening, and the close
 
@@ -184,6 +185,78 @@ async def test_record_that_postgres_refuses_is_set_aside_alone(resources: Resour
         rejects = (await conn.execute(text("SELECT session_id::text, error FROM rejects"))).all()
     assert [row.session_id for row in rejects] == [bad]
     assert "no_eve" in rejects[0].error
+
+
+async def put_all_back(resources: Resources) -> None:
+    async with resources.engine.begin() as conn:
+        for payload in (await conn.execute(text("DELETE FROM rejects RETURNING payload"))).scalars():
+            await put_back(resources.pipe, payload)
+
+
+async def test_record_set_aside_can_be_put_back(resources: Resources, worker: Worker) -> None:
+    """When what it failed on is mended it is archived with all its messages, even if Redis has forgotten them meanwhile."""
+    session = await say(resources, "hello", "again")
+    await close(resources, session)
+    async with resources.engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT nobody CHECK (user_id <> 'ann')"))
+    await worker.archivist.run_once()
+    assert await archived(resources) == {}
+    await resources.redis.delete(keys.messages(keys.shard_of(STRAND, resources.settings.shards), session))
+
+    await put_all_back(resources)
+    await worker.archivist.run_once()
+    assert await archived(resources) == {}
+    async with resources.engine.begin() as conn:
+        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT nobody"))
+    await put_all_back(resources)
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: ["hello", "again"]}
+    assert await waiting(resources) == 0
+    assert (await worker.invariants.account(resources.directory.ever_known())).unaccounted == 0
+
+
+async def test_record_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
+    """As it stood there: a newer version may be able to read it."""
+    session = await say(resources, "hello")
+    await close(resources, session)
+    shard = keys.shard_of(STRAND, resources.settings.shards)
+    for raw in (b"\xc1", b"\x93\xa1b\xff\x01"):
+        await resources.redis.xadd(keys.events(shard), {"e": raw})
+
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: ["hello"]}
+    assert await waiting(resources) == 0
+    async with resources.engine.connect() as conn:
+        kept = (await conn.execute(text("SELECT bot_id, session_id, payload FROM rejects ORDER BY id"))).all()
+    assert [(row.bot_id, row.session_id, readable(row.payload).record) for row in kept] == [
+        (None, None, "wQ=="),
+        (None, None, ["b", -1, 1]),
+    ]
+
+
+async def test_transcript_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
+    """With what can be read of it, and its neighbours are archived."""
+    good, bad_strand = await say(resources, "hello"), Strand("bot", "web:eve")
+    bad = await say(resources, "one", "two", strand=bad_strand)
+    await close(resources, good)
+    await close(resources, bad, strand=bad_strand)
+    name = keys.messages(keys.shard_of(bad_strand, resources.settings.shards), bad)
+    whole = await resources.redis.hget(name, "eve-two")
+    await resources.redis.hset(name, "eve-two", b"\xc1")
+
+    await worker.archivist.run_once()
+    assert await archived(resources) == {good: ["hello"]}
+    async with resources.engine.connect() as conn:
+        (kept,) = (await conn.execute(text("SELECT session_id::text, payload FROM rejects"))).all()
+    assert kept.session_id == bad
+    assert "wQ==" in readable(kept.payload).transcripts[bad]
+
+    await put_back(resources.pipe, kept.payload)
+    await resources.redis.hset(name, "eve-two", whole)
+    await worker.archivist.run_once()
+    assert await archived(resources) == {good: ["hello"], bad: ["one", "two"]}
 
 
 async def test_postgres_away_holds_everything_back(resources: Resources, worker: Worker) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.closing.archivist import GROUP
+from app.closing.event_streams import GROUP
 from app.domain.entry import Entry
 from app.domain.records import Close, Receive
 from app.domain.strand import Strand

@@ -1,15 +1,21 @@
-"""Records that Postgres refused: set aside, so that their neighbours were archived, and shown here to an admin."""
+"""Records that could not be archived: set aside, so that their neighbours were, and shown here to an admin."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering
+from app.api.auth import Administering, Principal
 from app.api.resources import Held
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
-from app.api.schemas.rejects import RejectPage, RejectView
-from app.archive import rejects
+from app.api.schemas.rejects import RejectDetail, RejectPage, RejectView
+from app.archive import audit, rejects
+from app.archive.audit import Actor
+from app.closing.set_aside import put_back
+from app.errors import NotFound
 from app.queries.cursor import cursor_of, page_of, place_of
 
 router = APIRouter(prefix="/v1", tags=["operations"], responses=PROBLEMS)
@@ -27,3 +33,32 @@ async def list_rejects(
         rows = await rejects.page(conn, bots=principal.key.bots, before=before, limit=limit + 1)
     shown, last = page_of(rows, limit=limit)
     return RejectPage(rejects=[RejectView.of(row) for row in shown], next=last and cursor_of(last.id, of=LIST))
+
+
+@router.get("/rejects/{reject_id}")
+async def read_reject(reject_id: str, resources: Held, principal: Administering) -> RejectDetail:
+    """One with all that Redis held of it."""
+    async with resources.engine.connect() as conn:
+        return RejectDetail.of(await _reject(conn, principal, reject_id))
+
+
+@router.post("/rejects/{reject_id}/replay", status_code=202)
+async def replay_reject(reject_id: str, resources: Held, principal: Administering) -> RejectView:
+    """Have it archived again, now that what it failed on is mended. If it fails again, it is set aside under a new id."""
+    async with resources.engine.begin() as conn:
+        row = await _reject(conn, principal, reject_id, locked=True)
+        # If this transaction fails after that, it is here and there: then it can be done again, and is archived once.
+        await put_back(resources.pipe, row.payload)
+        await rejects.remove(conn, row.id)
+        actor = Actor(principal.key.name, principal.key.id)
+        await audit.record(conn, actor, "reject.replayed", str(row.id), bot=row.bot_id)
+        return RejectView.of(row)
+
+
+async def _reject(conn: AsyncConnection, principal: Principal, reject_id: str, *, locked: bool = False) -> Row[Any]:
+    """What exists and is of a bot that the key covers; what is of no bot that is known is for keys of all bots."""
+    known = re.fullmatch(r"[0-9]{1,18}", reject_id)
+    row = await rejects.find(conn, int(reject_id), locked=locked) if known else None
+    if row is None or not (principal.covers(row.bot_id) if row.bot_id else principal.key.bots is None):
+        raise NotFound(f"there is no reject {reject_id[:64]!r}")
+    return row

@@ -1,38 +1,39 @@
-"""What Postgres refused, as the API tells it."""
+"""What could not be archived, as the API tells it."""
 
-from base64 import b64encode
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
 from app.api.schemas.common import Next
+from app.closing.set_aside import readable
 from app.domain.instants import ms_of, rfc3339
 
 
 class RejectView(BaseModel):
-    """A record that is set aside: of which session, what Postgres said, and the record itself, by position."""
+    """A record that is set aside: of which session, and what was said of it. Null where it cannot be read at all."""
 
     id: int
     at: str
-    kind: str
     bot: str | None
     session_id: str | None
     error: str
-    payload: Annotated[Any, Field(description="The record; as base64 where it cannot be read.")]
 
     @classmethod
     def of(cls, row: Row[Any]) -> "RejectView":
-        return cls(
-            id=row.id,
-            at=rfc3339(ms_of(row.at)),
-            kind=row.kind,
-            bot=row.bot_id,
-            session_id=row.session_id,
-            error=row.error,
-            payload=_readable(row.payload),
-        )
+        return cls(**_told(row))
+
+
+class RejectDetail(RejectView):
+    """With what Redis held of it."""
+
+    record: Annotated[Any, Field(description="The record, by position; as base64 where it cannot be read.")]
+    transcripts: Annotated[dict[str, list[Any]], Field(description="By session, what its hash held: messages, by position.")]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "RejectDetail":
+        kept = readable(row.payload)
+        return cls(**_told(row), record=kept.record, transcripts=kept.transcripts)
 
 
 class RejectPage(BaseModel):
@@ -42,8 +43,11 @@ class RejectPage(BaseModel):
     next: Next
 
 
-def _readable(payload: bytes) -> object:
-    try:
-        return msgspec.to_builtins(msgspec.msgpack.decode(payload), str_keys=True)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return b64encode(payload).decode()
+def _told(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "at": rfc3339(ms_of(row.at)),
+        "bot": row.bot_id,
+        "session_id": None if row.session_id is None else str(row.session_id),
+        "error": row.error,
+    }

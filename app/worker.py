@@ -125,6 +125,7 @@ class Worker:
         grace_s = self._resources.settings.shutdown_grace_s
         if self._scheduler.running:
             self._scheduler.pause()
+        self.archivist.stop()
         await self.dispatcher.stop(grace_s)
         if self._running:
             await asyncio.wait(self._running, timeout=grace_s)

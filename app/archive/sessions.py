@@ -72,6 +72,11 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
     return inserted
 
 
+async def add_messages(conn: AsyncConnection, session: Session, portion: Sequence[Message]) -> None:
+    """Add messages to a session that was inserted without them in this transaction."""
+    await _copy(conn, "messages", _MESSAGE_COLUMNS, _rows_of(session, portion))
+
+
 async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]) -> dict[str, set[str]]:
     """Of each of these sessions that the archive holds, the ids of the messages it holds, in its continuations too."""
     opened = [instant(session.opened_at_ms) for session in batch]
@@ -131,24 +136,28 @@ def _session_row(closed: ClosedSession) -> tuple[Any, ...]:
 def _message_rows(batch: Iterable[ClosedSession]) -> Iterator[tuple[Any, ...]]:
     """In the order of `_MESSAGE_COLUMNS`."""
     for closed in batch:
-        opened_at = instant(closed.session.opened_at_ms)
-        for message in closed.messages:
-            yield (
-                closed.session.id,
-                message.sequence,
-                opened_at,
-                message.message_id,
-                instant(message.received_at_ms),
-                message.user_id,
-                message.role,
-                message.type,
-                _clean(message.text),
-                _clean(message.intent),
-                message.language,
-                [_clean(tag) for tag in message.tags],
-                instant_or_none(message.sent_at_ms),
-                None if message.rest is None else _json(message.rest),
-            )
+        yield from _rows_of(closed.session, closed.messages)
+
+
+def _rows_of(session: Session, messages: Iterable[Message]) -> Iterator[tuple[Any, ...]]:
+    opened_at = instant(session.opened_at_ms)
+    for message in messages:
+        yield (
+            session.id,
+            message.sequence,
+            opened_at,
+            message.message_id,
+            instant(message.received_at_ms),
+            message.user_id,
+            message.role,
+            message.type,
+            _clean(message.text),
+            _clean(message.intent),
+            message.language,
+            [_clean(tag) for tag in message.tags],
+            instant_or_none(message.sent_at_ms),
+            None if message.rest is None else _json(message.rest),
+        )
 
 
 def _clean(value: str | None) -> str | None:

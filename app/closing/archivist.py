@@ -12,15 +12,18 @@ from operator import itemgetter
 
 import asyncpg
 import structlog
+from msgspec import Struct
+from redis.exceptions import ResponseError
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import deliveries, sessions
 from app.closing.event_streams import EventStreams, Taken
-from app.closing.set_aside import set_aside
+from app.closing.set_aside import NoTranscript, is_wrong_type, set_aside
 from app.domain.continuation import continuation
 from app.domain.continuation import told as continued
-from app.domain.records import BotRules, Event
+from app.domain.records import BotRules, Event, Message, Session
+from app.errors import Unavailable
 from app.failpoints import failpoint
 from app.live import keys
 from app.live.pipe import Pipe
@@ -29,8 +32,8 @@ from app.metrics import ARCHIVED, CONTINUATIONS, REJECTED
 
 log = structlog.get_logger(__name__)
 
-# Messages that are read and written at once; a session with more of them goes alone.
-_MESSAGES_AT_ONCE = 20_000
+# Of transcripts, as Redis holds them: so much is read and written at once, and a longer one goes alone, in portions.
+_BYTES_AT_ONCE = 16 << 20
 # What is said of the data, by Postgres or by who reads it: anything else is about the server, and worth trying again.
 REFUSED = (
     DataError,
@@ -41,6 +44,13 @@ REFUSED = (
     ValueError,
     OverflowError,
 )
+
+
+class _Part(Struct, frozen=True):
+    """Records that are archived in one transaction. `long`: it is one, with too much to be read at once."""
+
+    items: Sequence[Taken]
+    long: bool = False
 
 
 class Archivist:
@@ -54,15 +64,16 @@ class Archivist:
         self._engine = engine
         self._rules_of = rules_of
         self._view = View(pipe, shards=shards)
+        self._stopping = False
 
     async def run_once(self) -> int:
         """Archive everything that waits; returns how many records it was. Reading goes on while a batch is written."""
         archived = 0
         batch = await self._streams.take()
         while batch:
-            reading = asyncio.create_task(self._streams.read())
+            reading = asyncio.create_task(self._following())
             try:
-                for part in _parts(batch):
+                for part in _parts(batch, await self._sizes(batch)):
                     await self._archive(part)
             finally:
                 following = await reading
@@ -70,32 +81,50 @@ class Archivist:
             batch = following
         return archived
 
-    async def _archive(self, batch: Sequence[Taken]) -> None:
+    def stop(self) -> None:
+        """Take nothing more: a run that is under way ends with what it has taken."""
+        self._stopping = True
+
+    async def _following(self) -> list[Taken]:
+        return [] if self._stopping else await self._streams.take()
+
+    async def _sizes(self, batch: Sequence[Taken]) -> list[int]:
+        """How many bytes of transcripts come with each record."""
+        ended = [(index, keys.messages(item.shard, session)) for index, item in enumerate(batch) for session in item.ended]
+        sizes = [0] * len(batch)
+        replies = await self._pipe.call_all([("MEMORY", "USAGE", name) for _, name in ended])
+        for (index, _), size in zip(ended, replies, strict=True):
+            sizes[index] += size if isinstance(size, int) else 0
+        return sizes
+
+    async def _archive(self, part: _Part) -> None:
         """Archive and release. A record that cannot be read or written is set aside, so that its neighbours are not held up."""
         failpoint("archive.after_read")
         try:
-            inserted = await self._write(batch, await self._closed_sessions(batch))
+            inserted = await self._write(part, await self._closed_sessions(part))
         except REFUSED as error:
-            if len(batch) > 1:
-                middle = len(batch) // 2
-                await self._archive(batch[:middle])
-                await self._archive(batch[middle:])
+            if len(part.items) > 1:
+                middle = len(part.items) // 2
+                await self._archive(_Part(part.items[:middle]))
+                await self._archive(_Part(part.items[middle:]))
                 return
-            await self._set_aside(batch[0], error)
+            await self._set_aside(part.items[0], error)
             inserted = set()
         # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
-        await self._streams.release(batch)
+        await self._streams.release(part.items)
         failpoint("archive.after_release")
         ARCHIVED.inc(len(inserted))
 
-    async def _write(self, batch: Sequence[Taken], closed: Sequence[sessions.ClosedSession]) -> set[str]:
+    async def _write(self, part: _Part, closed: Sequence[sessions.ClosedSession]) -> set[str]:
         """One transaction; returns the ids of the sessions that are new to the archive."""
         async with self._engine.begin() as conn:
             inserted = await sessions.insert_closed(conn, closed)
-            told = [(item.strand, event) for item in batch for event in _told(item, inserted)]
+            if part.long:
+                await self._add_messages(conn, [item.session for item in closed if item.session.id in inserted])
+            told = [(item.strand, event) for item in part.items for event in _told(item, inserted)]
             known = [item for item in closed if item.session.id not in inserted]
             if known:
-                more = await self._continuations(conn, known)
+                more = await self._continuations(conn, known, long=part.long)
                 inserted |= await sessions.insert_closed(conn, more)
                 told += [(item.strand, continued(item.session)) for item in more if item.session.id in inserted]
             await deliveries.enqueue(conn, told)
@@ -103,14 +132,19 @@ class Archivist:
         failpoint("archive.after_commit")
         return inserted
 
+    async def _add_messages(self, conn: AsyncConnection, new: Sequence[Session]) -> None:
+        for session in new:
+            async for portion in self._view.portions(session.id):
+                await sessions.add_messages(conn, session, messages_of(portion))
+
     async def _continuations(
-        self, conn: AsyncConnection, known: Sequence[sessions.ClosedSession]
+        self, conn: AsyncConnection, known: Sequence[sessions.ClosedSession], *, long: bool
     ) -> list[sessions.ClosedSession]:
         """What sessions that were archived before have collected since: only if Redis has lost its last moments."""
         held = await sessions.existing_message_ids(conn, [item.session for item in known])
         found = []
         for item in known:
-            surplus = [message for message in item.messages if message.message_id not in held.get(item.session.id, ())]
+            surplus = await self._surplus(item, held.get(item.session.id, set()), long=long)
             if surplus:
                 CONTINUATIONS.inc()
                 log.warning("session continued after a rollback", session=item.session.id, messages=len(surplus))
@@ -118,47 +152,66 @@ class Archivist:
                 found.append(sessions.ClosedSession(item.strand, session, messages, continuation_of=item.session.id))
         return found
 
+    async def _surplus(self, item: sessions.ClosedSession, held: set[str], *, long: bool) -> list[Message]:
+        """Its messages that the archive does not hold, in order."""
+        if not long:
+            return [message for message in item.messages if message.message_id not in held]
+        surplus: list[Message] = []
+        async for portion in self._view.portions(item.session.id):
+            surplus += [message for message in messages_of(portion) if message.message_id not in held]
+        return sorted(surplus, key=lambda message: message.sequence)
+
     async def _set_aside(self, item: Taken, error: Exception) -> None:
         log.error("record set aside", bot=item.strand.bot, error=str(error))
         REJECTED.inc()
         await set_aside(self._engine, self._view, item, error)
 
-    async def _closed_sessions(self, batch: Sequence[Taken]) -> list[sessions.ClosedSession]:
-        """What ended, with its messages. Raises `ValueError` if something of the batch cannot be read."""
-        for item in batch:
+    async def _closed_sessions(self, part: _Part) -> list[sessions.ClosedSession]:
+        """What ended, with its messages if they are not too many. Raises `ValueError` if something cannot be read."""
+        for item in part.items:
             if item.fault is not None:
                 raise item.fault
-        ends = [(item, event.session) for item in batch for event in item.events if event.type == "session.closed"]
-        if len(ends) == 1:  # perhaps a very long one: the whole of it at once would hold up Redis
-            item, session = ends[0]
-            return [sessions.ClosedSession(item.strand, session, await self._view.messages(session.id))]
+        ends = [(item, event.session) for item in part.items for event in item.events if event.type == "session.closed"]
+        if part.long:
+            return [sessions.ClosedSession(item.strand, session, ()) for item, session in ends]
         transcripts = await self._pipe.call_all([("HGETALL", keys.messages(item.shard, session.id)) for item, session in ends])
         return [
-            sessions.ClosedSession(item.strand, session, messages_of(transcript))
+            sessions.ClosedSession(item.strand, session, _messages(transcript))
             for (item, session), transcript in zip(ends, transcripts, strict=True)
         ]
 
 
-def _parts(batch: Sequence[Taken]) -> Iterator[list[Taken]]:
+def _parts(batch: Sequence[Taken], sizes: Sequence[int]) -> Iterator[_Part]:
     """The batch in parts of a size that Redis and Postgres take at once; what is too long for that goes alone, and last.
+
+    What cannot be read goes alone and first: all there is to do is to set it aside.
 
     A part that fails holds up nothing but itself: those before it are archived by then.
     """
     part: list[Taken] = []
-    room = _MESSAGES_AT_ONCE
-    for weight, item in sorted(((_weight(item), item) for item in batch), key=itemgetter(0)):
-        if part and weight > room:
-            yield part
-            part, room = [], _MESSAGES_AT_ONCE
+    room = _BYTES_AT_ONCE
+    yield from (_Part([item]) for item in batch if item.fault is not None)
+    readable = ((size, item) for size, item in zip(sizes, batch, strict=True) if item.fault is None)
+    for size, item in sorted(readable, key=itemgetter(0)):
+        if part and size > room:
+            yield _Part(part)
+            part, room = [], _BYTES_AT_ONCE
+        if size > _BYTES_AT_ONCE:
+            yield _Part([item], long=True)
+            continue
         part.append(item)
-        room -= weight
+        room -= size
     if part:
-        yield part
+        yield _Part(part)
 
 
-def _weight(item: Taken) -> int:
-    """How many messages come with a record."""
-    return sum(event.session.entries for event in item.events if event.type == "session.closed")
+def _messages(transcript: list[bytes] | ResponseError) -> list[Message]:
+    """Raises `ValueError` if what has its name is no transcript, or cannot be read."""
+    if not isinstance(transcript, ResponseError):
+        return messages_of(transcript)
+    if is_wrong_type(transcript):
+        raise NoTranscript(str(transcript))
+    raise Unavailable(f"Redis gives out no transcript: {transcript}") from transcript
 
 
 def _told(item: Taken, inserted: set[str]) -> list[Event]:

@@ -6,15 +6,18 @@ A record that nobody releases, since its consumer died, is taken by another one 
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from msgspec import Struct, msgpack
 from redis.exceptions import ResponseError
 
+from app.clock import monotonic_ms
 from app.domain.records import Event
 from app.domain.strand import Strand
-from app.errors import Unavailable
 from app.live import keys
 from app.live.fold import Record
 from app.live.pipe import Argument, Pipe
+
+log = structlog.get_logger(__name__)
 
 GROUP = "archive"
 # A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
@@ -65,16 +68,20 @@ class EventStreams:
         self._a_shard = max(1, batch // shards)
         self._claim_idle_ms = claim_idle_ms
         self._grouped = False
+        self._claim_at_ms = 0.0
 
     async def take(self) -> list[Taken]:
-        """What waits; what a dead consumer left comes before what is new."""
+        """What waits; what a dead consumer left is looked for now and then, and comes before what is new."""
         if not self._grouped:
             await self._make_groups()
-        left = await self._claim()
-        return left or await self.read()
+        if monotonic_ms() >= self._claim_at_ms:
+            left = await self._claim()
+            if left:
+                return left
+            self._claim_at_ms = monotonic_ms() + self._claim_idle_ms
+        return await self._read()
 
-    async def read(self) -> list[Taken]:
-        """What is new."""
+    async def _read(self) -> list[Taken]:
         return await self._ask(
             [
                 ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS", keys.events(shard), ">")
@@ -94,10 +101,10 @@ class EventStreams:
         replies = await self._pipe.call_all(
             [("XGROUP", "CREATE", keys.events(shard), GROUP, 0, "MKSTREAM") for shard in range(self._shards)]
         )
-        for reply in replies:
-            if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
-                raise reply
         self._grouped = True
+        for shard, reply in enumerate(replies):
+            if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
+                self._complain(shard, reply)
 
     async def _claim(self) -> list[Taken]:
         return await self._ask(
@@ -111,10 +118,15 @@ class EventStreams:
         taken = []
         for shard, reply in enumerate(await self._pipe.call_all(commands)):
             if isinstance(reply, ResponseError):
-                self._grouped = False  # the group is gone, and with it the whole Redis: make it again next time
-                raise Unavailable(f"Redis gives out no records: {reply}") from reply
-            taken.extend(_records(shard, reply))
+                self._complain(shard, reply)
+            else:
+                taken.extend(_records(shard, reply))
         return taken
+
+    def _complain(self, shard: int, error: ResponseError) -> None:
+        """One shard that is broken does not stop the others. If its group is gone, it is made again next time."""
+        self._grouped = False
+        log.warning("a shard gives out no records", shard=shard, error=str(error))
 
 
 def _records(shard: int, reply: list[Any] | None) -> list[Taken]:

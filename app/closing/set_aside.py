@@ -7,6 +7,7 @@ twice, it is archived once.
 from base64 import b64encode
 
 from msgspec import Struct, msgpack, to_builtins
+from redis.exceptions import ResponseError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import rejects
@@ -24,6 +25,10 @@ return redis.call('XADD', KEYS[1], '*', 'e', ARGV[1])
 """
 
 
+class NoTranscript(ValueError):
+    """What has a transcript's name is none."""
+
+
 class Aside(Struct, frozen=True):
     """A record and, by session, the transcripts that belong to it: fields and values of hashes, in turns."""
 
@@ -38,7 +43,7 @@ _decode_any = msgpack.Decoder().decode
 
 async def set_aside(engine: AsyncEngine, view: View, item: Taken, error: Exception) -> None:
     """Keep a record in Postgres with all that belongs to it and what was said of it."""
-    aside = Aside(item.shard, item.raw, {session: await view.transcript(session) for session in item.ended})
+    aside = Aside(item.shard, item.raw, {session: await _transcript(view, session) for session in item.ended})
     async with engine.begin() as conn:
         await rejects.add(
             conn,
@@ -47,6 +52,20 @@ async def set_aside(engine: AsyncEngine, view: View, item: Taken, error: Excepti
             error=str(error),
             payload=msgpack.encode(aside),
         )
+
+
+async def _transcript(view: View, session: str) -> list[bytes]:
+    try:
+        return await view.transcript(session)
+    except ResponseError as error:
+        if is_wrong_type(error):
+            return []
+        raise
+
+
+def is_wrong_type(error: ResponseError) -> bool:
+    """Whether something else has a transcript's name; any other error is about Redis, and no reason to do without it."""
+    return str(error).startswith("WRONGTYPE")
 
 
 async def put_back(pipe: Pipe, payload: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from msgspec import Struct
 
@@ -20,7 +20,8 @@ class Found(Struct, frozen=True):
     session: Session
 
 
-_PORTION = 200  # messages; one may have a megabyte
+_PORTION_BYTES = 4 << 20
+_MOST_AT_ONCE = 1_000
 
 Place = tuple[int, bytes]
 """Where a session stands in a bot's list of open ones: `opened_at_ms` and the strand as a member."""
@@ -56,18 +57,27 @@ class View:
         return messages_of(await self.transcript(session_id))
 
     async def transcript(self, session_id: str) -> list[bytes]:
-        """The fields and values, in turns, of the hash that keeps a session's entries, each once.
+        """The fields and values, in turns, of the hash that keeps a session's entries, each once."""
+        return [part async for portion in self.portions(session_id) for part in portion]
 
-        In portions: the whole of a long session would hold up Redis, and everybody who waits on this process's connection.
+    async def portions(self, session_id: str) -> AsyncIterator[list[bytes]]:
+        """The same in portions of some megabytes, in no order.
+
+        The whole of a long session would hold up Redis, and everybody who waits on this process's connection.
         """
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
-        kept: dict[bytes, bytes] = {}
+        size, fields = await self._pipe.call_all([("MEMORY", "USAGE", name), ("HLEN", name)])
+        known_size = isinstance(size, int) and isinstance(fields, int) and size > 0
+        count = max(1, min(_MOST_AT_ONCE, _PORTION_BYTES * fields // size)) if known_size else 1
+        known: set[bytes] = set()
         cursor = b"0"
         while True:
-            cursor, found = await self._pipe.call("HSCAN", name, cursor, "COUNT", _PORTION)
-            kept.update(zip(found[::2], found[1::2], strict=True))
+            cursor, found = await self._pipe.call("HSCAN", name, cursor, "COUNT", count)
+            new = [i for i in range(0, len(found), 2) if found[i] not in known]  # a hash that is made larger gives some twice
+            known.update(found[i] for i in new)
+            yield [part for i in new for part in (found[i], found[i + 1])]
             if cursor == b"0":
-                return [part for field in kept.items() for part in field]
+                return
 
     async def messages_named(self, session_id: str, ids: Sequence[str]) -> list[Message]:
         """Those of a session's messages that have these ids; empty if Redis does not know it."""

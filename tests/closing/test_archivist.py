@@ -7,13 +7,14 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.sessions import ClosedSession
+from app.archive import sessions
 from app.closing.archivist import Archivist
-from app.closing.event_streams import EventStreams, Taken
+from app.closing.event_streams import GROUP, EventStreams, Taken
 from app.closing.set_aside import put_back, readable
 from app.domain.entry import Entry
-from app.domain.records import Close, Receive
+from app.domain.records import Close, Message, Receive, Session
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.pipe import Pipe
@@ -274,25 +275,133 @@ async def test_postgres_away_holds_everything_back(resources: Resources, worker:
     assert await archived(resources) == {session: ["hello"]}
 
 
-async def test_long_session_goes_alone_and_last(resources: Resources, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of a few messages is a long one, and comes in many portions."""
+    monkeypatch.setattr("app.closing.archivist._BYTES_AT_ONCE", 2_000)
+    monkeypatch.setattr("app.live.view._PORTION_BYTES", 1)
+
+
+async def say_much(resources: Resources, name: str, number: int) -> str:
+    strand = Strand("bot", f"web:{name}")
+    session = await say(resources, *(f"{name} {at} {'x' * 100}" for at in range(number)), strand=strand)
+    await close(resources, session, strand=strand)
+    return session
+
+
+@pytest.mark.usefixtures("short_measure")
+async def test_long_session_goes_alone_and_last(resources: Resources, worker: Worker) -> None:
     """One that is too long to be written at all holds up nobody but itself."""
-    monkeypatch.setattr("app.closing.archivist._MESSAGES_AT_ONCE", 5)
-    strands = {name: Strand("bot", f"web:{name}") for name in ("long", "ann", "ben")}
-    for name, strand in strands.items():
-        session = await say(resources, *(f"{name} {number}" for number in range(9 if name == "long" else 2)), strand=strand)
-        await close(resources, session, strand=strand)
-    write = Archivist._write
-
-    async def too_slow(self: Archivist, batch: Sequence[Taken], closed: Sequence[ClosedSession]) -> set[str]:
-        if any(len(session.messages) > 5 for session in closed):
-            raise TimeoutError
-        return await write(self, batch, closed)
-
-    with patch.object(Archivist, "_write", too_slow), pytest.raises(TimeoutError):
+    ids = {name: await say_much(resources, name, 300 if name == "long" else 2) for name in ("long", "ann", "ben")}
+    with patch("app.archive.sessions.add_messages", side_effect=TimeoutError), pytest.raises(TimeoutError):
         await worker.archivist.run_once()
     early = await archived(resources)
     await asyncio.sleep(0.15)
     await worker.archivist.run_once()
 
-    assert sorted(early.values()) == [["ann 0", "ann 1"], ["ben 0", "ben 1"]]
-    assert [f"long {number}" for number in range(9)] in (await archived(resources)).values()
+    assert early.keys() == {ids["ann"], ids["ben"]}
+    assert (await archived(resources))[ids["long"]] == [f"long {number} {'x' * 100}" for number in range(300)]
+    assert await waiting(resources) == 0
+
+
+@pytest.mark.usefixtures("short_measure")
+async def test_long_session_is_archived_once_and_its_surplus_continues(
+    resources: Resources, worker: Worker, other: Archivist
+) -> None:
+    """As a short one: a crash before the release doubles nothing, and what a rollback left behind is kept."""
+    redis, strand = resources.redis, Strand("bot", "web:long")
+    texts = [f"long {number} {'x' * 100}" for number in range(30)]
+    session = await say(resources, *texts, strand=strand)
+    shard = keys.shard_of(strand, resources.settings.shards)
+    names = [keys.state(shard, keys.member(strand)), keys.messages(shard, session)]
+    before = [await redis.dump(name) for name in names]
+    await close(resources, session, strand=strand)
+    with patch.object(EventStreams, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+        await worker.archivist.run_once()
+    await other.run_once()
+    assert await archived(resources) == {session: texts}
+
+    for name, value in zip(names, before, strict=True):
+        await redis.restore(name, 0, value or b"", replace=True)
+    assert await say(resources, "more", "and more", strand=strand) == session
+    await close(resources, session, strand=strand)
+    await worker.archivist.run_once()
+
+    found = await archived(resources)
+    assert found.pop(session) == texts
+    assert list(found.values()) == [["more", "and more"]]
+
+
+async def test_session_of_many_megabytes_is_archived_in_portions(resources: Resources, worker: Worker) -> None:
+    """However few its messages are: what is read and written at once is bounded by bytes."""
+    strand = Strand("bot", "web:fat")
+    for number in range(40):
+        entry = Entry(user_id="fat", role="user", message_id=f"m{number}", text="hi", metadata={"blob": "x" * 900_000})
+        await resources.ledger.submit(strand, Receive(entry, f"m{number}"))
+    session = await say(resources, "last", strand=strand)
+    await close(resources, session, strand=strand)
+    portions: list[int] = []
+    add = sessions.add_messages
+
+    async def watched(conn: AsyncConnection, of: Session, portion: Sequence[Message]) -> None:
+        portions.append(len(portion))
+        await add(conn, of, portion)
+
+    with patch("app.archive.sessions.add_messages", watched):
+        await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: [*["hi"] * 40, "last"]}
+    assert sum(portions) == 41
+    assert max(portions) <= 16
+
+
+async def test_broken_shard_does_not_stop_the_others(resources: Resources, worker: Worker) -> None:
+    """Something else has the name of its stream, or of a transcript."""
+    session = await say(resources, "hello")
+    broken = (keys.shard_of(STRAND, resources.settings.shards) + 1) % resources.settings.shards
+    await resources.redis.set(keys.events(broken), "not a stream")
+    strand = next(
+        each
+        for each in (Strand("bot", f"web:user{number}") for number in range(100))
+        if keys.shard_of(each, resources.settings.shards) != broken
+    )
+    lost = await say(resources, "gone", strand=strand)
+    await close(resources, session)
+    await close(resources, lost, strand=strand)
+    await resources.redis.set(keys.messages(keys.shard_of(strand, resources.settings.shards), lost), "not a transcript")
+
+    await worker.archivist.run_once()
+
+    assert await archived(resources) == {session: ["hello"]}
+    async with resources.engine.connect() as conn:
+        (kept,) = (await conn.execute(text("SELECT session_id::text, error FROM rejects"))).all()
+    assert kept.session_id == lost
+    assert "WRONGTYPE" in kept.error
+
+
+async def test_what_a_dead_worker_left_is_taken_while_more_keeps_coming(resources: Resources, worker: Worker) -> None:
+    """A run that never ends, since there is always something new, looks for what was left all the same."""
+    left = await say(resources, "left")
+    await close(resources, left)
+    await worker.archivist._streams._make_groups()
+    for shard in range(resources.settings.shards):
+        await resources.redis.xreadgroup(GROUP, "dead", {keys.events(shard): ">"})
+    coming = 0
+    read = EventStreams._read
+
+    async def another_first(self: EventStreams) -> list[Taken]:
+        nonlocal coming
+        coming += 1
+        strand = Strand("bot", f"web:user{coming}")
+        await close(resources, await say(resources, "new", strand=strand), strand=strand)
+        return await read(self)
+
+    with patch.object(EventStreams, "_read", another_first):
+        running = asyncio.create_task(worker.archivist.run_once())
+        async with asyncio.timeout(20):
+            while left not in await archived(resources):
+                await asyncio.sleep(0.02)
+        assert not running.done()
+        worker.archivist.stop()
+        async with asyncio.timeout(20):
+            await running

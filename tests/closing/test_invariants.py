@@ -48,11 +48,16 @@ async def test_open_session_without_a_deadline_gets_one(resources: Resources, wo
     assert await resources.redis.zscore(due, member) == before
 
 
-async def test_record_in_nobodys_hands_is_given_out_again(resources: Resources, worker: Worker, session: str) -> None:
-    """Delivered to a consumer that somebody deleted: neither new nor pending."""
+@pytest.mark.parametrize("besides", (0, 12_000))
+async def test_record_in_nobodys_hands_is_given_out_again(
+    resources: Resources, worker: Worker, session: str, besides: int
+) -> None:
+    """Delivered to a consumer that somebody deleted: neither new nor pending. There may be many of them."""
     await worker.archivist.run_once()
     await resources.ledger.submit(ANN, Close(session))
     events = keys.events(shard(resources))
+    ((_, (_, record)),) = await resources.pipe.call("XRANGE", events, "-", "+")
+    await resources.pipe.call_all([("XADD", events, "*", "e", record)] * besides)
     await resources.redis.xreadgroup(GROUP, "gone", {events: ">"})
     await resources.redis.xgroup_delconsumer(events, GROUP, "gone")
 

@@ -12,6 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from msgspec import Struct
 
+from app.api.parameters import check_parameters
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
 from app.live.directory import Directory, KnownBot, KnownKey
@@ -82,11 +83,15 @@ _documented = Depends(HTTPBearer(auto_error=False, description="An API key, `adj
 
 
 def _needs(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
-    """A dependency: the principal, who has one of these scopes and, where the path names a bot, may see it."""
+    """A dependency: the principal, who has one of these scopes and, where the path names a bot, may see it.
+
+    Every route but those of operators has one, so it is here that parameters are looked at, once it is known who asks.
+    """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
         found = principal_of(request.app.state.resources.directory, request.headers.get("authorization", ""))
         found.require(*scopes, bot=request.path_params.get("bot"))
+        check_parameters(request)
         return found
 
     return principal

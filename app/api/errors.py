@@ -242,7 +242,7 @@ def _fault(item: dict[str, Any]) -> Fault:
         case "missing":
             return Fault(where, "it is required")
         case "extra_forbidden":
-            return Fault(where, "there is no such parameter" if place[0] == "query" else "there is no such field")
+            return Fault(where, "there is no such field")
         case "json_invalid":
             return Fault("body", f"it is no JSON from character {place[1]} on: {context['error']}")
         case _:

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
+from starlette.datastructures import QueryParams
 
 from app.api.auth import known_bot, principal_of
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of, request_id_of
+from app.api.parameters import refuse_unknown
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import Refusal
@@ -62,6 +64,8 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
         raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
     bot = _bot(resources, headers, route["bot"])
+    if scope["query_string"]:
+        refuse_unknown(QueryParams(scope["query_string"]), known=())
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     body = await _body(receive, headers, limit=resources.settings.max_body_bytes)

@@ -22,7 +22,7 @@ from app.live.directory import BotRecord, KnownKey, Mark, move
 from app.main import create_app
 from app.resources import Resources
 from app.settings import Settings
-from tests.api.conftest import Client
+from tests.api.conftest import Client, ClientMaker
 
 NASTY = (
     "\x00",
@@ -198,6 +198,25 @@ async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> 
     assert {fault["where"] for fault in problem["errors"]} == {"name", "scopes[1]", "bots[1]", "my-secret"}
     assert "x-9" not in reply.text
     assert "NOT OK" not in reply.text
+
+
+async def test_a_parameter_that_a_route_does_not_have_is_refused(admin: Client, app: FastAPI) -> None:
+    """By every route that has a key's scope: a misspelt filter must not answer with everything."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    for method, path, names in operations(app):
+        problem = await admin.refused(method, path.format_map(dict.fromkeys(PATH_NAMES, "shop")) + "?limt=1", {})
+        (fault,) = problem["errors"]
+
+        assert (problem["status"], fault["where"], fault["what"]) == (422, "limt", "there is no such parameter"), path
+        assert all(name in fault["hint"] for name in names)
+
+
+async def test_parameters_are_looked_at_once_it_is_known_who_asks(clients: ClientMaker) -> None:
+    """Without the scope it is 403, whatever else is wrong."""
+    reader = await clients("read")
+
+    assert (await reader.refused("GET", "/v1/bots?limt=1"))["status"] == 403
+    assert (await reader.refused("GET", "/v1/sessions?limt=1"))["status"] == 422
 
 
 async def test_every_answer_carries_a_request_id(admin: Client) -> None:

@@ -31,16 +31,12 @@ When = Annotated[AwareDatetime | None, BeforeValidator(_with_plus)]
 class PageQuery(BaseModel):
     """Which page."""
 
-    model_config = ConfigDict(extra="forbid")
-
     limit: Limit = 50
     cursor: Cursor = None
 
 
 class MessagesQuery(BaseModel):
     """Which page of messages."""
-
-    model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=1000)] = 200
     cursor: Cursor = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.api.schemas.common import Slug
 from app.api.schemas.sessions import When
@@ -14,8 +14,6 @@ from app.domain.share import Share
 
 class SummaryQuery(BaseModel):
     """Which closed sessions. An instant `…_from` is included, one `…_to` is not."""
-
-    model_config = ConfigDict(extra="forbid")
 
     channel: Slug | None = None
     opened_from: When = None

@@ -275,6 +275,18 @@ async def test_lists_are_walked_to_their_end_without_gap_or_repeat(admin: Client
         assert walked == whole
 
 
+async def test_an_admin_makes_keys_of_scopes_that_their_own_lacks(admin: Client, clients: ClientMaker) -> None:
+    """`admin` is the highest scope: a key that only configures hands out those that post and read, and the log says so."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    limited = await clients("admin", bots=["shop"])
+
+    made = await limited.ok("POST", "/v1/keys", {"name": "bot", "scopes": ["ingest", "read"], "bots": ["shop"]})
+
+    assert made["scopes"] == ["ingest", "read"]
+    (entry, *_) = (await limited.ok("GET", "/v1/audit"))["entries"]
+    assert (entry["action"], entry["detail"]["scopes"]) == ("key.created", ["ingest", "read"])
+
+
 async def test_a_limited_admin_makes_keys_for_their_own_bots_alone(admin: Client, clients: ClientMaker) -> None:
     """No key for all bots, none for another's bot, no sight of keys that reach further, and no new bots."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})

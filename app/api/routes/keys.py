@@ -1,5 +1,6 @@
 """API keys: create, list, revoke.
 
+`admin` is the highest scope: it makes keys of any scope, also of those that the asker's own key does not have.
 An admin whose key is limited to some bots makes keys for those alone, and sees and revokes only keys that reach no further.
 """
 

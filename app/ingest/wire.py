@@ -22,6 +22,8 @@ _decode_raw = msgspec.json.Decoder(list[Raw]).decode
 # Deep nesting ends in the last of them.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encode = msgspec.json.Encoder().encode
+# Some programs put a byte order mark before UTF-8. Python's reader of JSON, which all other routes have, passes over it.
+_MARK = b"\xef\xbb\xbf"
 
 
 class ClosedView(Struct, frozen=True):
@@ -47,13 +49,14 @@ class Receipt(Struct, frozen=True):
 def entry_from(body: bytes) -> Entry:
     """One entry. Raises `Invalid` with the field, what is wrong with it and how to mend it."""
     try:
-        return _decode_entry(body)
+        return _decode_entry(body.removeprefix(_MARK))
     except _UNREADABLE as error:
         raise unreadable(error) from error
 
 
 def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Invalid]:
     """A batch, in order. Raises `Invalid` if the whole cannot be split into entries, `TooLarge` beyond `limit` entries."""
+    body = body.removeprefix(_MARK)
     if ndjson:
         parts: list[Raw] | list[bytes] = [line for line in body.split(b"\n") if line.strip()]
     else:

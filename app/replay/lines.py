@@ -16,6 +16,7 @@ from app.domain.instants import ms_of
 
 STDIN = "-"
 _GZIP_MAGIC = b"\x1f\x8b"
+_MARK = b"\xef\xbb\xbf"  # which some programs begin a file with
 
 
 class Line(Struct, frozen=True):
@@ -70,7 +71,7 @@ def open_source(path: str) -> Iterator[Source]:
 def lines_of(stream: Iterable[bytes], *, name: str) -> Iterator[Line]:
     """The lines that are not blank. One without `message_id` gets `name:number`, the same at every replay of the file."""
     for number, raw in enumerate(stream, start=1):
-        body = raw.strip()
+        body = raw.removeprefix(_MARK).strip()
         if body:
             yield _line(number, body, name=name)
 

@@ -28,6 +28,11 @@ def test_an_entry_without_an_id_gets_one_from_its_place_in_the_file() -> None:
     assert first == second
 
 
+def test_a_byte_order_mark_belongs_to_no_line() -> None:
+    """Windows begins files with one; a file so written replays like any other."""
+    assert list(lines_of([b'\xef\xbb\xbf{"message_id":"1"}\n'], name="f")) == [Line(1, b'{"message_id":"1"}')]
+
+
 def test_a_line_that_is_no_entry_goes_to_the_api_as_it_is() -> None:
     """The API refuses it in its place, and its neighbours are taken."""
     lines = list(lines_of(io.BytesIO(b'nonsense\n{"message_id":7}\n\xff\n'), name="x"))

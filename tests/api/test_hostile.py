@@ -218,6 +218,36 @@ async def test_a_body_of_the_wrong_kind_is_told_the_right_one(admin: Client, pat
     assert unknown.status_code in {200, 422}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    (
+        ("POST", "/v1/bots/shop/messages", GOOD),
+        ("POST", "/v1/bots/shop/messages/batch", b"[" + GOOD + b"]"),
+        ("POST", "/v1/bots/shop/messages/batch", b"[" + GOOD + b", {}]"),
+        ("POST", "/v1/policies/validate", b"{}"),
+        ("PATCH", "/v1/bots/shop", b'{"name": "Shop"}'),
+    ),
+)
+async def test_a_byte_order_mark_is_passed_over(admin: Client, method: str, path: str, body: bytes) -> None:
+    """Windows puts one before UTF-8, and nobody sees it: every route reads what follows."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    reply = await admin.request(method, path, content=b"\xef\xbb\xbf" + body)
+
+    assert reply.status_code == 200, reply.text
+    assert reply.json().get("accepted", 1) == 1
+
+
+async def test_a_byte_order_mark_before_lines_is_passed_over(admin: Client) -> None:
+    """It stands before the first line, and belongs to none."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    body = b"\xef\xbb\xbf" + GOOD + b"\n" + GOOD
+
+    reply = await admin.post("/v1/bots/shop/messages/batch", content=body, headers={"content-type": "application/x-ndjson"})
+
+    assert reply.json()["accepted"] == 2
+
+
 async def test_a_compressed_body_is_told_that_it_is(admin: Client) -> None:
     """Not that its JSON is malformed."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})

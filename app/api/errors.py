@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.errors import DomainError, InvalidPolicy, StateTooLarge
+from app.domain.nesting import DEEPEST
 from app.errors import (
     AdjournError,
     Conflict,
@@ -49,6 +50,27 @@ _log = structlog.get_logger()
 # Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
 _PROCESS = token_hex(12)
 _COUNT = count()
+
+# By pydantic's name of what is wrong; what is in braces is of its context.
+_HINT = "see its type and limits in /docs"
+_INSTANT = "RFC 3339 with an offset, such as 2026-11-21T10:00:00Z"
+_HINTS = {
+    "missing": "add it",
+    "extra_forbidden": "mend its name or leave it out; /docs lists the fields",
+    "json_invalid": "send JSON in UTF-8",
+    "literal_error": "one of {expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "string_too_short": "{min_length} characters or more",
+    "string_too_long": "{max_length} characters at most",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+    "too_short": "{min_length} items or more",
+    "too_long": "{max_length} items at most",
+    "not_storable": f"texts without NUL and halves of characters, numbers that JSON has, {DEEPEST} levels at most",
+    "value_error": "see the fields of this body in /docs",
+    **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing", "timezone_aware"), _INSTANT),
+}
 
 # What they say of a value stays out of the answer: it may be somebody's text.
 _POSTGRES_ERRORS = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -204,7 +226,7 @@ def _told(error: AdjournError | DomainError) -> AdjournError:
     if isinstance(error, AdjournError):
         return error
     if isinstance(error, InvalidPolicy):
-        faults = tuple(Fault(where or "policy", what) for where, what in error.problems)
+        faults = tuple(_of_policy(where, message) for where, message in error.problems)
         told: AdjournError = Invalid("the policy says something impossible", faults=faults)
     elif isinstance(error, StateTooLarge):
         told = TooLarge(error.message, hint=error.hint)
@@ -212,6 +234,11 @@ def _told(error: AdjournError | DomainError) -> AdjournError:
         faults = (Fault(getattr(error, "field", "body"), error.message, error.hint),)
         told = Invalid(error.message, hint=error.hint, faults=faults)
     return _Coded(told, error.code)
+
+
+def _of_policy(where: str, message: str) -> Fault:
+    what, _, hint = message.rpartition("; ")
+    return Fault(where or "policy", what, hint)
 
 
 class _Coded(AdjournError):
@@ -238,15 +265,16 @@ def _fault(item: dict[str, Any]) -> Fault:
     """One of pydantic's errors, in its words where they are words for a caller."""
     place, context = item["loc"], item.get("ctx", {})
     where = _where(place, within=context.get("within", ""))
+    hint = _HINTS.get(item["type"], _HINT).format_map(context)
     match item["type"]:
         case "missing":
-            return Fault(where, "it is required")
+            return Fault(where, "it is required", hint)
         case "extra_forbidden":
-            return Fault(where, "there is no such field")
+            return Fault(where, "there is no such field", hint)
         case "json_invalid":
-            return Fault("body", f"it is no JSON from character {place[1]} on: {context['error']}")
+            return Fault("body", f"it is no JSON from character {place[1]} on: {context['error']}", hint)
         case _:
-            return Fault(where, item["msg"].removeprefix("Value error, "))
+            return Fault(where, item["msg"].removeprefix("Value error, "), hint)
 
 
 def _where(place: tuple[int | str, ...], *, within: str) -> str:
@@ -276,7 +304,7 @@ def _of_http(error: HTTPException) -> AdjournError:
 
 def _of_postgres(error: Exception) -> AdjournError:
     if isinstance(error, DataError) or (isinstance(error, DBAPIError) and isinstance(_cause(error), asyncpg.DataError)):
-        return Invalid("a value is out of the range of what can be kept")
+        return Invalid("a value is out of the range of what can be kept", hint="see the types and limits in /docs")
     if isinstance(error, IntegrityError):
         return Conflict("this contradicts what is there", hint="read it again, and try again")
     if isinstance(error, DBAPIError) and isinstance(_cause(error), asyncpg.QueryCanceledError):

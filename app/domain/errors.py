@@ -38,7 +38,10 @@ class InvalidVariable(_AtField):
 
 
 class InvalidPolicy(DomainError):
-    """`problems` are pairs of path (`channels.sms.inactivity_minutes`) and message, in the order of the policy."""
+    """`problems` are pairs of path (`channels.sms.inactivity_minutes`) and message, in the order of the policy.
+
+    A message says what is wrong and, after its last semicolon, how to mend it.
+    """
 
     code = "invalid_policy"
 

@@ -60,7 +60,7 @@ Check = Callable[[object, str, Problems], object]
 def policy_from(given: object) -> Policy:
     """The policy that `given` (decoded JSON) asks for: a preset, if it names one, and what it sets beside it.
 
-    Raises `InvalidPolicy` with all problems, each with its path and the allowed range.
+    Raises `InvalidPolicy` with all problems, each with its path and, after a semicolon, what is allowed.
     """
     problems: Problems = []
     values = _merged(given, problems)
@@ -78,14 +78,14 @@ def policy_from(given: object) -> Policy:
 def _merged(given: object, problems: Problems) -> dict[str, Any]:
     """A preset's values with the given ones over them, channel by channel and field by field."""
     if not isinstance(given, Mapping):
-        problems.append(("", f"a policy is an object of fields, not {_told(given)}"))
+        problems.append(("", f"{_told(given)} given; an object of fields is expected"))
         return {}
     own = {name: value for name, value in given.items() if name != "preset"}
     preset = given.get("preset")
     if preset is None:
         return own
     if not isinstance(preset, str) or preset not in PRESETS:
-        problems.append(("preset", f"{_told(preset)} is not one of {', '.join(PRESETS)}"))
+        problems.append(("preset", f"{_told(preset)} given; one of {', '.join(PRESETS)} is expected"))
         return own
     merged = {**PRESETS[preset], **own}
     channels = own.get("channels")
@@ -117,7 +117,7 @@ def _channels(given: object, problems: Problems) -> dict[str, Overrides]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        problems.append(("channels", f"an object of channel names and their overrides is expected, not {_told(given)}"))
+        problems.append(("channels", f"{_told(given)} given; an object of channel names and their overrides is expected"))
         return {}
     if len(given) > _MOST_CHANNELS:
         problems.append(("channels", f"{len(given)} channels given; at most {_MOST_CHANNELS} are allowed"))
@@ -128,9 +128,11 @@ def _channels(given: object, problems: Problems) -> dict[str, Overrides]:
 def _channel(name: str, values: object, problems: Problems) -> Overrides | None:
     path = f"channels.{name}"
     if not _CHANNEL.fullmatch(name):
-        problems.append((path, "a channel's name has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, and starts with a letter or digit"))
+        problems.append(
+            (path, "that is no channel's name; it has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, first a letter or digit")
+        )
     elif not isinstance(values, Mapping):
-        problems.append((path, f"an object of fields is expected, not {_told(values)}"))
+        problems.append((path, f"{_told(values)} given; an object of fields is expected"))
     else:
         known = len(problems)
         fields = _checked(values, _CHANNEL_FIELDS, f"{path}.", problems)
@@ -151,7 +153,7 @@ def _contradictions(policy: Policy) -> Iterator[tuple[str, str]]:
 
 def _choice(allowed: tuple[str, ...], value: object, path: str, problems: Problems) -> object:
     if not isinstance(value, str) or value not in allowed:
-        problems.append((path, f"{_told(value)} is not one of {', '.join(allowed)}"))
+        problems.append((path, f"{_told(value)} given; one of {', '.join(allowed)} is expected"))
     return value
 
 
@@ -187,19 +189,19 @@ def _spoken(fields: Mapping[str, Check], value: object, path: str, problems: Pro
         return None
     known = len(problems)
     checked = _checked(value, fields, f"{path}.", problems)
-    problems.extend((f"{path}.{name}", "it is required") for name in fields if name not in {*checked, "channels"})
+    problems.extend((f"{path}.{name}", "it is required; add it") for name in fields if name not in {*checked, "channels"})
     return checked if len(problems) == known else None
 
 
 def _texts(value: object, path: str, problems: Problems) -> object:
     if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
-        problems.append((path, "an object of language tags and their texts is expected"))
+        problems.append((path, f"{_told(value)} given; an object of language tags and their texts is expected"))
         return {}
     if len(value) > _MOST_TEXTS:
         problems.append((path, f"{len(value)} texts given; at most {_MOST_TEXTS} are allowed"))
         return {}
     if "default" not in value:
-        problems.append((path, "a text for `default` is required: it is said where no other language fits"))
+        problems.append((path, "there is no text for `default`; it is required, since it is said where no other language fits"))
     for language, text in value.items():
         problems.extend((f"{path}.{language}", problem) for problem in _text_problems(language, text))
     return dict(value)
@@ -207,7 +209,7 @@ def _texts(value: object, path: str, problems: Problems) -> object:
 
 def _text_problems(language: str, text: str) -> Iterator[str]:
     if not _LANGUAGE.fullmatch(language):
-        yield "a language tag such as `pt` or `pt-BR` is expected, or `default`"
+        yield "that is no language; a tag such as `pt` or `pt-BR` is expected, or `default`"
     if not 1 <= len(text) <= _LONGEST_TEXT:
         yield f"{len(text)} characters given; 1 to {_LONGEST_TEXT} are allowed"
     for name in placeholders_in(text):
@@ -219,7 +221,7 @@ def _supported(value: object, path: str, problems: Problems) -> object:
     if value is None:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and _CHANNEL.fullmatch(name) for name in value):
-        problems.append((path, "a list of channel names is expected, or null for all channels"))
+        problems.append((path, f"{_told(value)} given; a list of channel names is expected, or null for all channels"))
         return None
     return tuple(value)
 

@@ -41,9 +41,9 @@ def unexpired(variables: Mapping[str, Variable], now_ms: int) -> dict[str, Varia
 
 def _check(command: SetVariable) -> None:
     if not 1 <= len(command.name) <= LONGEST_NAME or not command.name.isprintable():
-        raise InvalidVariable("name", f"a name has 1 to {LONGEST_NAME} characters, all of them printable")
+        raise InvalidVariable("name", f"a name has 1 to {LONGEST_NAME} characters, all of them printable", "choose another")
     if command.ttl_ms is not None and not 1 <= command.ttl_ms <= LONGEST_TTL_MS:
-        raise InvalidVariable("ttl_s", f"a TTL is more than 0 and at most {LONGEST_TTL_MS // 1_000} seconds")
+        raise InvalidVariable("ttl_s", f"a TTL is more than 0 and at most {LONGEST_TTL_MS // 1_000} seconds", "choose another")
     if too_deep(command.value):
         raise InvalidVariable("value", f"it is nested deeper than {DEEPEST} levels", "flatten it, or send it as a string")
     try:
@@ -54,6 +54,8 @@ def _check(command: SetVariable) -> None:
     except UnicodeEncodeError as error:
         raise InvalidVariable("value", "it holds half of a surrogate pair, which is no character", "send whole ones") from error
     if len(encoded) > LARGEST_VALUE:
-        raise InvalidVariable("value", f"the value has {len(encoded)} bytes as JSON; at most {LARGEST_VALUE} are allowed")
+        raise InvalidVariable(
+            "value", f"the value has {len(encoded)} bytes as JSON; at most {LARGEST_VALUE} are allowed", "split it"
+        )
     if json.decode(encoded) != command.value:
         raise InvalidVariable("value", "it holds a number that JSON does not have, such as NaN", "send null or a string")

@@ -59,7 +59,7 @@ async def test_the_silence_is_five_to_sixty_minutes(admin: Client, minutes: int,
     if status == 422:
         (fault,) = reply.json()["errors"]
         assert fault["where"] == "inactivity_minutes"
-        assert "5 to 60" in fault["what"]
+        assert "5 to 60" in fault["hint"]
     else:
         assert reply.json()["resolved"]["inactivity_minutes"] == minutes
 

@@ -92,6 +92,7 @@ async def check(client: Client, method: str, path: str, **more: Any) -> None:  #
     if reply.is_client_error:
         assert reply.headers["content-type"] == "application/problem+json"
         assert reply.json()["status"] == reply.status_code
+        assert all(fault["what"] and fault["hint"] for fault in reply.json().get("errors", ())), f"{method} {path}: {reply.text}"
 
 
 def quoted(value: str) -> str:

@@ -163,7 +163,7 @@ def test_B12_each_bot_picks_its_method(bot: BotMaker) -> None:
     assert lasts == {"inactivity": "closed", "platform": "open", "client": "open"}
     refused = bot().save_policy(method="telepathy")
     assert refused.status_code == 422
-    assert "inactivity, platform, client" in refused.json()["errors"][0]["what"]
+    assert "inactivity, platform, client" in refused.json()["errors"][0]["hint"]
 
 
 def test_B13_channels(bot: BotMaker) -> None:

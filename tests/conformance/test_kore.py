@@ -108,7 +108,7 @@ def test_K08_duration_is_per_bot_within_its_range(bot: BotMaker) -> None:
         reply = bot("kore").save_policy(preset="kore", inactivity_minutes=refused)
         assert reply.status_code == 422
         assert reply.json()["errors"][0]["where"] == "inactivity_minutes"
-        assert "5 to 60" in reply.json()["errors"][0]["what"]
+        assert "5 to 60" in reply.json()["errors"][0]["hint"]
     by_default, short, long = bot("kore"), bot("kore", inactivity_minutes=5), bot("kore")
     assert long.save_policy(preset="kore", inactivity_minutes=60).status_code == 200
     for it, duration in ((by_default, 15), (short, 5), (long, 60)):

@@ -15,6 +15,9 @@ from tests.domain.talk import NOON_MS, Talk, minute, nested
 NAME = "a name has 1 to 128 characters, all of them printable"
 TTL = "a TTL is more than 0 and at most 31622400 seconds"
 HINTS = {
+    NAME: "choose another",
+    TTL: "choose another",
+    "the value has 8193 bytes as JSON; at most 8192 are allowed": "split it",
     "it holds a whole number of more than 64 bits": "send it as a string",
     "it is nested deeper than 32 levels": "flatten it, or send it as a string",
     "it holds half of a surrogate pair, which is no character": "send whole ones",
@@ -238,7 +241,7 @@ def test_variable_beyond_its_limits_is_refused(command: SetVariable, field: str,
         talk.do(command, at=0)
     assert refused.value.field == field
     assert refused.value.message == message
-    assert refused.value.hint == HINTS.get(message, "")
+    assert refused.value.hint == HINTS[message]
 
 
 @pytest.mark.parametrize("value", (None, True, 2**64 - 1, -(2**63), 1.5, "\x00 é", nested(DEEPEST), {"a": {"b": []}}))

@@ -18,6 +18,7 @@ def problems_of(given: object) -> dict[str, str]:
         policy_from(given)
     assert refused.value.hint == ""
     assert str(refused.value) == "; ".join(f"{path}: {message}" for path, message in refused.value.problems)
+    assert all(what and hint for what, _, hint in (message.rpartition("; ") for _, message in refused.value.problems))
     return dict(refused.value.problems)
 
 
@@ -96,7 +97,7 @@ def test_choices(field: str, allowed: tuple[str, ...]) -> None:
     for value in allowed:
         assert getattr(policy_from({field: value}), field) == value
     for refused, told in (("never", '"never"'), (1, "1"), (None, "null"), (["any"], '["any"]')):
-        assert problems_of({field: refused}) == {field: f"{told} is not one of {', '.join(allowed)}"}
+        assert problems_of({field: refused}) == {field: f"{told} given; one of {', '.join(allowed)} is expected"}
 
 
 @pytest.mark.parametrize("field", ("discard_closes", "requires_bot"))
@@ -128,14 +129,14 @@ def test_all_problems_are_told_at_once() -> None:
     ]
     assert told["timeout"].startswith("there is no such field; the fields are method, closing, inactivity_minutes")
     assert told["channels.SMS"] == (
-        "a channel's name has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, and starts with a letter or digit"
+        "that is no channel's name; it has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, first a letter or digit"
     )
-    assert told["channels.api"] == "an object of fields is expected, not 7"
+    assert told["channels.api"] == "7 given; an object of fields is expected"
 
 
 def test_what_is_no_policy_at_all() -> None:
-    assert problems_of([1]) == {"": "a policy is an object of fields, not [1]"}
-    assert problems_of({"channels": []}) == {"channels": "an object of channel names and their overrides is expected, not []"}
+    assert problems_of([1]) == {"": "[1] given; an object of fields is expected"}
+    assert problems_of({"channels": []}) == {"channels": "[] given; an object of channel names and their overrides is expected"}
     assert problems_of({"channels": {f"c{n}": {} for n in range(101)}}) == {
         "channels": "101 channels given; at most 100 are allowed"
     }
@@ -146,17 +147,17 @@ def test_what_is_no_policy_at_all() -> None:
 def test_long_values_are_told_short() -> None:
     told = problems_of({"method": "x" * 100})["method"]
 
-    assert told.startswith('"' + "x" * 59 + "… is not one of")
-    assert problems_of({"method": "x" * 58})["method"].startswith('"' + "x" * 58 + '" is not')
+    assert told.startswith('"' + "x" * 59 + "… given; one of")
+    assert problems_of({"method": "x" * 58})["method"].startswith('"' + "x" * 58 + '" given')
 
 
 def test_unknown_preset() -> None:
     """By the names that there are; the rest is still looked at."""
     told = problems_of({"preset": "alexa", "method": "x"})
 
-    assert told["preset"] == f'"alexa" is not one of {", ".join(PRESETS)}'
+    assert told["preset"] == f'"alexa" given; one of {", ".join(PRESETS)} is expected'
     assert "method" in told
-    assert problems_of({"preset": 5})["preset"].startswith("5 is not one of kore,")
+    assert problems_of({"preset": 5})["preset"].startswith("5 given; one of kore,")
     assert policy_from({"preset": None}) == Policy()
 
 
@@ -222,16 +223,16 @@ def test_words_that_are_on() -> None:
     ("message", "path", "says"),
     (
         (True, "", "true given; an object with texts, channels is expected, or null for off"),
-        ({}, ".texts", "it is required"),
-        ({"texts": {"pt": "x"}}, ".texts", "a text for `default` is required: it is said where no other language fits"),
-        ({"texts": "bye"}, ".texts", "an object of language tags and their texts is expected"),
-        ({"texts": {"default": 5}}, ".texts", "an object of language tags"),
+        ({}, ".texts", "it is required; add it"),
+        ({"texts": {"pt": "x"}}, ".texts", "there is no text for `default`; it is required, since"),
+        ({"texts": "bye"}, ".texts", '"bye" given; an object of language tags and their texts is expected'),
+        ({"texts": {"default": 5}}, ".texts", '{"default":5} given; an object of language tags'),
         ({"texts": {"default": ""}}, ".texts.default", "0 characters given; 1 to 2000 are allowed"),
         ({"texts": {"default": "x" * 2_001}}, ".texts.default", "2001 characters given"),
         (
             {"texts": {"default": "x", "portuguese!": "x"}},
             ".texts.portuguese!",
-            "a language tag such as `pt` or `pt-BR` is expected, or `default`",
+            "that is no language; a tag such as `pt` or `pt-BR` is expected, or `default`",
         ),
         (
             {"texts": {"default": "{name}"}},
@@ -244,9 +245,13 @@ def test_words_that_are_on() -> None:
             ".texts",
             "101 texts",
         ),
-        ({"texts": TEXTS, "channels": "web"}, ".channels", "a list of channel names is expected, or null for all channels"),
-        ({"texts": TEXTS, "channels": ["WEB"]}, ".channels", "a list of channel names"),
-        ({"texts": TEXTS, "channels": [5]}, ".channels", "a list of channel names"),
+        (
+            {"texts": TEXTS, "channels": "web"},
+            ".channels",
+            '"web" given; a list of channel names is expected, or null for all channels',
+        ),
+        ({"texts": TEXTS, "channels": ["WEB"]}, ".channels", '["WEB"] given; a list of channel names'),
+        ({"texts": TEXTS, "channels": [5]}, ".channels", "[5] given; a list of channel names"),
         ({"texts": TEXTS, "minutes": 5}, ".minutes", "there is no such field; the fields are texts, channels"),
     ),
 )

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import ingest
 from app.api.body_limit import BodyLimit
+from app.api.docs_page import install_docs
 from app.api.errors import install_error_handlers
 from app.api.ingest_openapi import with_ingest
 from app.api.routes import ROUTERS
@@ -49,10 +50,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # A redirect would name the address that a proxy sees, with `http://`, and clients would send their key there.
         redirect_slashes=False,
         strict_content_type=False,
+        # FastAPI's own pages load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
     app.add_middleware(BodyLimit, max_bytes=known.max_body_bytes)
     install_error_handlers(app)
+    install_docs(app)
     for router in ROUTERS:
         app.include_router(router)
     return app

@@ -156,6 +156,23 @@ async def test_what_is_not_there_is_a_problem_too(admin: Client) -> None:
     assert (broken.status_code, broken.json()["code"]) == (422, "invalid")
 
 
+async def test_the_page_of_the_document_loads_nothing_from_elsewhere(admin: Client) -> None:
+    """It works in a closed network, and its browser, which may hold a key, asks nobody else."""
+    page = await admin.get("/docs")
+    loaded = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
+    addresses = [src or url for src, url in loaded]
+
+    assert page.status_code == 200
+    assert "https://" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert '"validatorUrl": null' in page.text
+    assert len(addresses) == 4
+    for address in addresses:
+        assert (await admin.get(f"/{address}")).status_code == 200, address
+    assert (await admin.get("/redoc")).status_code == 404
+    assert (await admin.refused("GET", "/docs/assets/none.js"))["code"] == "not_found"
+
+
 def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
     """No other shape for an answer of 400 and beyond, and nothing that refers to what the document does not hold."""
     document = app.openapi()

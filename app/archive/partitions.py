@@ -1,7 +1,10 @@
-"""Makes the monthly partitions of `sessions` and `messages`, when a row wants them.
+"""Makes the partitions of `sessions` and `messages`, when a row wants them.
+
+A month each for last year, this year and the next; other years, which only sandbox bots' clocks come to, are a partition each:
+a query that cannot leave any out locks all of them, so there must never be many.
 
 A partition is made beside its table and then attached, which locks neither readers nor writers out (`PARTITION OF` would).
-Archivists that race for a new month wait for one another on an advisory lock.
+Archivists that race for a new one wait for one another on an advisory lock.
 """
 
 import re
@@ -26,45 +29,70 @@ def month_of(opened_at_ms: int) -> Month:
 
 
 def is_partition(table: str) -> bool:
-    return re.fullmatch(r"(sessions|messages)_\d{4,5}_\d{2}", table) is not None
+    return re.fullmatch(r"(sessions|messages)_\d{4,5}(_\d{2})?", table) is not None
+
+
+def partition(table: str, year: int, number: int | None = None) -> str:
+    """The partition of a month or, without its number, of a whole year."""
+    return f"{table}_{year:04}" if number is None else f"{table}_{year:04}_{number:02}"
 
 
 async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
     """Make sure that rows of these months have a place; one round trip when they have.
 
-    Others that need a new month wait until this transaction commits; nobody else does.
+    Others that need a new partition wait until this transaction commits; nobody else does.
     """
     wanted = sorted(set(months))
-    if not await _missing(conn, wanted):
+    if not _homeless(wanted, await _partitions(conn, wanted)):
         return
     await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PARTITION_LOCK})
-    for table, month in await _missing(conn, wanted):
-        await _make(conn, table, month)
+    this_year = (await conn.scalars(text("SELECT extract(year FROM now() AT TIME ZONE 'UTC')::int"))).one()
+    there = await _partitions(conn, wanted)
+    while homeless := _homeless(wanted, there):
+        table, month = homeless[0]
+        there.add(await _make(conn, table, _room_for(table, month, there, this_year=this_year)))
 
 
-async def _missing(conn: AsyncConnection, months: list[Month]) -> list[tuple[str, Month]]:
-    """Read from the catalog's table: `to_regclass` answers from a cache that a wait for our lock does not refresh."""
-    wanted = {partition(table, month): (table, month) for month in months for table in PARTITIONED}
+def _homeless(months: list[Month], there: set[str]) -> list[tuple[str, Month]]:
+    return [
+        (table, month)
+        for table in PARTITIONED
+        for month in months
+        if there.isdisjoint((partition(table, *month), partition(table, month[0])))
+    ]
+
+
+def _room_for(table: str, month: Month, there: set[str], *, this_year: int) -> tuple[int, int | None]:
+    """The month, or its whole year if that is far and none of its months has a partition already."""
+    year, _ = month
+    near = abs(year - this_year) <= 1
+    divided = any(partition(table, year, number) in there for number in range(1, DECEMBER + 1))
+    return month if near or divided else (year, None)
+
+
+async def _partitions(conn: AsyncConnection, months: list[Month]) -> set[str]:
+    """Those of these months' years that there are.
+
+    Read from the catalog's table: `to_regclass` answers from a cache that a wait for our lock does not refresh.
+    """
+    years = {year for year, _ in months}
+    parts = (None, *range(1, DECEMBER + 1))
+    names = [partition(table, year, number) for table in PARTITIONED for year in years for number in parts]
     found = await conn.execute(
-        text("SELECT relname FROM pg_class WHERE relispartition AND relname = ANY(:names)"), {"names": list(wanted)}
+        text("SELECT relname FROM pg_class WHERE relispartition AND relname = ANY(:names)"), {"names": names}
     )
-    return [wanted[name] for name in sorted(set(wanted) - set(found.scalars()))]
+    return set(found.scalars())
 
 
-def partition(table: str, month: Month) -> str:
-    year, number = month
-    return f"{table}_{year:04}_{number:02}"
-
-
-async def _make(conn: AsyncConnection, table: str, month: Month) -> None:
-    name = partition(table, month)
+async def _make(conn: AsyncConnection, table: str, room: tuple[int, int | None]) -> str:
+    """Make the partition and give its name."""
+    name, (year, number) = partition(table, *room), room
+    first, beyond = ((year, 1), (year + 1, 1)) if number is None else ((year, number), _next((year, number)))
     await conn.execute(text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
     await conn.execute(
-        text(
-            f"ALTER TABLE {table} ATTACH PARTITION {name} "
-            f"FOR VALUES FROM ('{_first_day(month)}') TO ('{_first_day(_next(month))}')"
-        )
+        text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{_first_day(first)}') TO ('{_first_day(beyond)}')")
     )
+    return name
 
 
 def _next(month: Month) -> Month:

@@ -8,8 +8,9 @@ from sqlalchemy import Connection, text
 
 from app.archive import migrate
 from app.archive.engine import make_engine
-from app.archive.partitions import ensure_months, is_partition
+from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
+from app.clock import wall_ms
 
 
 def differences(conn: Connection) -> list[object]:
@@ -59,12 +60,13 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str) -> N
 
 
 async def test_archivists_that_race_for_a_month_make_it_once(database_url: str) -> None:
-    """Eight of them at once: each finds its months there afterwards, and none fails."""
+    """Eight of them at once: each finds its months there afterwards, and none fails. A year far off is one partition."""
     engine = make_engine(database_url)
+    this_year, _ = month_of(wall_ms())
 
     async def race() -> None:
         async with engine.begin() as conn:
-            await ensure_months(conn, [(2026, 12), (2027, 1)])
+            await ensure_months(conn, [(this_year, 12), (this_year + 1, 1), (2004, 3), (2004, 11)])
 
     await asyncio.gather(*(race() for _ in range(8)))
     async with engine.connect() as conn:
@@ -72,7 +74,24 @@ async def test_archivists_that_race_for_a_month_make_it_once(database_url: str) 
         names = made.all()
     await engine.dispose()
 
-    assert names == ["messages_2026_12", "messages_2027_01", "sessions_2026_12", "sessions_2027_01"]
+    ours = [f"{this_year}_12", f"{this_year + 1}_01"]
+    assert names == [f"{table}_{part}" for table in ("messages", "sessions") for part in ("2004", *ours)]
+
+
+async def test_a_year_that_has_months_gets_more_of_them(database_url: str) -> None:
+    """Partitions never overlap: what was made by month, when the year was near or by an older version, goes on by month."""
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        for table in ("sessions", "messages"):
+            await conn.execute(
+                text(f"CREATE TABLE {table}_2004_11 PARTITION OF {table} FOR VALUES FROM ('2004-11-01Z') TO ('2004-12-01Z')")
+            )
+        await ensure_months(conn, [(2004, 11), (2004, 12), (2005, 6)])
+        found = await conn.scalars(text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"))
+        names = found.all()
+    await engine.dispose()
+
+    assert names == [f"{table}_{part}" for table in ("messages", "sessions") for part in ("2004_11", "2004_12", "2005")]
 
 
 async def test_a_new_month_waits_for_no_reader_and_no_writer(database_url: str) -> None:

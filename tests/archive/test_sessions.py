@@ -1,6 +1,7 @@
 """Closed sessions in Postgres: written once, whatever is repeated, and read back as they were."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import pytest
 from msgspec import structs
@@ -8,8 +9,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads, sessions
+from app.archive.partitions import month_of
 from app.archive.session_reads import Filter, Place
 from app.archive.sessions import ClosedSession, existing_message_ids, insert_closed
+from app.clock import wall_ms
+from app.domain.instants import ms_of
 from app.domain.strand import opened_at_ms_of
 from tests.closed import NOVEMBER_MS, closed_session, message
 
@@ -113,16 +117,17 @@ async def test_an_archived_session_keeps_its_messages_when_more_are_offered(engi
 
 
 async def test_sessions_of_any_months_find_their_place(engine: AsyncEngine) -> None:
-    """A batch that spans a year's end, and one from long ago, need no partition made by hand."""
-    new_year_ms = 1_798_761_600_000
+    """A batch that spans a year's end, and two from long ago, need no partition made by hand."""
+    this_year, _ = month_of(wall_ms())
+    new_year_ms = ms_of(datetime(this_year + 1, 1, 1, tzinfo=UTC))
     batch = [closed_session(at, opened_at_ms=new_year_ms - 1 + at) for at in range(2)]
-    batch.append(closed_session(9, opened_at_ms=1_100_000_000_000))
+    batch += [closed_session(9 + at, opened_at_ms=1_100_000_000_000 + at * 60 * 86_400_000) for at in range(2)]
     await insert(engine, *batch)
 
     async with engine.connect() as conn:
         found = await conn.scalars(text("SELECT tableoid::regclass::text FROM sessions ORDER BY 1"))
         names = found.all()
-    assert names == ["sessions_2004_11", "sessions_2026_12", "sessions_2027_01"]
+    assert names == ["sessions_2004", "sessions_2005", f"sessions_{this_year}_12", f"sessions_{this_year + 1}_01"]
 
 
 async def test_nothing_that_a_user_types_stops_the_archive(engine: AsyncEngine) -> None:

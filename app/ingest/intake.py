@@ -10,13 +10,13 @@ from app.domain.errors import DomainError
 from app.domain.instants import ms_of
 from app.domain.records import Receive
 from app.domain.strand import strand_of
-from app.errors import AdjournError, Unavailable
+from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
 from app.ingest.wire import Receipt, receipt
 from app.live.directory import KnownBot
 from app.live.fold import Outcome
 from app.live.ledger import Ledger
-from app.live.sandbox import LATEST_MS, SandboxClocks, beyond_latest
+from app.live.sandbox import SandboxClocks, followed_ms
 from app.metrics import ENTRIES
 
 Refusal = AdjournError | DomainError
@@ -33,11 +33,9 @@ class Intake:
 
     async def take(self, bot: KnownBot, entries: Sequence[Entry | AdjournError]) -> list[Receipt | Refusal]:
         """Receipts once everything is committed. Raises `Unavailable` only where nothing could be told at all."""
-        if bot.clock_mode == "sent_at":
-            entries = [_in_time(entry) for entry in entries]
         try:
             async with asyncio.timeout(self._deadline_s):
-                instants = await self._instants(bot, entries)
+                entries, instants = await self._in_time(bot, entries)
                 failpoint("ingest.before_commit")
                 results = await self._submit(bot, entries, instants)
                 failpoint("ingest.after_commit")
@@ -67,18 +65,21 @@ class Intake:
                 under_way.append((message_id, self._ledger.submit(strand, Receive(entry, message_id), at_ms=at_ms)))
         return [item if isinstance(item, Exception) else await _result(*item) for item in under_way]
 
-    async def _instants(self, bot: KnownBot, entries: Sequence[Entry | AdjournError]) -> list[int | None]:
-        """The instant of each entry in a sandbox bot's own time; None where Redis's time counts."""
+    async def _in_time(
+        self, bot: KnownBot, entries: Sequence[Entry | AdjournError]
+    ) -> tuple[Sequence[Entry | AdjournError], Sequence[int | None]]:
+        """The entries, each refused that its bot's clock cannot follow, and their instants in the bot's own time.
+
+        An instant is None where Redis's time counts.
+        """
         if not bot.sandbox:
-            return [None] * len(entries)
+            return entries, [None] * len(entries)
+        real_ms = self._clock.now_ms()
         follows = bot.clock_mode == "sent_at"
-        at_ms = await self._sandboxes.now_ms(bot.id, real_ms=self._clock.now_ms(), follows=follows)
-        instants: list[int | None] = []
-        for entry in entries:
-            if follows and isinstance(entry, Entry) and entry.sent_at is not None:
-                at_ms = max(at_ms, ms_of(entry.sent_at))
-            instants.append(at_ms)
-        return instants
+        at_ms = await self._sandboxes.now_ms(bot.id, real_ms=real_ms, follows=follows)
+        if not follows:
+            return entries, [at_ms] * len(entries)
+        return _followed(entries, at_ms=at_ms, real_ms=real_ms)
 
     async def _move_clock(self, bot: KnownBot, instants: Sequence[int | None]) -> None:
         """After the commit, never before: a sweep must not close what an entry under way still continues."""
@@ -87,11 +88,22 @@ class Intake:
             await self._sandboxes.forward(bot.id, to_ms=last)
 
 
-def _in_time(entry: Entry | AdjournError) -> Entry | AdjournError:
-    """The entry, unless it would move a clock that follows entries to where none may stand."""
-    if isinstance(entry, Entry) and entry.sent_at is not None and ms_of(entry.sent_at) > LATEST_MS:
-        return beyond_latest("sent_at")
-    return entry
+def _followed(
+    entries: Sequence[Entry | AdjournError], *, at_ms: int, real_ms: int
+) -> tuple[list[Entry | AdjournError], list[int | None]]:
+    """Entries and their instants by a clock that they move."""
+    taken: list[Entry | AdjournError] = []
+    instants: list[int | None] = []
+    for entry in entries:
+        try:
+            if isinstance(entry, Entry):
+                sent_at_ms = None if entry.sent_at is None else ms_of(entry.sent_at)
+                at_ms = followed_ms(at_ms, sent_at_ms=sent_at_ms, real_ms=real_ms)
+            taken.append(entry)
+        except Invalid as refused:
+            taken.append(refused)
+        instants.append(at_ms)
+    return taken, instants
 
 
 async def _result(message_id: str, future: asyncio.Future[Outcome]) -> Receipt | Refusal:

@@ -1,12 +1,17 @@
 """The time of sandbox bots, kept in Redis: it moves forward only, when told to or with the `sent_at` of entries."""
 
-from app.domain.instants import rfc3339
+from app.domain.instants import DAY_MS, rfc3339
 from app.errors import Conflict, Fault, Invalid
 from app.live import keys
 from app.live.pipe import Pipe
 
-LATEST_MS = 4_102_444_800_000
-"""2100-01-01. Sessions end after they begin, and the archive has a partition for each month: a clock must leave room for both."""
+BEGINNING_MS = 0
+"""Where a clock stands that follows entries, and has not met one that says when it was sent."""
+
+_YEAR_MS = 366 * DAY_MS
+PAST_MS = 30 * _YEAR_MS
+AHEAD_MS = 10 * _YEAR_MS
+"""How far from real time a clock may be moved: recorded traffic may be old, but the archive has a partition for each year."""
 
 # KEYS [1] the bot's clock. ARGV [1] where it should stand at least, in ms. Returns where it stands.
 _FORWARD = """
@@ -30,7 +35,7 @@ class SandboxClocks:
         stands_ms = await self.stands_ms(bot)
         if stands_ms is not None:
             return stands_ms
-        return 0 if follows else await self.forward(bot, to_ms=real_ms)
+        return BEGINNING_MS if follows else await self.forward(bot, to_ms=real_ms)
 
     async def stands_ms(self, bot: str) -> int | None:
         """Where a bot's clock stands; None if nothing has set it."""
@@ -42,21 +47,44 @@ class SandboxClocks:
         return int(await self._pipe.call("EVAL", _FORWARD, 1, keys.sandbox_clock(bot), to_ms))
 
 
-def forward_target_ms(now_ms: int, *, by_ms: int | None, to_ms: int | None) -> int:
+def forward_target_ms(now_ms: int, *, by_ms: int | None, to_ms: int | None, real_ms: int) -> int:
     """Where `POST …/clock/advance` moves a clock that stands at `now_ms`.
 
-    Raises `Conflict` for a move backwards, `Invalid` for one beyond `LATEST_MS`.
+    Raises `Conflict` for a move backwards, `Invalid` for one too far from real time.
     """
     target = to_ms if to_ms is not None else now_ms + (by_ms or 0)
-    if target > LATEST_MS:
-        raise beyond_latest("seconds" if to_ms is None else "to")
     if target < now_ms:
         raise Conflict("a sandbox clock only moves forward", hint="name an instant after the bot's present one")
+    if not _within(target, real_ms=real_ms):
+        raise _too_far("seconds" if to_ms is None else "to", real_ms=real_ms)
     return target
 
 
-def beyond_latest(field: str) -> Invalid:
-    """The refusal of a `field` that would move a clock beyond `LATEST_MS`."""
-    latest = rfc3339(LATEST_MS)
-    fault = Fault(field, f"would move the sandbox clock beyond {latest}", "name an earlier instant")
-    return Invalid(f"a sandbox clock goes no further than {latest}", faults=(fault,))
+def followed_ms(now_ms: int, *, sent_at_ms: int | None, real_ms: int) -> int:
+    """Where a clock that follows entries, and stands at `now_ms`, is moved by one that was sent at `sent_at_ms`.
+
+    Raises `Invalid` for an entry that would move it too far from real time, or comes without `sent_at` before all others: at the
+    clock's beginning nothing happens, and what it was set to it would not go back from.
+    """
+    if sent_at_ms is None and now_ms == BEGINNING_MS:
+        fault = Fault(
+            "sent_at",
+            "it is required: this bot's clock follows it, and stands nowhere yet",
+            "add it, or set the clock by `clock/advance`",
+        )
+        raise Invalid("the clock of this bot has not begun", faults=(fault,))
+    if sent_at_ms is None or BEGINNING_MS < now_ms >= sent_at_ms:
+        return now_ms
+    if not _within(sent_at_ms, real_ms=real_ms):
+        raise _too_far("sent_at", real_ms=real_ms)
+    return sent_at_ms
+
+
+def _within(at_ms: int, *, real_ms: int) -> bool:
+    return real_ms - PAST_MS <= at_ms <= real_ms + AHEAD_MS
+
+
+def _too_far(field: str, *, real_ms: int) -> Invalid:
+    hint = f"from {rfc3339(real_ms - PAST_MS)} to {rfc3339(real_ms + AHEAD_MS)}"
+    fault = Fault(field, "would move the sandbox clock too far from real time", hint)
+    return Invalid("a sandbox clock stands at most 30 years before and 10 years after real time", faults=(fault,))

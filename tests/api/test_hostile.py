@@ -7,10 +7,14 @@ from urllib.parse import quote
 import pytest
 from fastapi import FastAPI
 
+from app.clock import wall_ms
+from app.domain.instants import rfc3339
+from app.live.sandbox import AHEAD_MS
 from app.worker import Worker
 from tests.api.conftest import Client, Json
 
 FAR = ("9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59-14:00", "2100-01-01T00:00:00.001Z")
+LONG_AGO = ("0001-01-01T00:00:00+14:00", "1969-12-31T23:59:59.999Z", "1970-01-01T00:00:00Z", "1985-01-01T00:00:00Z")
 
 
 def faults(problem: Json) -> list[str]:
@@ -18,7 +22,7 @@ def faults(problem: Json) -> list[str]:
     return [fault["where"] for fault in problem["errors"]]
 
 
-@pytest.mark.parametrize("far", FAR)
+@pytest.mark.parametrize("far", FAR + LONG_AGO)
 async def test_no_entry_takes_a_sandbox_clock_out_of_the_calendar(admin: Client, far: str) -> None:
     """It is refused alone, its neighbours are taken, and the bot's sessions can still be listed."""
     await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True, "clock_mode": "sent_at"})
@@ -38,15 +42,42 @@ async def test_a_sandbox_clock_goes_no_further_than_it_may(admin: Client) -> Non
     """By either way of moving it; at its end entries are taken, and sessions close, as ever."""
     await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True})
     advance = "/v1/bots/box/clock/advance"
+    end_ms = wall_ms() + AHEAD_MS - 60_000
     for far in FAR:
         assert faults(await admin.refused("POST", advance, {"to": far})) == ["to"]
-    assert (await admin.ok("POST", advance, {"to": "2099-12-31T23:59:00Z"}))["now"] == "2099-12-31T23:59:00.000Z"
-    assert faults(await admin.refused("POST", advance, {"seconds": 61})) == ["seconds"]
+    assert (await admin.ok("POST", advance, {"to": rfc3339(end_ms)}))["now"] == rfc3339(end_ms)
+    assert faults(await admin.refused("POST", advance, {"seconds": 600})) == ["seconds"]
 
     answer = await admin.ok("POST", "/v1/bots/box/messages", {"user_id": "a", "role": "user"})
 
-    assert answer["closes_at"] == "2100-01-01T00:14:00.000Z"
+    assert answer["closes_at"] == rfc3339(end_ms + 900_000)
     assert (await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["reason"] == "api"
+
+
+async def test_a_clock_that_follows_entries_begins_with_one_that_was_sent(admin: Client) -> None:
+    """Nothing happens in 1970: until a `sent_at`, or an admin, has set the clock, an entry without one is told what it lacks."""
+    await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True, "clock_mode": "sent_at"})
+    timeless = {"user_id": "a", "role": "user"}
+
+    (fault,) = (await admin.refused("POST", "/v1/bots/box/messages", timeless))["errors"]
+    assert (fault["where"], fault["hint"]) == ("sent_at", "add it, or set the clock by `clock/advance`")
+    assert faults(await admin.refused("POST", "/v1/bots/box/clock/advance", {"seconds": 60})) == ["seconds"]
+    batch = await admin.ok(
+        "POST", "/v1/bots/box/messages/batch", [timeless, timeless | {"sent_at": "2026-11-21T10:00:00Z"}, timeless]
+    )
+
+    assert faults(batch["answers"][0]["error"]) == ["sent_at"]
+    assert [answer["received_at"] for answer in batch["answers"][1:]] == ["2026-11-21T10:00:00.000Z"] * 2
+
+
+async def test_what_was_sent_before_the_clock_moves_nothing(admin: Client) -> None:
+    """However long before: it is kept, and happens where the clock stands."""
+    await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True, "clock_mode": "sent_at"})
+    await admin.ok("POST", "/v1/bots/box/clock/advance", {"to": "2026-11-21T10:00:00Z"})
+
+    for at in LONG_AGO:
+        answer = await admin.ok("POST", "/v1/bots/box/messages", {"user_id": "a", "role": "user", "sent_at": at})
+        assert answer["received_at"] == "2026-11-21T10:00:00.000Z"
 
 
 async def test_a_time_that_no_clock_shows_is_kept_all_the_same(admin: Client, worker: Worker) -> None:

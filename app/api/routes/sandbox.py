@@ -55,6 +55,7 @@ async def advance_clock(bot: str, advance: Advance, request: Request, _: Ingesti
         await _stands_ms(resources, known),
         by_ms=None if advance.seconds is None else round(advance.seconds * 1000),
         to_ms=None if advance.to is None else ms_of(advance.to),
+        real_ms=resources.clock.now_ms(),
     )
     now_ms = await resources.sandboxes.forward(bot, to_ms=target_ms)
     return ClockView(now=rfc3339(now_ms), due=await resources.sweep.run_bot(bot, now_ms))

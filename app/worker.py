@@ -18,6 +18,7 @@ from app.closing.archivist import Archivist
 from app.closing.event_streams import EventStreams
 from app.closing.invariants import Invariants
 from app.closing.policy_change import PolicyChange
+from app.closing.run_out import run_out_deleted
 from app.closing.share import Share
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
@@ -177,7 +178,10 @@ class Worker:
         UNACCOUNTED.set(account.unaccounted)
 
     async def look(self) -> None:
-        await self.invariants.run_once(self._resources.directory.ever_known())
+        resources = self._resources
+        bots = resources.directory.ever_known()
+        await run_out_deleted(bots, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
+        await self.invariants.run_once(bots)
 
     async def tick(self) -> None:
         """A sign of life: for `/readyz`, and for the workers who share the shards."""

@@ -4,7 +4,10 @@ import asyncio
 
 from app.api.schemas.sessions import LivePage, MessagePage, SessionPage, SessionView
 from app.archive.sessions import insert_closed
+from app.domain.entry import Entry
+from app.domain.records import Receive
 from app.domain.session_view import session_view
+from app.domain.strand import Strand
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker, Json
@@ -289,6 +292,47 @@ async def test_a_deleted_sandbox_bot_leaves_no_session_open(admin: Client) -> No
     told = await admin.ok("GET", f"/v1/sessions/{answer['session_id']}")
 
     assert (told["reason"], told["closed_at"]) == ("inactivity", answer["closes_at"])
+
+
+async def test_a_session_opened_while_its_sandbox_bot_is_deleted_closes_too(
+    admin: Client, worker: Worker, resources: Resources
+) -> None:
+    """By a process that has not heard of it yet: a worker lets the clock run out once more, and nothing stays behind."""
+    await sandbox(admin)
+    await post(admin)
+    await admin.ok("DELETE", "/v1/bots/shop")
+    late = Receive(Entry(user_id="late", role="user"), "late")
+    await resources.ledger.submit(Strand("shop", "web:late"), late, at_ms=await resources.sandboxes.stands_ms("shop"))
+    assert (await worker.invariants.account(resources.directory.ever_known())).open == 1
+
+    await worker.look()
+    await worker.archivist.run_once()
+
+    account = await worker.invariants.account(resources.directory.ever_known())
+    assert (account.opened, account.closed, account.open, account.unaccounted) == (2, 2, 0, 0)
+    assert [each["reason"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == ["inactivity"] * 2
+
+
+async def test_what_closes_after_its_bot_is_deleted_is_archived_and_told_to_nobody(
+    admin: Client, worker: Worker, resources: Resources
+) -> None:
+    """Its endpoints went with it; lists and the account know of it all the same, `/live` and `/summary` do not."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/"})
+    answer = await post(admin)
+    await admin.ok("DELETE", "/v1/bots/shop")
+    assert (await worker.invariants.account(resources.directory.ever_known())).open == 1
+
+    assert (await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["status"] == "closed"
+    await worker.archivist.run_once()
+    await worker.deliver()
+
+    account = await worker.invariants.account(resources.directory.ever_known())
+    assert (account.open, account.pending, account.unaccounted) == (0, 0, 0)
+    assert [each["id"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == [answer["session_id"]]
+    assert (await admin.ok("GET", "/v1/deliveries"))["deliveries"] == []
+    for path in ("/v1/bots/shop/live", "/v1/bots/shop/summary"):
+        assert (await admin.refused("GET", path))["status"] == 404
 
 
 async def test_a_deleted_bots_open_sessions_keep_their_policy(admin: Client, worker: Worker, resources: Resources) -> None:

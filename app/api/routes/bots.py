@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Query, Response
+from redis.exceptions import RedisError
 from sqlalchemy import Row
 
 from app.api.auth import Administering, no_bot
@@ -13,15 +15,16 @@ from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
-from app.archive.session_reads import LONGEST_SESSION_MS
+from app.closing.run_out import run_out
 from app.domain.policy import policy_from
-from app.errors import Conflict, Fault, Invalid
+from app.errors import AdjournError, Conflict, Fault, Invalid
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
 
 router = APIRouter(prefix="/v1/bots", tags=["bots"], responses=PROBLEMS)
 
 LIST = "bots"
+_log = structlog.get_logger()
 
 
 @router.post("", status_code=201)
@@ -77,20 +80,22 @@ async def change_bot(bot: str, wanted: BotChange, resources: Held, principal: Ad
 
 @router.delete("/{bot}", status_code=204)
 async def delete_bot(bot: str, resources: Held, principal: Administering) -> None:
-    """Delete a bot: it takes no more entries, its open sessions close on time, its closed ones stay readable."""
+    """Delete a bot: it takes no more entries, its open sessions close on time, its closed ones stay readable.
+
+    Its endpoints go with it, so nobody is told. A sandbox bot's clock runs out, and its open sessions close now.
+    """
     async with saving(resources, principal) as change:
         row = found_bot(await bots.delete(change.conn, bot), bot)
         await change.record("bot.deleted", bot, bot=bot)
     if row.sandbox:
-        await _run_out(resources, row)
+        await _run_out(resources, bot)
 
 
-async def _run_out(resources: Resources, bot: Row[Any]) -> None:
-    """Nobody moves a deleted sandbox bot's clock any more, so it goes on to where the last of its open sessions is over."""
-    follows = bot.clock_mode == "sent_at"
-    now_ms = await resources.sandboxes.now_ms(bot.id, real_ms=resources.clock.now_ms(), follows=follows)
-    end_ms = await resources.sandboxes.forward(bot.id, to_ms=now_ms + LONGEST_SESSION_MS)
-    await resources.sweep.run_bot(bot.id, end_ms)
+async def _run_out(resources: Resources, bot: str) -> None:
+    try:
+        await run_out(bot, clocks=resources.sandboxes, sweep=resources.sweep)
+    except (RedisError, AdjournError) as error:  # the bot is deleted all the same, and a worker does this again
+        _log.warning("deleted_bot.sessions_still_open", bot=bot, error=str(error))
 
 
 def found_bot(row: Row[Any] | None, bot: str) -> Row[Any]:

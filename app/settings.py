@@ -18,6 +18,9 @@ ENV_FILE = Path(".env")
 _ASYNCPG = "postgresql+asyncpg"
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
+PrivateAddresses = bool | Literal["loopback"]
+"""All, none, or this machine's own."""
+
 
 class Settings(BaseSettings):
     """What a deployment may choose; frozen once read.
@@ -85,9 +88,9 @@ class Settings(BaseSettings):
     database_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for one statement, in seconds.")
 
     # Delivery
-    webhook_allow_private: bool | None = Field(
+    webhook_allow_private: PrivateAddresses | None = Field(
         default=None,
-        description="Whether webhooks may go to private and loopback addresses. Unset: only with embedded servers.",
+        description="Private addresses that webhooks may go to: true, false or loopback. Unset: loopback if embedded.",
     )
     delivery_concurrency: int = Field(default=50, ge=1, description="Webhooks that one worker sends at once.")
     delivery_timeout_s: float = Field(
@@ -144,9 +147,11 @@ class Settings(BaseSettings):
         return self.redis_url is None and self.database_url is None
 
     @property
-    def private_webhooks_allowed(self) -> bool:
-        """Whether a webhook may go to a private or loopback address."""
-        return self.embedded if self.webhook_allow_private is None else self.webhook_allow_private
+    def private_webhooks_allowed(self) -> PrivateAddresses:
+        """Which addresses that are not public a webhook may go to. A trial's receivers are on its own machine."""
+        if self.webhook_allow_private is not None:
+            return self.webhook_allow_private
+        return "loopback" if self.embedded else False
 
 
 def normalised_database_url(url: str) -> str:

@@ -8,8 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive.tables import endpoints
 
 
-async def create(conn: AsyncConnection, endpoint: str, bot: str, *, url: str, events: list[str], secret: str) -> Row[Any]:
-    values = {"id": endpoint, "bot_id": bot, "url": url, "events": events, "secret": secret}
+async def create(conn: AsyncConnection, endpoint: str, bot: str, **values: object) -> Row[Any]:
+    """The new row; `values` by column."""
+    values |= {"id": endpoint, "bot_id": bot}
     row: Row[Any] = (await conn.execute(insert(endpoints).values(values).returning(endpoints))).one()
     return row
 

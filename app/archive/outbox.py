@@ -36,7 +36,8 @@ _LOCK_DUE = text("""
                 AND l.status = 'pending' AND l.leased_until > :now) AS under_way
         FROM waiting w WHERE w.endpoint_id IS NOT NULL
     )
-    SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_secret_expires_at, b.sandbox, coalesce(h.failures, 0) AS failures
+    SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_secret_expires_at, e.private_allowed, b.sandbox,
+           coalesce(h.failures, 0) AS failures
     FROM due
     JOIN endpoints e ON e.id = due.endpoint_id
     JOIN bots b ON b.id = e.bot_id
@@ -126,6 +127,7 @@ class Due(Struct, frozen=True):
     secrets: tuple[str, ...]
     sandbox: bool
     failures: int
+    private_allowed: bool = False
 
 
 class Claim(Struct, frozen=True):
@@ -176,7 +178,10 @@ async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[Due
     """Up to `room` endpoints that have something due and may be sent to: the least busy first, then the longest waiting."""
     now = instant(now_ms)
     rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
-    return [Due(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures) for row in rows]
+    return [
+        Due(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures, row.private_allowed)
+        for row in rows
+    ]
 
 
 async def lease(

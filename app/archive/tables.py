@@ -109,6 +109,8 @@ endpoints = Table(
     Column("id", Id, primary_key=True),
     Column("bot_id", Text, ForeignKey("bots.id"), nullable=False, index=True),
     Column("url", Text, nullable=False),
+    # Whether whoever named the address may name private ones: it may be a name, which is looked up again each time.
+    Column("private_allowed", Boolean, nullable=False, server_default=TRUE),
     Column("events", ARRAY(Text), nullable=False),
     Column("secret", Text, nullable=False),
     Column("previous_secret", Text),

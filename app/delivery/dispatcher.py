@@ -149,7 +149,8 @@ class Dispatcher:
         try:
             started_ms = monotonic_ms()
             failpoint("deliver.before_post")
-            outcome = await sender.send(Letter(claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets), now_ms=now_ms)
+            letter = Letter(claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets, claim.endpoint.private_allowed)
+            outcome = await sender.send(letter, now_ms=now_ms)
             failpoint("deliver.after_post")
             DELIVERY_DURATION.observe((monotonic_ms() - started_ms) / 1000)
             return outcome

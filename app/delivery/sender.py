@@ -20,6 +20,7 @@ from standardwebhooks import Webhook
 
 from app.delivery.replies import Reply, retry_after_s
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
+from app.settings import PrivateAddresses
 
 log = structlog.get_logger(__name__)
 
@@ -36,12 +37,16 @@ _HEADERS = {
 
 
 class Letter(Struct, frozen=True):
-    """One webhook to send. `secrets`: the valid one first, then the one it replaced while that is still accepted."""
+    """One webhook to send. `secrets`: the valid one first, then the one it replaced while that is still accepted.
+
+    One that is not `private_allowed` goes to public addresses alone, whatever its sender may reach.
+    """
 
     id: str
     url: str
     body: str
     secrets: tuple[str, ...]
+    private_allowed: bool = True
 
 
 class Delivered(Struct, frozen=True):
@@ -79,17 +84,19 @@ class Sender:
         *,
         resolver: Resolver,
         tls: ssl.SSLContext,
-        allow_private: bool,
+        allow_private: PrivateAddresses,
         deadline_s: float = DEADLINE_S,
         reply_max_bytes: int = REPLY_MAX_BYTES,
     ) -> None:
-        network = GuardedNetwork(resolver=resolver, allow_private=allow_private)
-        self._client = _client(network, tls)
+        self._client = _client(GuardedNetwork(resolver=resolver, allow_private=allow_private), tls)
+        # Connections are kept: those that were made for endpoints that reach further must not be at hand for the others.
+        self._public = _client(GuardedNetwork(resolver=resolver, allow_private=False), tls) if allow_private else self._client
         self._deadline_s = deadline_s
         self._reply_max_bytes = reply_max_bytes
 
     async def close(self) -> None:
         await self._client.aclose()
+        await self._public.aclose()
 
     async def send(self, letter: Letter, *, now_ms: int) -> Outcome:
         """POST it, signed at `now_ms`; never raises but for cancellation."""
@@ -111,7 +118,8 @@ class Sender:
 
     async def _post(self, letter: Letter, reply: Reply, *, now_ms: int) -> None:
         headers = signed_headers(letter, now_ms=now_ms)
-        async with self._client.stream("POST", letter.url, content=letter.body.encode(), headers=headers) as response:
+        client = self._client if letter.private_allowed else self._public
+        async with client.stream("POST", letter.url, content=letter.body.encode(), headers=headers) as response:
             reply.status = response.status_code
             reply.retry_after = response.headers.get("retry-after")
             await reply.read(response, limit=self._reply_max_bytes)

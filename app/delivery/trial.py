@@ -1,10 +1,13 @@
 """Sends an endpoint a signed `webhook.test` right now, past the outbox, so that whoever set it up sees what it answers."""
 
+from typing import Any
 from uuid import uuid4
 
 from msgspec import json
+from sqlalchemy import Row
 
 from app.archive.delivery_log import Trial
+from app.archive.outbox import valid_secrets
 from app.clock import monotonic_ms
 from app.delivery.replies import plain
 from app.delivery.sender import Delivered, Gone, Letter, Outcome, Sender, trusted_tls
@@ -15,9 +18,11 @@ from app.settings import Settings
 TEST_EVENT = "webhook.test"
 
 
-async def send_trial(settings: Settings, *, endpoint_id: str, bot: str, url: str, secrets: tuple[str, ...], now_ms: int) -> Trial:
+async def send_trial(settings: Settings, endpoint: Row[Any], *, now_ms: int) -> Trial:
     """Send it and say how that went; never raises for what a receiver does. A 410 disables nothing here."""
-    letter = Letter(str(uuid4()), url, _body(endpoint_id, bot, now_ms=now_ms), secrets)
+    body = _body(endpoint.id, endpoint.bot_id, now_ms=now_ms)
+    secrets = valid_secrets(endpoint, now_ms=now_ms)
+    letter = Letter(str(uuid4()), endpoint.url, body, secrets, endpoint.private_allowed)
     resolver = Resolver(threads=1)
     sender = Sender(
         resolver=resolver,
@@ -34,8 +39,8 @@ async def send_trial(settings: Settings, *, endpoint_id: str, bot: str, url: str
         resolver.close()
     return Trial(
         id=letter.id,
-        endpoint_id=endpoint_id,
-        bot=bot,
+        endpoint_id=endpoint.id,
+        bot=endpoint.bot_id,
         event=TEST_EVENT,
         body=letter.body,
         at_ms=now_ms,

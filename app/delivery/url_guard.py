@@ -4,7 +4,7 @@ A name can point elsewhere a second after it was checked, so the check that coun
 then connected to: `GuardedNetwork` resolves a name once, refuses what is refused here, and connects to what is left.
 Host header, SNI and the certificate's name stay those of the URL. Nothing here sends anything.
 
-`allow_private` lets webhooks reach private and loopback addresses (a trial, a closed network). Link-local ones, where
+`allow_private` lets webhooks reach loopback addresses (a trial) or all private ones (a closed network). Link-local ones, where
 clouds keep their credentials, and those that no receiver can have are refused always.
 """
 
@@ -20,6 +20,7 @@ import httpx
 from typing_extensions import override
 
 from app.errors import Fault, Invalid
+from app.settings import PrivateAddresses
 
 MAX_URL = 2048
 MAX_HOST = 253
@@ -42,14 +43,14 @@ class AddressRefused(Exception):
     """A name resolved to nothing that a webhook may be sent to."""
 
 
-def check_url(url: str, *, allow_private: bool) -> None:
+def check_url(url: str, *, allow_private: PrivateAddresses) -> None:
     """Refuse (`Invalid`, field `url`) what no webhook may be sent to, as far as the URL alone tells."""
     fault = _fault_of(url, allow_private=allow_private)
     if fault is not None:
         raise _invalid(fault)
 
 
-async def check_destination(url: str, *, allow_private: bool) -> None:
+async def check_destination(url: str, *, allow_private: PrivateAddresses) -> None:
     """`check_url`, and what the name resolves to now; a name that does not resolve yet is let through."""
     check_url(url, allow_private=allow_private)
     parsed = httpx.URL(url)
@@ -65,16 +66,16 @@ async def check_destination(url: str, *, allow_private: bool) -> None:
         raise _invalid(_address_fault(f"{parsed.host} is {addresses[0]}, {refusals[0]}"))
 
 
-def refusal(address: Address, *, allow_private: bool) -> str:
+def refusal(address: Address, *, allow_private: PrivateAddresses) -> str:
     """Why nothing is sent to this address, in words, or an empty string."""
     bare = _embedded_ipv4(address) or address
     if bare.is_link_local or bare in _METADATA:
         return "where clouds keep their credentials"
     if bare.is_multicast or bare.is_unspecified or bare == _BROADCAST:
         return "which no receiver can have"
-    if not allow_private and not _is_public(bare):
-        return "a private address"
-    return ""
+    if _is_public(bare) or allow_private is True or (allow_private == "loopback" and bare.is_loopback):
+        return ""
+    return "a private address"
 
 
 class Resolver:
@@ -98,7 +99,7 @@ class Resolver:
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
     """httpcore's network, where each connection goes to an address that was checked a moment before."""
 
-    def __init__(self, *, resolver: Resolver, allow_private: bool) -> None:
+    def __init__(self, *, resolver: Resolver, allow_private: PrivateAddresses) -> None:
         self._resolver = resolver
         self._allow_private = allow_private
         self._network = httpcore.AnyIOBackend()
@@ -174,7 +175,7 @@ def _embedded_ipv4(address: Address) -> IPv4Address | None:
     return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
-def _fault_of(url: str, *, allow_private: bool) -> Fault | None:
+def _fault_of(url: str, *, allow_private: PrivateAddresses) -> Fault | None:
     # The parser is the sender's own: two parsers that read one URL differently are a way around any check.
     if len(url) > MAX_URL:
         return Fault("url", f"is longer than {MAX_URL} characters", "give a shorter URL")
@@ -195,7 +196,7 @@ def _scheme_fault(url: httpx.URL) -> Fault | None:
     return None
 
 
-def _host_fault(url: httpx.URL, *, allow_private: bool) -> Fault | None:
+def _host_fault(url: httpx.URL, *, allow_private: PrivateAddresses) -> Fault | None:
     host = url.raw_host.decode()
     if not host or len(host) > MAX_HOST:
         return Fault("url", "names no host", "give a URL such as https://example.com/webhooks")
@@ -214,7 +215,7 @@ def _port_fault(url: httpx.URL) -> Fault | None:
 
 
 def _address_fault(what: str) -> Fault:
-    return Fault("url", what, "use a public address; where webhooks stay inside a closed network, set WEBHOOK_ALLOW_PRIVATE=true")
+    return Fault("url", what, "use a public address; others need a key for all bots, and the setting WEBHOOK_ALLOW_PRIVATE")
 
 
 def _invalid(fault: Fault) -> Invalid:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from sqlalchemy import text
 
-from app.archive import rejects
+from app.archive import endpoints, rejects
 from app.closing.set_aside import Aside
 from app.domain.presets import PRESETS
 from app.resources import Resources
@@ -187,6 +187,34 @@ async def test_an_address_that_is_none_is_refused(admin: Client, url: str) -> No
         problem = await admin.refused(method, path, {"url": url})
         assert problem["status"] == 422
         assert problem["errors"][0]["where"] == "url"
+
+
+async def test_a_limited_admin_names_no_private_address(admin: Client, clients: ClientMaker, resources: Resources) -> None:
+    """Receivers' replies are shown, so a tenant could read what is inside; nor does a name that is private later help."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    limited = await clients("admin", bots=["shop"])
+    inside = {"url": "http://127.0.0.1:9999/hook"}
+
+    (fault,) = (await limited.refused("POST", "/v1/bots/shop/endpoints", inside))["errors"]
+    assert (fault["where"], fault["what"]) == ("url", "names 127.0.0.1, a private address")
+    assert "a key for all bots" in fault["hint"]
+    made = await limited.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://receiver.invalid:9999/hook"})
+    path = f"/v1/endpoints/{made['id']}"
+    assert (await limited.refused("PATCH", path, inside))["errors"][0]["where"] == "url"
+    assert not await _private_allowed(resources, made["id"])
+
+    await admin.ok("PATCH", path, inside)
+    await limited.ok("PATCH", path, {"events": ["session.closed"]})
+    assert await _private_allowed(resources, made["id"])
+    await limited.ok("PATCH", path, {"url": "http://receiver.invalid:9999/hook"})
+    assert not await _private_allowed(resources, made["id"])
+
+
+async def _private_allowed(resources: Resources, endpoint: str) -> bool:
+    async with resources.engine.connect() as conn:
+        row = await endpoints.find(conn, endpoint)
+    assert row is not None
+    return bool(row.private_allowed)
 
 
 async def test_a_key_is_shown_once_works_at_once_and_ends_when_revoked(admin: Client) -> None:

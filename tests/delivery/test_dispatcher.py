@@ -65,6 +65,19 @@ async def test_each_attempt_is_kept_with_its_answer(run: Run, outbox: Outbox, re
     assert first.duration_ms >= 0
 
 
+async def test_what_a_limited_admin_named_reaches_no_private_address(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+    """Whatever its name is by now: the address is looked at when it is connected to, and nothing is read from there."""
+    endpoint = await outbox.endpoint(receiver.url(host="localhost"))
+    await outbox.run("UPDATE endpoints SET private_allowed = false WHERE id = :id", id=endpoint)
+    await outbox.add()
+    await run()
+    (attempt,) = await outbox.attempts()
+
+    assert attempt.error.startswith("address_refused: localhost is ")
+    assert (attempt.status, attempt.reply) == (None, "")
+    assert receiver.connections == 0
+
+
 async def test_retries_follow_the_schedule_under_one_id(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """Never before its time, always the same id and body, a fresh timestamp and signature each time."""
     endpoint = await outbox.endpoint(receiver.behave("/hook", fails(2)))

@@ -270,6 +270,19 @@ async def test_a_test_that_fails_says_why_and_changes_nothing(
     assert await outbox.health() == []
 
 
+async def test_a_test_shows_nothing_of_a_place_that_a_limited_admin_may_not_name(
+    admin: Client, outbox: Outbox, receiver: Receiver
+) -> None:
+    """Its reply is what would be worth reading: a name that has moved inside is not asked."""
+    endpoint = await outbox.endpoint(receiver.url(host="localhost"))
+    await outbox.run("UPDATE endpoints SET private_allowed = false WHERE id = :id", id=endpoint)
+    told = (await admin.post(f"/v1/endpoints/{endpoint}/test")).json()
+
+    assert (told["delivered"], told["status"], told["reply"]) == (False, None, "")
+    assert told["error"].startswith("address_refused")
+    assert receiver.connections == 0
+
+
 async def test_a_test_that_is_taken_lets_go_what_waited(
     admin: Client, dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
 ) -> None:

@@ -80,6 +80,14 @@ def test_private_addresses_are_refused_unless_allowed(address: str) -> None:
     assert refusal(ip_address(address), allow_private=True) == ""
 
 
+@pytest.mark.parametrize("address", PRIVATE + NEVER)
+def test_loopback_alone_can_be_allowed(address: str) -> None:
+    """A trial's receivers are on its own machine, in whatever form that is written; the network around it is not for trials."""
+    own = {"127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"}
+
+    assert (refusal(ip_address(address), allow_private="loopback") == "") is (address in own)
+
+
 @pytest.mark.parametrize("address", NEVER)
 def test_some_addresses_are_refused_whatever_is_allowed(address: str) -> None:
     """Cloud metadata, link-local, multicast, unspecified, broadcast: no closed network has a receiver there."""
@@ -160,6 +168,20 @@ async def test_a_connection_goes_only_to_an_address_that_was_checked() -> None:
 
     with pytest.raises(AddressRefused, match=r"rebound\.example is 10\.0\.0\.1"):
         await network.connect_tcp("rebound.example", 80)
+
+
+async def test_what_may_not_go_to_private_addresses_finds_no_open_connection_to_one(receiver: Receiver) -> None:
+    """The same host and port, kept alive by an endpoint that may: the other one is refused all the same."""
+    sender = Sender(resolver=ScriptedResolver(*[("127.0.0.1",)] * 2), tls=trusted_tls(), allow_private=True, deadline_s=5)
+    url, secrets = receiver.url(host="rebound.example"), (new_webhook_secret(),)
+    first = await sender.send(Letter("x", url, "{}", secrets), now_ms=wall_ms())
+    second = await sender.send(Letter("y", url, "{}", secrets, private_allowed=False), now_ms=wall_ms())
+    await sender.close()
+
+    assert isinstance(first, Delivered)
+    assert isinstance(second, Retry)
+    assert second.reason == "address_refused"
+    assert len(receiver.requests) == 1
 
 
 async def test_unix_sockets_are_out_of_reach() -> None:

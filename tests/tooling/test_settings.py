@@ -7,7 +7,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from app.settings import Settings, normalised_database_url
+from app.settings import PrivateAddresses, Settings, normalised_database_url
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_COMPOSE_ALONE = {"POSTGRES_PASSWORD"}
@@ -113,8 +113,18 @@ def test_urls_are_not_shown() -> None:
 
 @pytest.mark.parametrize(
     ("redis_url", "allowed", "expected"),
-    ((None, None, True), ("redis://h", None, False), ("redis://h", True, True), (None, False, False)),
+    (
+        (None, "", "loopback"),
+        ("redis://h", "", False),
+        ("redis://h", "true", True),
+        ("redis://h", "loopback", "loopback"),
+        (None, "false", False),
+    ),
 )
-def test_private_webhooks_are_for_trials(redis_url: str | None, allowed: bool | None, expected: bool) -> None:  # noqa: FBT001
-    """Unless told otherwise, only a start with servers of its own may call private addresses."""
-    assert Settings(redis_url=redis_url, webhook_allow_private=allowed).private_webhooks_allowed is expected
+def test_private_webhooks_are_for_trials(
+    monkeypatch: pytest.MonkeyPatch, redis_url: str | None, allowed: str, expected: PrivateAddresses
+) -> None:
+    """Unless told otherwise, only a start with servers of its own may call its own machine, and nobody the rest of a network."""
+    monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", allowed)
+
+    assert Settings(redis_url=redis_url).private_webhooks_allowed == expected

@@ -31,7 +31,6 @@ from app.archive.audit import Actor
 from app.archive.delivery_log import Place, Wanted
 from app.archive.endpoint_health import HEALTHY
 from app.archive.instants import instant
-from app.archive.outbox import valid_secrets
 from app.delivery.trial import send_trial
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound
@@ -101,14 +100,7 @@ async def test_endpoint(endpoint_id: str, resources: Held, principal: Administer
     async with resources.engine.connect() as conn:
         endpoint = await _endpoint(conn, principal, endpoint_id)
     # No connection is held while the receiver takes its time.
-    trial = await send_trial(
-        resources.settings,
-        endpoint_id=endpoint.id,
-        bot=endpoint.bot_id,
-        url=endpoint.url,
-        secrets=valid_secrets(endpoint, now_ms=now_ms),
-        now_ms=now_ms,
-    )
+    trial = await send_trial(resources.settings, endpoint, now_ms=now_ms)
     async with resources.engine.begin() as conn:
         await delivery_log.keep_trial(conn, trial)
         if trial.delivered:

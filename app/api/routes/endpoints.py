@@ -28,14 +28,20 @@ async def create_endpoint(
     bot: str, new: NewEndpoint, resources: Held, principal: Administering, *, response: Response
 ) -> EndpointCreated:
     """Add an endpoint. Its secret, by which webhooks are verified, is in this answer and in no other."""
-    await _check_url(resources, new.url)
+    await _check_url(resources, principal, new.url)
     endpoint = new_id(resources.clock.now_ms())
     async with saving(resources, principal) as change:
         found_bot(await bots.find(change.conn, bot), bot)
         if len(await endpoints.of_bot(change.conn, bot)) >= MOST:
             raise Conflict(f"a bot has at most {MOST} endpoints", hint="delete one that is no longer needed")
         row = await endpoints.create(
-            change.conn, endpoint, bot, url=new.url, events=list(new.events), secret=new_webhook_secret()
+            change.conn,
+            endpoint,
+            bot,
+            url=new.url,
+            private_allowed=_may_name_private(principal),
+            events=list(new.events),
+            secret=new_webhook_secret(),
         )
         await change.record("endpoint.created", endpoint, bot=bot, url=new.url, events=new.events)
     response.headers["Location"] = f"/v1/endpoints/{endpoint}"
@@ -64,11 +70,15 @@ async def change_endpoint(endpoint_id: str, wanted: EndpointChange, resources: H
     """Change where it is, what it hears of, and whether it does. What is pending for it goes to the new place."""
     known_id = _id(endpoint_id)
     if wanted.url is not None:
-        await _check_url(resources, wanted.url)
+        async with resources.engine.connect() as conn:
+            _covered(principal, await endpoints.find(conn, known_id), endpoint_id)
+        await _check_url(resources, principal, wanted.url)
     changes = wanted.model_dump(exclude_none=True)
     async with saving(resources, principal) as change:
         row = _covered(principal, await endpoints.find(change.conn, known_id), endpoint_id)
-        more = {"disabled_reason": None} if wanted.enabled else {}
+        more: dict[str, Any] = {"disabled_reason": None} if wanted.enabled else {}
+        if wanted.url is not None:
+            more["private_allowed"] = _may_name_private(principal)
         row = await endpoints.change(change.conn, known_id, changes | more)
         await change.record("endpoint.changed", known_id, bot=row.bot_id, **changes)
     return EndpointView.of(row)
@@ -84,8 +94,14 @@ async def delete_endpoint(endpoint_id: str, resources: Held, principal: Administ
         await change.record("endpoint.deleted", known_id, bot=row.bot_id)
 
 
-async def _check_url(resources: Resources, url: str) -> None:
-    await check_destination(url, allow_private=resources.settings.private_webhooks_allowed)
+async def _check_url(resources: Resources, principal: Principal, url: str) -> None:
+    allowed = resources.settings.private_webhooks_allowed
+    await check_destination(url, allow_private=allowed if _may_name_private(principal) else False)
+
+
+def _may_name_private(principal: Principal) -> bool:
+    """Receivers' replies are shown: a tenant's admin must not read with them what is inside the operator's network."""
+    return principal.key.bots is None
 
 
 def _covered(principal: Principal, row: Row[Any] | None, endpoint: str) -> Row[Any]:

@@ -184,7 +184,8 @@ class Archivist:
 def _parts(batch: Sequence[Taken], sizes: Sequence[int]) -> Iterator[_Part]:
     """The batch in parts of a size that Redis and Postgres take at once; what is too long for that goes alone, and last.
 
-    What cannot be read goes alone and first: all there is to do is to set it aside. A part that fails holds up nothing but itself: those before it are archived by then.
+    What cannot be read goes alone and first: all there is to do is to set it aside. A part that fails holds up nothing but
+    itself: those before it are archived by then.
     """
     part: list[Taken] = []
     room = _BYTES_AT_ONCE

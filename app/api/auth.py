@@ -66,11 +66,13 @@ def principal_of(directory: Directory, authorization: str) -> Principal:
 
 
 def known_bot(directory: Directory, name: str) -> KnownBot:
-    """The bot of this name. Raises `NotFound`."""
+    """The bot of this name. Raises `NotFound`, or `Unavailable` if this process cannot read what is kept of it."""
     bot = directory.bot(name)
-    if bot is None:
-        raise no_bot(name)
-    return bot
+    if bot is not None:
+        return bot
+    if directory.is_unreadable(name):
+        raise Unavailable("this process is too old to read what is saved of this bot", retry_after_s=10)
+    raise no_bot(name)
 
 
 def no_bot(name: str) -> NotFound:

@@ -17,6 +17,7 @@ from msgspec import DecodeError, Struct, json
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from app.clock import monotonic_ms
 from app.domain.errors import InvalidPolicy
 from app.domain.policy import Policy, PolicyVersion, policy_from
 from app.domain.records import BotRules
@@ -26,6 +27,7 @@ ClockMode = Literal["manual", "sent_at"]
 
 BLOCK_MS = 400  # less than any socket's timeout, and a missed change is noticed after this
 RETRY_S = 0.25
+SILENT_MS = 10_000
 CHANGES_KEPT = 1_000
 MARK = b"mark"
 
@@ -102,14 +104,32 @@ class Directory:
         self._redis: Any = redis
         self._bots: dict[str, KnownBot] = {}
         self._keys: dict[bytes, KnownKey] = {}
+        self._unreadable: dict[bytes, bytes] = {}
         self._mark: Mark | None = None
         self._last_change: bytes = b"0-0"
         self._moved = asyncio.Condition()
+        self._heard_ms = monotonic_ms()
 
     @property
     def loaded(self) -> bool:
         """False until the hash was read once: nothing can be said of anybody before."""
         return self._mark is not None
+
+    @property
+    def shortcomings(self) -> str:
+        """Why this process may not know everything, in words; empty if it does."""
+        if not self.loaded:
+            return "bots and keys are not known yet"
+        silent_ms = monotonic_ms() - self._heard_ms
+        if silent_ms > SILENT_MS:
+            return f"nothing was heard of changes for {silent_ms / 1000:.0f} s"
+        if self._unreadable:
+            return f"{len(self._unreadable)} of the bots and keys cannot be read by this version"
+        return ""
+
+    def is_unreadable(self, bot: str) -> bool:
+        """Whether there is something of this name that this version cannot read, and never could."""
+        return bot not in self._bots and b"bot:" + bot.encode() in self._unreadable
 
     def bot(self, bot: str) -> KnownBot | None:
         known = self._bots.get(bot)
@@ -149,10 +169,11 @@ class Directory:
             latest, stored = await pipe.execute()
         if MARK not in stored:
             return
-        self._bots, self._keys = {}, {}
+        mark = Mark.read(stored[MARK])
+        self._forget_all_but(stored)
         self._take(stored)
         self._last_change = latest[0][0] if latest else b"0-0"
-        await self._move_to(Mark.read(stored[MARK]))
+        await self._move_to(mark)
 
     async def follow(self) -> None:
         """Keep up with the changes for ever: Redis being away is waited for, and no error ends it."""
@@ -184,6 +205,7 @@ class Directory:
     async def _in_step(self) -> bool:
         """Nothing came: was there really nothing, or has the stream been lost?"""
         mark = await self._redis.hget(keys.DIRECTORY, MARK.decode())
+        self._heard_ms = monotonic_ms()
         return mark is None or Mark.read(mark) == self._mark
 
     async def _follow_change(self, entry: Mapping[bytes, bytes]) -> bool:
@@ -198,18 +220,35 @@ class Directory:
     async def _move_to(self, mark: Mark) -> None:
         async with self._moved:
             self._mark = mark
+            self._heard_ms = monotonic_ms()
             self._moved.notify_all()
 
+    def _forget_all_but(self, stored: Mapping[bytes, bytes]) -> None:
+        self._bots = {bot: known for bot, known in self._bots.items() if b"bot:" + bot.encode() in stored}
+        self._keys = {digest: known for digest, known in self._keys.items() if b"key:" + digest.hex().encode() in stored}
+        self._unreadable = {name: value for name, value in self._unreadable.items() if name in stored}
+
     def _take(self, fields: Mapping[bytes, bytes | None]) -> None:
+        """What cannot be read, since a newer version wrote it, stays as it was known, and concerns nobody else."""
         for name, value in fields.items():
-            kind, _, name_of = name.partition(b":")
-            if kind == b"bot" and value is not None:
-                bot = _known_bot(value)
-                self._bots[bot.id] = bot
-            elif kind == b"key" and value is not None:
-                self._keys[bytes.fromhex(name_of.decode())] = json.decode(value, type=KnownKey)
-            elif kind == b"key":
-                self._keys.pop(bytes.fromhex(name_of.decode()), None)
+            try:
+                self._take_one(name, value)
+            except ValueError as error:
+                if self._unreadable.get(name) != value:
+                    _log.error("directory.record_unreadable", record=name.decode(errors="replace"), error=str(error))
+                self._unreadable[name] = value or b""
+            else:
+                self._unreadable.pop(name, None)
+
+    def _take_one(self, name: bytes, value: bytes | None) -> None:
+        kind, _, name_of = name.partition(b":")
+        if kind == b"bot" and value is not None:
+            bot = _known_bot(value)
+            self._bots[bot.id] = bot
+        elif kind == b"key" and value is not None:
+            self._keys[bytes.fromhex(name_of.decode())] = json.decode(value, type=KnownKey)
+        elif kind == b"key":
+            self._keys.pop(bytes.fromhex(name_of.decode()), None)
 
 
 def _end_if_cancelled() -> None:

@@ -31,7 +31,7 @@ async def test_all_is_well(client: Client) -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "ready",
-        "checks": {"redis": "ok", "durability": "ok", "postgres": "ok", "worker": "ok"},
+        "checks": {"redis": "ok", "durability": "ok", "configuration": "ok", "postgres": "ok", "worker": "ok"},
     }
 
 

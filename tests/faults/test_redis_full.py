@@ -67,7 +67,10 @@ async def _fill_and_lift(stage: Ground, tabulate: Tabulate, seconds: int, sessio
     assert (by_api, moved) == (200, 503)
     assert set(log.troubles) == {"503"}
     assert stage.traces() == []
-    assert ready == {"status": "ready", "checks": dict.fromkeys(("redis", "durability", "postgres", "worker"), "ok")}
+    assert ready == {
+        "status": "ready",
+        "checks": dict.fromkeys(("redis", "durability", "configuration", "postgres", "worker"), "ok"),
+    }
     assert evicted == 0
     assert left == 0
     due_verdict.check()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -203,3 +204,38 @@ async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngin
         await run(engine, ADD_BOT)
         assert await directory.caught_up(await publish(engine, redis), timeout_s=2)
         assert directory.bot("shop") is not None
+
+
+async def _spoil(redis: Redis, name: str, engine: AsyncEngine) -> None:
+    """A newer version saves something that this one does not know, and tells of it."""
+    stored: Any = await redis.hget(keys.DIRECTORY, name)
+    await redis.hset(keys.DIRECTORY, name, stored.replace(b'"clock_mode":null', b'"clock_mode":"newer"'))
+    await run(engine, "UPDATE bots SET name = 'Other 2' WHERE id = 'other'")
+
+
+ADD_OTHER = "INSERT INTO bots (id, name) VALUES ('other', 'Other')"
+ADD_OTHERS_POLICY = """INSERT INTO policies (bot_id, version, policy, effective_at) VALUES ('other', 1, '{}', '2026-11-21')"""
+
+
+async def test_a_record_that_cannot_be_read_concerns_nobody_else(engine: AsyncEngine, redis: Redis) -> None:
+    """It stays as it was known; all others are followed; whoever never knew it says so, and does not say that there is none."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_OTHER, ADD_OTHERS_POLICY)
+    mark = await publish(engine, redis)
+    async with following(redis) as directory:
+        assert await directory.caught_up(mark, timeout_s=5)
+        await _spoil(redis, "bot:shop", engine)
+        assert await directory.caught_up(await publish(engine, redis), timeout_s=5)
+        await directory.load()
+        async with following(redis) as newcomer:
+            assert await newcomer.caught_up(mark, timeout_s=5)
+
+            old, other = directory.bot("shop"), directory.bot("other")
+            assert old is not None
+            assert other is not None
+            assert (old.name, other.name) == ("Shop", "Other 2")
+            assert directory.key(DIGEST) is not None
+            assert (newcomer.bot("shop"), newcomer.is_unreadable("shop"), directory.is_unreadable("shop")) == (None, True, False)
+            assert newcomer.bot("other") is not None
+            assert newcomer.key(DIGEST) is not None
+            assert "1 of the bots and keys" in directory.shortcomings
+            assert "1 of the bots and keys" in newcomer.shortcomings

@@ -39,15 +39,22 @@ async def readyz(
 ) -> dict[str, object]:
     """Whether this process can take entries: 503 where it cannot.
 
-    A Postgres that is down, a schema that is not the newest, a worker that does not tick, a Redis that keeps less than it should
-    are told as `degraded` with 200, since ingest goes on and taking every process out of service would stop it.
+    A Postgres that is down, a schema that is not the newest, a worker that does not tick, a Redis that keeps less than it should,
+    bots and keys of which nothing is heard are told as `degraded` with 200, since ingest goes on and taking every process out of
+    service would stop it.
     """
     resources: Resources = request.app.state.resources
-    names = ("redis", "durability", "postgres", "worker")
-    asked = (_redis(resources), _durability(resources), _postgres(resources), _worker(resources))
+    names = ("redis", "durability", "configuration", "postgres", "worker")
+    asked = (
+        _redis(resources),
+        _durability(resources),
+        _configuration(resources),
+        _postgres(resources),
+        _worker(resources),
+    )
     checks = dict(zip(names, await asyncio.gather(*map(_checked, asked)), strict=True))
     draining = bool(getattr(request.app.state, "draining", False))
-    taking = checks["redis"] == OK and not draining
+    taking = checks["redis"] == OK and resources.directory.loaded and not draining
     right = taking and all(check == OK for check in checks.values())
     response.status_code = 200 if right or (taking and not strict) else 503
     status = "ready" if right else "degraded" if taking else "draining" if draining else "unready"
@@ -84,6 +91,10 @@ async def _redis(resources: Resources) -> str:
 
 async def _durability(resources: Resources) -> str:
     return "; ".join(await shortcomings(resources.pipe, appendfsync=resources.settings.appendfsync)) or OK
+
+
+async def _configuration(resources: Resources) -> str:
+    return resources.directory.shortcomings or OK
 
 
 async def _postgres(resources: Resources) -> str:

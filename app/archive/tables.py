@@ -212,9 +212,9 @@ deliveries = Table(
     # When it was enqueued, or replayed last.
     Column("queued_at", Instant, nullable=False, server_default=NOW),
     Column("status", Text, nullable=False, server_default=text("'pending'")),
-    Column("attempt", SmallInteger, nullable=False, server_default=ZERO),
+    Column("attempt", Integer, nullable=False, server_default=ZERO),
     # Attempts that the retry schedule does not count: those before the last replay, and those that a stop cut short.
-    Column("uncounted", SmallInteger, nullable=False, server_default=ZERO),
+    Column("uncounted", Integer, nullable=False, server_default=ZERO),
     Column("next_attempt_at", Instant, nullable=False, server_default=NOW),
     # The delivery that must be settled before this one is tried.
     Column("after_id", Id),
@@ -238,7 +238,7 @@ attempts = Table(
     "attempts",
     metadata,
     Column("delivery_id", Id, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
-    Column("attempt", SmallInteger, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
     Column("started_at", Instant, nullable=False),
     Column("duration_ms", Integer),
     Column("status", SmallInteger),

@@ -10,16 +10,16 @@ the next claim without waiting for a tick. A crash anywhere delays a delivery by
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import structlog
 from asyncpg import InterfaceError, PostgresError
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import outbox
-from app.archive.outbox import Claim
+from app.archive.outbox import Claim, Due
 from app.clock import monotonic_ms
 from app.delivery import breaker
 from app.delivery.chores import Chores
@@ -35,9 +35,14 @@ log = structlog.get_logger(__name__)
 
 # What one endpoint may have under way, as a part of what a worker can: five of them may hang and nobody else would notice.
 SHARE_OF_ONE = 5
+# How many endpoints are claimed for one by one at most, where a claim for all of them is refused.
+ENDPOINTS_APART = 1_000
 
 # While a connection is being made, asyncpg's own errors come through as they are.
 _POSTGRES_AWAY = (SQLAlchemyError, PostgresError, InterfaceError, OSError, TimeoutError)
+
+# SQLSTATE classes of a Postgres that answers, and says that what it was told is wrong: data, constraints, statements.
+_REFUSALS = ("22", "23", "42")
 
 
 class Dispatcher:
@@ -60,13 +65,18 @@ class Dispatcher:
         self._stopping = False
 
     async def run_once(self, now_ms: int) -> None:
-        """One tick. Raises `Unavailable` while Postgres does not answer; what is under way goes on and is recorded later."""
+        """One tick. Raises `Unavailable` while Postgres does not answer; what is under way goes on and is recorded later.
+
+        Raises what SQLAlchemy raises if Postgres answers and refuses.
+        """
         self._ahead_ms = now_ms - monotonic_ms()
         try:
             await self._record()
             await self._top_up()
             await self._chores.run_once(now_ms)
         except _POSTGRES_AWAY as error:
+            if _is_refused(error):
+                raise
             detail = f"Postgres does not answer, so nothing is delivered: {error}"
             raise Unavailable(detail) from error
 
@@ -110,17 +120,43 @@ class Dispatcher:
         return max(0, self._settings.delivery_concurrency - len(self._under_way) - len(self._over))
 
     async def _claim(self, room: int) -> list[Claim]:
-        now_ms = self._now_ms()
+        """In one statement for all endpoints. If Postgres refuses it, each endpoint apart: one row must not stop the others."""
+        try:
+            async with self._engine.begin() as conn:
+                return await self._lease(conn, await self._lock_due(conn, room=room), room=room)
+            # A crash here leaves them leased: they are due again when that ends.
+        except DBAPIError as error:
+            if not _is_refused(error):
+                raise
+        async with self._engine.begin() as conn:
+            return await self._lease_apart(conn, room=room)
+
+    async def _lease_apart(self, conn: AsyncConnection, *, room: int) -> list[Claim]:
+        claims: list[Claim] = []
+        # More endpoints than there is room for: those that are refused wait longest, and would always be the first.
+        for due, width in await self._lock_due(conn, room=ENDPOINTS_APART):
+            if len(claims) == room:
+                break
+            try:
+                async with conn.begin_nested():
+                    claims += await self._lease(conn, [(due, width)], room=room - len(claims))
+            except DBAPIError as error:
+                if not _is_refused(error):
+                    raise
+                log.error("endpoint_not_claimed", endpoint=due.endpoint_id, error=str(error.orig))  # noqa: TRY400
+        return claims
+
+    async def _lock_due(self, conn: AsyncConnection, *, room: int) -> list[tuple[Due, int]]:
         full = max(1, self._settings.delivery_concurrency // SHARE_OF_ONE)
+        due = await outbox.lock_due(conn, room=room, now_ms=self._now_ms())
+        return [(each, breaker.width(each.failures, full=full)) for each in due]
+
+    async def _lease(self, conn: AsyncConnection, endpoints: Sequence[tuple[Due, int]], *, room: int) -> list[Claim]:
+        if not endpoints:
+            return []
         # It covers one attempt and what may come between: a slow commit, a busy machine.
         lease_ms = int(self._settings.delivery_timeout_s * 1000) + self._settings.delivery_lease_margin_ms
-        async with self._engine.begin() as conn:
-            due = await outbox.lock_due(conn, room=room, now_ms=now_ms)
-            if not due:
-                return []
-            endpoints = [(each, breaker.width(each.failures, full=full)) for each in due]
-            return await outbox.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=lease_ms)
-        # A crash here leaves them leased: they are due again when that ends.
+        return await outbox.lease(conn, endpoints, room=room, now_ms=self._now_ms(), lease_ms=lease_ms)
 
     def _start(self, claim: Claim) -> None:
         failpoint("deliver.after_claim")
@@ -173,7 +209,8 @@ class Dispatcher:
                 await self._record()
                 await self._top_up()
         except _POSTGRES_AWAY as error:
-            log.warning("deliveries_not_recorded", waiting=len(self._over), error=str(error))
+            tell = log.exception if _is_refused(error) else log.warning
+            tell("deliveries_not_recorded", waiting=len(self._over), error=str(error))
 
     async def _record(self) -> None:
         async with self._recording:
@@ -188,3 +225,9 @@ class Dispatcher:
 def _observe_latency(claim: Claim, *, started_at_ms: int) -> None:
     if claim.attempt == 1 and not claim.endpoint.sandbox:
         DELIVERY_LATENCY.observe(max(0, started_at_ms - claim.event_at_ms) / 1000)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether this is a Postgres that answers: trying again will not help, and saying that it is away would mislead."""
+    state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+    return isinstance(state, str) and state.startswith(_REFUSALS)

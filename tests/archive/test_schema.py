@@ -2,6 +2,7 @@
 
 import asyncio
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
@@ -11,6 +12,17 @@ from app.archive.engine import make_engine
 from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
 from app.clock import wall_ms
+
+_WORN_DELIVERY = """
+    WITH endpoint AS (
+        INSERT INTO endpoints (id, bot_id, url, events, secret)
+        VALUES (gen_random_uuid(), 'shop', 'http://127.0.0.1/', '{}', 'whsec_') RETURNING id
+    ), delivery AS (
+        INSERT INTO deliveries (id, endpoint_id, bot_id, event, body, attempt, uncounted)
+        SELECT gen_random_uuid(), id, 'shop', 'session.closed', '{}', 32767, 32767 FROM endpoint RETURNING id
+    )
+    INSERT INTO attempts (delivery_id, attempt, started_at) SELECT id, 32767, now() FROM delivery
+"""
 
 
 def differences(conn: Connection) -> list[object]:
@@ -57,6 +69,32 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str) -> N
 
     assert matches
     assert instances == 1
+
+
+async def test_wider_counts_of_attempts_keep_what_was_counted(database_url: str) -> None:
+    """A row that had come to the end of its two bytes goes on counting."""
+
+    def migrate_to(conn: Connection, version: str, *, down: bool = False) -> None:
+        config = migrate.config()
+        config.attributes["connection"] = conn
+        (command.downgrade if down else command.upgrade)(config, version)
+
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "0003", down=True)
+        await conn.execute(text("INSERT INTO bots (id, name) VALUES ('shop', 'shop')"))
+        await conn.execute(text(_WORN_DELIVERY))
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "head")
+    async with engine.begin() as conn:
+        counted = await conn.execute(
+            text("UPDATE deliveries SET attempt = attempt + 1, uncounted = attempt + 1 RETURNING attempt, uncounted")
+        )
+        kept = await conn.execute(text("UPDATE attempts SET attempt = attempt + 1 RETURNING attempt"))
+        rows = counted.all(), kept.all()
+    await engine.dispose()
+
+    assert rows == ([(32_768, 32_768)], [(32_768,)])
 
 
 async def test_archivists_that_race_for_a_month_make_it_once(database_url: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Event
 
 import pytest
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import outbox as outbox_store
@@ -276,6 +277,14 @@ async def test_postgres_away_is_one_clear_refusal_and_no_end() -> None:
     await engine.dispose()
 
     assert all("Postgres does not answer" in detail for detail in refusals)
+
+
+async def test_a_refusal_is_not_told_as_postgres_away(dispatcher: Dispatcher, outbox: Outbox) -> None:
+    """Whoever reads the log is not sent to look at a Postgres that is well."""
+    await outbox.run("ALTER TABLE endpoint_health RENAME TO elsewhere")
+
+    with pytest.raises(ProgrammingError, match="endpoint_health"):
+        await dispatcher.run_once(wall_ms())
 
 
 async def test_what_piles_up_is_bounded_while_postgres_is_away(

@@ -3,6 +3,8 @@
 import asyncio
 import resource
 
+import pytest
+
 from app.clock import wall_ms
 from app.delivery.dispatcher import SHARE_OF_ONE
 from tests.delivery.conftest import DispatcherMaker
@@ -66,6 +68,27 @@ async def test_every_endpoints_first_delivery_goes_before_anybodys_backlog(
 
     assert {path for path in first if path.startswith("/one/")} == {f"/one/{number}" for number in range(40)}
     assert max(first.index(f"/one/{number}") for number in range(40)) < 2 * CONCURRENCY
+
+
+@pytest.mark.parametrize("attempt", (32_767, 2_147_483_647))
+async def test_a_delivery_that_cannot_be_claimed_stops_nobody_elses(
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver, attempt: int
+) -> None:
+    """However far its attempts were counted, and though it has waited longest where one is sent at a time."""
+    await outbox.endpoint(receiver.url("/worn"), bot="worn")
+    await outbox.add(bot="worn")
+    await outbox.run(
+        "UPDATE deliveries SET attempt = :attempt, uncounted = :attempt, next_attempt_at = now() - interval '1 h'",
+        attempt=attempt,
+    )
+    await outbox.endpoint(receiver.url("/well"), bot="well")
+    await outbox.add(3, bot="well")
+    worker = dispatchers(delivery_concurrency=1)
+    await worker.run_once(wall_ms())
+    await worker.idle()
+
+    assert len(receiver.at("/well")) == 3
+    assert len(receiver.at("/worn")) == (1 if attempt == 32_767 else 0)
 
 
 async def test_more_bad_endpoints_than_senders_leave_room_in_the_end(

@@ -52,26 +52,31 @@ class Child:
         self._stopping = asyncio.Event()
 
     async def keep(self) -> None:
-        """Run it, and run it again when it ends, until `stop`."""
+        """Run it, and run it again when it ends or cannot be started, until `stop`.
+
+        No memory, no process, no descriptor, no room on the disk to say so: all of it passes, and nobody else would try again.
+        """
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             began_s = asyncio.get_running_loop().time()
-            process = await self._run_once()
-            if self._stopping.is_set():
+            try:
+                await self._run_once()
+            except Exception:  # noqa: BLE001 - whatever it is
+                complain("process cannot be started or watched, trying again", child=self.name)
+            if self.failed_to_start.is_set():
                 return
-            if not self.ready.is_set():
-                self.failed_to_start.set()
-                return
-            log.warning("process ended, starting it again", child=self.name, pid=process.pid, exit=process.returncode)
             # One that ends soon is tried less and less often: its Redis may be away.
             steady = asyncio.get_running_loop().time() - began_s > _STEADY_S
             pause_s = _FIRST_PAUSE_S if steady else min(pause_s * 2, _LONGEST_PAUSE_S)
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
 
     async def replace(self) -> None:
         """Start a second process, and end the first once the second works; without a second one, keep the first."""
         first = self._process
-        second, notice = await self._spawn()
+        started = await self._spawn_in_the_end()
+        if started is None:
+            return
+        second, notice = started
         works = await self._works(second, notice)
         if not works or self._process is not first or self._stopping.is_set():
             if not works:
@@ -89,7 +94,9 @@ class Child:
         if self._process is not None:
             await _end(self._process, within_s=within_s)
 
-    async def _run_once(self) -> asyncio.subprocess.Process:
+    async def _run_once(self) -> None:
+        if self._process is not None:
+            await _end(self._process, within_s=_STARTUP_S)  # ended already, unless watching it went wrong
         self._process, notice = await self._spawn()
         if await self._works(self._process, notice):
             self.ready.set()
@@ -99,7 +106,30 @@ class Child:
             await current.wait()
             self._on_end(current.pid)
             if current is self._process:
-                return current
+                break
+        if self._stopping.is_set():
+            return
+        if not self.ready.is_set():
+            self.failed_to_start.set()
+            return
+        log.warning("process ended, starting it again", child=self.name, pid=current.pid, exit=current.returncode)
+
+    async def _spawn_in_the_end(self) -> tuple[asyncio.subprocess.Process, int] | None:
+        """Start a process as soon as that is possible; None if asked to stop first."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                return await self._spawn()
+            except OSError:
+                complain("process cannot be started, trying again", child=self.name)
+            await self._pause(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        return None
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, int]:
         """Start a process; the number is the reading end of its notice of being ready."""
@@ -117,6 +147,9 @@ class Child:
                 process_group=0,
                 preexec_fn=end_with_parent(signal.SIGTERM),
             )
+        except BaseException:
+            os.close(notice)
+            raise
         finally:
             os.close(announcement)
         return process, notice
@@ -132,6 +165,12 @@ class Child:
             return False
         finally:
             os.close(notice)
+
+
+def complain(what: str, **about: object) -> None:
+    """Tell of the exception being handled, if that can be written: with the disk full the log may be what fails."""
+    with suppress(OSError):
+        log.error(what, exc_info=True, **about)
 
 
 async def _read_byte(descriptor: int) -> bytes:

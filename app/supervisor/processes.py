@@ -13,7 +13,7 @@ from prometheus_client import multiprocess
 
 from app.errors import CannotStart
 from app.settings import Settings, environment_with
-from app.supervisor.child import Child
+from app.supervisor.child import Child, complain
 
 _PROGRAM = ("-m", "app.cli")
 _WATCH_S = 1.0
@@ -133,11 +133,17 @@ def forgetter(metrics_dir: Path) -> Callable[[int], None]:
 async def _repeat(work: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(_WATCH_S)
-        work()
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - whatever it was, the next time may go well
+            complain("watching failed, going on")
 
 
 async def _on_each(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         await event.wait()
         event.clear()
-        await work()
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - the next signal is to find somebody
+            complain("what a signal asked for failed, waiting for the next")

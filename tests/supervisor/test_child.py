@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -10,10 +11,13 @@ import textwrap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
+from app.supervisor import child as child_module
+from app.supervisor import processes
 from app.supervisor.child import Child
 
 ANNOUNCING = """
@@ -68,6 +72,18 @@ async def _kept(place: Place) -> AsyncIterator[asyncio.Task[None]]:
         await task
 
 
+def _refuse_to_start(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
+    """Have the system refuse processes until `undo`; gives the refusals."""
+    refusals: list[OSError] = []
+
+    async def refuse(*_: object, **__: object) -> None:
+        refusals.append(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+        raise refusals[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    return refusals
+
+
 async def _until(met: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not met():
@@ -117,6 +133,95 @@ async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path
         await _until(lambda: len(place.pids) == 4)
 
         assert _lives(place.pids[-1])
+
+
+async def test_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process to be had, no memory, a program that is being replaced: it passes, and takes no descriptors with it."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        before = psutil.Process().num_fds()
+        refusals = _refuse_to_start(monkeypatch)
+        os.kill(place.pids[0], signal.SIGKILL)
+        await _until(lambda: len(refusals) == 3)
+        monkeypatch.undo()
+        await _until(lambda: len(place.pids) == 2 and psutil.Process().num_fds() <= before)
+
+        assert _lives(place.pids[1])
+
+
+async def test_the_first_start_is_tried_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be started at all has not failed by a fault of its own."""
+    place, refusals = Place(tmp_path), _refuse_to_start(monkeypatch)
+    async with _kept(place):
+        await _until(lambda: len(refusals) == 2)
+        monkeypatch.undo()
+        await _until(place.child.ready.is_set)
+
+    assert not place.child.failed_to_start.is_set()
+
+
+async def test_a_second_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first works on meanwhile."""
+    place = Place(tmp_path)
+    async with _kept(place):
+        await place.child.ready.wait()
+        refusals = _refuse_to_start(monkeypatch)
+        replacing = asyncio.create_task(place.child.replace())
+        await _until(lambda: len(refusals) == 2)
+        kept = _lives(place.pids[0])
+        monkeypatch.undo()
+        await replacing
+
+        assert kept
+        assert not _lives(place.pids[0])
+        assert _lives(place.pids[1])
+
+
+async def test_what_cannot_be_told_or_noted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the disk full neither the metrics nor the log can be written."""
+    place, failures = Place(tmp_path), list[str]()
+
+    def fail(*_: object, **__: object) -> None:
+        failures.append("full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(place.child, "_on_end", fail)
+    monkeypatch.setattr(child_module, "log", SimpleNamespace(error=fail, warning=fail))
+    async with _kept(place):
+        await place.child.ready.wait()
+        os.kill(place.pids[0], signal.SIGKILL)
+        await _until(lambda: len(place.pids) == 2)
+        monkeypatch.undo()
+
+    assert failures
+
+
+async def test_watching_and_replacing_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that dies, or a signal that comes, after the disk was full once, still finds somebody."""
+    monkeypatch.setattr(processes, "_WATCH_S", 0.01)
+    event, watched, replaced = asyncio.Event(), list[int](), list[int]()
+
+    def watch() -> None:
+        watched.append(1)
+        if len(watched) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def replace() -> None:
+        replaced.append(1)
+        if len(replaced) == 1:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    tasks = [asyncio.create_task(processes._repeat(watch)), asyncio.create_task(processes._on_each(event, replace))]
+    for count in (1, 2):
+        event.set()
+        await _until(lambda: len(replaced) == count)  # noqa: B023 - awaited here
+    await _until(lambda: len(watched) > 1)
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert {type(end) for end in ends} == {asyncio.CancelledError}
 
 
 async def test_replacing_starts_the_second_before_it_ends_the_first(tmp_path: Path) -> None:

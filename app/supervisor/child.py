@@ -61,8 +61,8 @@ class Child:
             began_s = asyncio.get_running_loop().time()
             try:
                 await self._run_once()
-            except Exception:  # noqa: BLE001 - whatever it is
-                complain("process cannot be started or watched, trying again", child=self.name)
+            except Exception as error:  # noqa: BLE001 - whatever it is
+                complain("process cannot be started or watched, trying again", error, child=self.name)
             if self.failed_to_start.is_set():
                 return
             # One that ends soon is tried less and less often: its Redis may be away.
@@ -120,8 +120,8 @@ class Child:
         while not self._stopping.is_set():
             try:
                 return await self._spawn()
-            except OSError:
-                complain("process cannot be started, trying again", child=self.name)
+            except OSError as error:
+                complain("process cannot be started, trying again", error, child=self.name)
             await self._pause(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         return None
@@ -167,10 +167,10 @@ class Child:
             os.close(notice)
 
 
-def complain(what: str, **about: object) -> None:
-    """Tell of the exception being handled, if that can be written: with the disk full the log may be what fails."""
+def complain(what: str, error: Exception, **about: object) -> None:
+    """Tell of an exception with its trace, if that can be written: with the disk full the log may be what fails."""
     with suppress(OSError):
-        log.error(what, exc_info=True, **about)
+        log.error(what, exc_info=error, **about)
 
 
 async def _read_byte(descriptor: int) -> bytes:

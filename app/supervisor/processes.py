@@ -135,8 +135,8 @@ async def _repeat(work: Callable[[], None]) -> None:
         await asyncio.sleep(_WATCH_S)
         try:
             work()
-        except Exception:  # noqa: BLE001 - whatever it was, the next time may go well
-            complain("watching failed, going on")
+        except Exception as error:  # noqa: BLE001 - whatever it was, the next time may go well
+            complain("watching failed, going on", error)
 
 
 async def _on_each(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
@@ -145,5 +145,5 @@ async def _on_each(event: asyncio.Event, work: Callable[[], Awaitable[None]]) ->
         event.clear()
         try:
             await work()
-        except Exception:  # noqa: BLE001 - the next signal is to find somebody
-            complain("what a signal asked for failed, waiting for the next")
+        except Exception as error:  # noqa: BLE001 - the next signal is to find somebody
+            complain("what a signal asked for failed, waiting for the next", error)

@@ -1,5 +1,6 @@
 """Admins see what became of webhooks and mend it; nobody sees another tenant's."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Protocol
@@ -329,13 +330,44 @@ async def test_the_overlap_is_a_day_unless_said_otherwise(admin: Client, outbox:
     endpoint = await outbox.endpoint("http://127.0.0.1:1/")
     await admin.post(f"/v1/endpoints/{endpoint}/rotate-secret")
     day = await outbox.endpoint_row(endpoint)
-    await admin.post(f"/v1/endpoints/{endpoint}/rotate-secret", json={"previous_valid_s": 0})
+    await admin.post(f"/v1/endpoints/{endpoint}/rotate-secret", json={"previous_valid_s": 0, "force": True})
     none = await outbox.endpoint_row(endpoint)
     too_long = await admin.post(f"/v1/endpoints/{endpoint}/rotate-secret", json={"previous_valid_s": 10**9})
 
     assert abs(ms_of(day.previous_secret_expires_at) - wall_ms() - DAY_MS) < 60_000
     assert ms_of(none.previous_secret_expires_at) <= wall_ms() + 1_000
     assert too_long.status_code == 422
+
+
+@pytest.mark.parametrize("at_once", (True, False))
+async def test_a_repeated_rotation_keeps_what_the_first_one_promised(admin: Client, outbox: Outbox, at_once: bool) -> None:  # noqa: FBT001
+    """A retry after a lost answer, or two admins at once: one secret is made, and the original signs until it was to."""
+    endpoint = await outbox.endpoint("http://127.0.0.1:1/")
+    path = f"/v1/endpoints/{endpoint}/rotate-secret"
+    if at_once:
+        answers = list(await asyncio.gather(admin.post(path), admin.post(path)))
+    else:
+        answers = [await admin.post(path), await admin.post(path, json={"previous_valid_s": 0})]
+    done, refused = sorted(answers, key=lambda answer: answer.status_code)
+    row = await outbox.endpoint_row(endpoint)
+
+    assert (done.status_code, refused.status_code) == (200, 409)
+    assert done.json()["previous_valid_until"] in refused.json()["detail"]
+    assert "force" in refused.json()["hint"]
+    assert (row.secret, row.previous_secret) == (done.json()["secret"], outbox.secrets[endpoint])
+
+
+async def test_a_rotation_may_follow_when_the_previous_secret_is_over_or_by_force(admin: Client, outbox: Outbox) -> None:
+    """A secret that leaked is not kept for a day because another was made just before."""
+    endpoint = await outbox.endpoint("http://127.0.0.1:1/")
+    path = f"/v1/endpoints/{endpoint}/rotate-secret"
+    first = await admin.post(path, json={"previous_valid_s": 0})
+    second = await admin.post(path)
+    third = await admin.post(path, json={"previous_valid_s": 60, "force": True})
+    row = await outbox.endpoint_row(endpoint)
+
+    assert [answer.status_code for answer in (first, second, third)] == [200, 200, 200]
+    assert (row.secret, row.previous_secret) == (third.json()["secret"], second.json()["secret"])
 
 
 async def test_what_admins_do_is_in_the_audit_log(admin: Client, outbox: Outbox) -> None:

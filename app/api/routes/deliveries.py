@@ -112,15 +112,30 @@ async def test_endpoint(endpoint_id: str, resources: Held, principal: Administer
 async def rotate_secret(
     endpoint_id: str, resources: Held, principal: Administering, rotate: RotateSecret | None = None
 ) -> NewSecret:
-    """Sign with a new secret from now on, and with the present one beside it for a while."""
-    secret = new_webhook_secret()
-    until_ms = resources.clock.now_ms() + (rotate or RotateSecret()).previous_valid_s * 1000
+    """Sign with a new secret from now on, and with the present one beside it for a while.
+
+    409 while the one before is still valid, as after an answer that was lost; with `force` that one ends at once.
+    """
+    wanted, secret, now_ms = rotate or RotateSecret(), new_webhook_secret(), resources.clock.now_ms()
+    until_ms = now_ms + wanted.previous_valid_s * 1000
     async with saving(resources, principal) as change:
         endpoint = await _endpoint(change.conn, principal, endpoint_id)
+        if not wanted.force:
+            _check_previous_over(endpoint, now_ms=now_ms)
         changes = {"secret": secret, "previous_secret": endpoint.secret, "previous_secret_expires_at": instant(until_ms)}
         await endpoints.change(change.conn, endpoint.id, changes)
         await change.record("endpoint.secret_rotated", endpoint.id, bot=endpoint.bot_id, previous_valid_until=rfc3339(until_ms))
     return NewSecret(secret=secret, previous_valid_until=rfc3339(until_ms))
+
+
+def _check_previous_over(endpoint: Row[Any], *, now_ms: int) -> None:
+    """An endpoint has room for two secrets, and the older one was promised to somebody until it expires."""
+    if len(valid_secrets(endpoint, now_ms=now_ms)) > 1:
+        expires = rfc3339(ms_of(endpoint.previous_secret_expires_at))
+        raise Conflict(
+            f"its secret was rotated already, and the one before is valid until {expires}",
+            hint='rotate again after that, or with `"force": true`, by which the one before ends at once',
+        )
 
 
 async def _replay_all(resources: Resources, wanted: Wanted) -> int:

@@ -152,9 +152,13 @@ class TestResult(BaseModel):
 
 
 class RotateSecret(Body):
-    """For how long the present secret stays valid beside the new one."""
+    """For how long the present secret stays valid beside the new one.
+
+    While a previous one is still valid, rotating again would end it before its time: that is refused unless `force` is true.
+    """
 
     previous_valid_s: Annotated[int, Field(ge=0, le=30 * _DAY_S)] = _DAY_S
+    force: bool = False
 
 
 class NewSecret(BaseModel):

@@ -31,6 +31,7 @@ from app.archive.audit import Actor
 from app.archive.delivery_log import Place, Wanted
 from app.archive.endpoint_health import HEALTHY
 from app.archive.instants import instant
+from app.archive.outbox import valid_secrets
 from app.delivery.trial import send_trial
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound

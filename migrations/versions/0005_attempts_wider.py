@@ -8,8 +8,8 @@ order in which the dispatcher takes them, and not for long: behind a wait for a 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

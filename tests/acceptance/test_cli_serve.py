@@ -198,10 +198,13 @@ def test_servers_of_ones_own_are_used_and_nothing_is_started(redis_url: str, dat
     """With both URLs set there is no folder, no server, and no key in what may be a kept log."""
     with serving(tmp_path / "var", "--no-worker", redis_url=redis_url, database_url=database_url) as running:
         parts = set(running.processes())
-        answer = httpx.get(f"{running.url}/readyz")
+        before = httpx.get(f"{running.url}/readyz")
+        environment = environment_with(REDIS_URL=redis_url, DATABASE_URL=database_url)
+        subprocess.run([sys.executable, "-m", "app.cli", "keys", "create", "--name", "first"], env=environment, check=True)
+        until(lambda: httpx.get(f"{running.url}/readyz").status_code == 200)
 
     assert parts == {"api"}
-    assert answer.status_code == 200
+    assert (before.status_code, before.json()["checks"]["configuration"]) == (503, "bots and keys are not known yet")
     assert not (tmp_path / "var").exists()
     assert "curl" not in running.output
     assert "adjourn keys create" in running.output

@@ -23,7 +23,7 @@
 -- (Flat, since the msgpack of Lua knows no binary strings.)
 --
 -- Returns  {now in ms, 0} if the clock was too far off (nothing was written), else
---          {now in ms, 1, {i, 'conflict', version, value} | {i, 'repeat', id, message, id, message, …} …},
+--          {now in ms, 1, {i, 'conflict', version, value} | {i, 'repeat', id, message, id, message, …} | {i, 'unreadable'} …},
 --          naming only the commits (from 1) that wrote nothing.
 --
 -- Nothing here knows a timeout, a role or a reason.
@@ -71,18 +71,23 @@ while at < #ARGV do
   c.first_event, c.last_event = at + 1, at + n
   at = at + n
 
-  local stored = redis.call('GET', c.state)
+  -- What is there may be of another kind, or nothing that was written here: that concerns this commit alone.
+  local stored = redis.pcall('GET', c.state)
   local version, value = '', ''
-  if stored then
-    local colon = string.find(stored, ':', 1, true)
+  local colon = type(stored) == 'string' and string.find(stored, ':', 1, true)
+  if colon and colon > 1 then
     version, value = string.sub(stored, 1, colon - 1), string.sub(stored, colon + 1)
   end
-  if version ~= c.expected then
+  if stored and version == '' then
+    refused[#refused + 1] = { index, 'unreadable' }
+  elseif version ~= c.expected then
     refused[#refused + 1] = { index, 'conflict', version, value }
   else
     local repeats = { index, 'repeat' }
+    local unreadable = false
     for _, check in ipairs(c.checks) do
-      local messages = redis.call('HMGET', check[1], unpack(ARGV, check[2], check[3]))
+      local messages = redis.pcall('HMGET', check[1], unpack(ARGV, check[2], check[3]))
+      unreadable = unreadable or messages.err
       for i, message in ipairs(messages) do
         if message then
           repeats[#repeats + 1] = ARGV[check[2] + i - 1]
@@ -90,7 +95,9 @@ while at < #ARGV do
         end
       end
     end
-    if #repeats == 2 then
+    if unreadable then
+      refused[#refused + 1] = { index, 'unreadable' }
+    elseif #repeats == 2 then
       accepted[#accepted + 1] = c
     else
       refused[#refused + 1] = repeats

@@ -23,6 +23,10 @@ encode_session = msgpack.Encoder().encode
 decode_session = msgpack.Decoder(Session).decode
 
 
+class Stuck(Unavailable):
+    """Something is wrong with this one conversation: again would end the same way, and others have no part in it."""
+
+
 class Outcome(Struct, frozen=True, gc=False):
     """What became of a command: its answer, and whether it is the answer to an earlier entry with the same id."""
 
@@ -98,7 +102,7 @@ class Fold:
                 # A mistake of ours with one conversation must not hold up the others of its commit.
                 log.exception("decision failed", bot=self.strand.bot, command=type(command).__name__)
                 first = {message_id: known for message_id, known in first.items() if known is not pending}
-                pending.fail(Unavailable("this cannot be decided; it was logged", retry_after_s=60))
+                pending.fail(Stuck("this cannot be decided; it was logged", retry_after_s=60))
                 continue
             state = decision.state
             decided.append((pending, decision))
@@ -109,12 +113,24 @@ class Fold:
         try:
             self.state = decode_state(stored) if stored else State()
         except (DecodeError, UnicodeDecodeError):
-            log.exception("state cannot be read", bot=self.strand.bot)
-            for pending in self.pending:
-                pending.fail(Unavailable("the state of this conversation cannot be read; it was logged", retry_after_s=60))
+            self.give_up()
             return False
         self.version = version
         return True
+
+    def recall(self, stored: bytes) -> None:
+        """Take a state as it is kept: its version, a colon, its value."""
+        version, colon, value = stored.partition(b":")
+        if colon and version and version.isascii():
+            self.stand_on(version.decode(), value)
+        else:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """What Redis holds of this conversation cannot be read: nobody gets an answer, and nothing is written over it."""
+        log.error("state cannot be read", bot=self.strand.bot)
+        for pending in self.pending:
+            pending.fail(Stuck("the state of this conversation cannot be read; it was logged", retry_after_s=60))
 
     def message_ids(self) -> list[str]:
         """The ids that may be repeats: those that the bot chose, and after a lost reply the generated ones."""
@@ -156,5 +172,12 @@ class Fold:
                 rest.append(pending)
             else:
                 chosen = isinstance(command, Receive) and command.entry.message_id is not None
-                pending.settle(Outcome(decode_message(message).answer, duplicate=chosen))
+                self._answer(pending, message, duplicate=chosen)
         self.pending = rest
+
+    def _answer(self, pending: Pending, message: bytes, *, duplicate: bool) -> None:
+        try:
+            pending.settle(Outcome(decode_message(message).answer, duplicate=duplicate))
+        except (DecodeError, UnicodeDecodeError):
+            log.exception("message cannot be read", bot=self.strand.bot)
+            pending.fail(Stuck("the earlier answer to this entry cannot be read; it was logged", retry_after_s=60))

@@ -21,8 +21,9 @@ from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live import keys
 from app.live.fold import Fold, Outcome, Pending
-from app.live.pipe import Pipe
-from app.live.script import Call, Commit, Conflict, Repeats, Script
+from app.live.lua import Full
+from app.live.pipe import Away, Pipe
+from app.live.script import Call, Commit, Conflict, Refusal, Repeats, Script, Unreadable
 from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
@@ -89,7 +90,7 @@ class Ledger:
                     await self._commit(shard, folds)
                 except AdjournError as error:
                     _fail(folds, error)
-                    self._refuse(shard, error)
+                    self._refuse(shard, error, closing=_closes(batch[0]))
                 except Exception:
                     _fail(folds, Unavailable("the commit failed", retry_after_s=1))
                     raise
@@ -98,11 +99,19 @@ class Ledger:
             if self._waiting[shard]:  # only after an error that nobody foresaw
                 self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
 
-    def _refuse(self, shard: int, error: AdjournError) -> None:
-        """What waits behind a commit that Redis did not take would wait as long again: it is refused at once."""
+    def _refuse(self, shard: int, error: AdjournError, *, closing: bool) -> None:
+        """What would wait behind a commit that Redis did not take only to hear the same is refused at once.
+
+        If Redis is away that is everything, if it is full only what is of the commit's kind; else nothing is known of the others.
+        """
+        if not isinstance(error, Away | Full):
+            return
         waiting, self._waiting[shard] = self._waiting[shard], []
         for pending in waiting:
-            pending.fail(error)
+            if isinstance(error, Away) or _closes(pending) == closing:
+                pending.fail(error)
+            else:
+                self._waiting[shard].append(pending)
 
     def _take(self, waiting: list[Pending]) -> tuple[list[Pending], list[Pending]]:
         """As many as fit one commit, and the rest. Commands of one kind go together: closing goes on when Redis is full."""
@@ -145,7 +154,7 @@ class Ledger:
                 return
         _fail(folds, Unavailable("too many others write to the same conversation", retry_after_s=1))
 
-    async def _send(self, call: Call, folds: Sequence[Fold]) -> dict[int, Conflict | Repeats] | None:
+    async def _send(self, call: Call, folds: Sequence[Fold]) -> dict[int, Refusal] | None:
         """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""
         try:
             return await self._script.send(call)
@@ -156,9 +165,7 @@ class Ledger:
                 fold.doubtful = True
             return await self._script.send(call)
 
-    def _sort_out(
-        self, folds: list[Fold], commits: list[Commit], refused: dict[int, Conflict | Repeats], *, now_ms: int
-    ) -> list[Fold]:
+    def _sort_out(self, folds: list[Fold], commits: list[Commit], refused: dict[int, Refusal], *, now_ms: int) -> list[Fold]:
         """Settle what stands; the rest is to be decided again."""
         again = []
         for index, (fold, commit) in enumerate(zip(folds, commits, strict=True)):
@@ -167,6 +174,8 @@ class Ledger:
                     CONFLICTS.inc()
                     if fold.stand_on(version, value):
                         again.append(fold)
+                case Unreadable():
+                    fold.give_up()
                 case Repeats(stored):
                     fold.drop_repeats(stored)
                     if fold.pending:
@@ -198,8 +207,7 @@ class Ledger:
             names = [keys.state(shard, keys.member(fold.strand)) for fold in unknown]
             for fold, stored in zip(unknown, await self._pipe.call("MGET", *names), strict=True):
                 if stored:
-                    version, _, value = stored.partition(b":")
-                    fold.stand_on(version.decode(), value)
+                    fold.recall(stored)
 
 
 def _count(fold: Fold, *, now_ms: int) -> None:

@@ -13,6 +13,10 @@ from app.live.pipe import Argument, Pipe, Reply
 _WHEN_FULL = b"#!lua flags=allow-oom\n"
 
 
+class Full(Unavailable):
+    """Redis has no room. What makes room, or cannot take any, goes on."""
+
+
 @dataclass(frozen=True)
 class _Text:
     whole: bytes
@@ -35,13 +39,13 @@ class Lua:
         self._text = _Text.of(_WHEN_FULL + source) if when_full else self._plain
 
     async def call(self, pipe: Pipe, names: Sequence[str], *args: Argument) -> Reply:
-        """Run it on keys and arguments. Raises `ResponseError`, `Unavailable`, which says so if Redis is full."""
+        """Run it on keys and arguments. Raises `ResponseError`, `Full`, `Away`."""
         text = self._text
         try:
             return await _evaluate(pipe, text, names, args)
         except ResponseError as error:
             if isinstance(error, OutOfMemoryError) or "OOM" in str(error):  # Redis 6.2 wraps it in an error of the script
-                raise Unavailable("Redis is full", retry_after_s=5) from error
+                raise Full("Redis is full", retry_after_s=5) from error
             if text is self._plain or "compiling" not in str(error):
                 raise
         self._text = self._plain

@@ -1,7 +1,7 @@
 """One connection to Redis on which many commands are under way at once.
 
 An await of a redis-py command costs 60 µs of CPU; here a call is a write, and one reader hands the replies out in order.
-It does not retry: a call whose reply is lost raises `Unavailable`, and may have been executed.
+It does not retry: a call whose reply is lost raises `Away`, and may have been executed.
 """
 
 import asyncio
@@ -24,6 +24,10 @@ Reply = Any
 Argument = str | bytes | int
 
 
+class Away(Unavailable):
+    """Redis does not answer: nothing else that it is asked would be answered either."""
+
+
 class Pipe:
     """Commands go out in the order of `call`; the connection is made at the first call and made again after a failure."""
 
@@ -39,7 +43,7 @@ class Pipe:
     async def call(self, *args: Argument) -> Reply:
         """The reply to one command.
 
-        Raises `ResponseError` for an error that Redis answers, `Unavailable` if no answer came within the timeout.
+        Raises `ResponseError` for an error that Redis answers, `Away` if no answer came within the timeout.
         """
         (reply,) = await self.call_all([args])
         if isinstance(reply, ResponseError):
@@ -56,10 +60,10 @@ class Pipe:
         except TimeoutError as error:
             # Later replies would be handed to the wrong callers: the connection is of no more use.
             if connection is not None and connection is self._connection:
-                await self._drop(Unavailable("Redis did not answer in time", retry_after_s=1))
-            raise Unavailable("Redis did not answer in time", retry_after_s=1) from error
+                await self._drop(Away("Redis did not answer in time", retry_after_s=1))
+            raise Away("Redis did not answer in time", retry_after_s=1) from error
         except (RedisError, OSError) as error:
-            raise Unavailable("Redis cannot be reached", retry_after_s=1) from error
+            raise Away("Redis cannot be reached", retry_after_s=1) from error
 
     def _send(self, connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Future[Reply]]:
         writer = connection._writer  # noqa: SLF001 - redis-py's own send waits for the socket with every command
@@ -129,5 +133,5 @@ class Pipe:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
-        await self._drop(Unavailable("shutting down", retry_after_s=1))
+        await self._drop(Away("shutting down", retry_after_s=1))
         await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed

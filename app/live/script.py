@@ -34,6 +34,13 @@ class Repeats(Struct, frozen=True):
     stored: dict[str, bytes]
 
 
+class Unreadable(Struct, frozen=True):
+    """What Redis holds of this conversation is nothing that a commit wrote."""
+
+
+Refusal = Conflict | Repeats | Unreadable
+
+
 class Commit(Struct, frozen=True):
     """One fold as the script takes it. `version` is what stands if it succeeds: if it is there, this commit was made."""
 
@@ -70,7 +77,7 @@ class Script:
         ]
         return Call(names.keys, now_ms, closing, commits)
 
-    async def send(self, call: Call) -> dict[int, Conflict | Repeats] | None:
+    async def send(self, call: Call) -> dict[int, Refusal] | None:
         """By index, the commits that wrote nothing; None if `now_ms` was too far off and none did.
 
         Raises `Unavailable`.
@@ -190,9 +197,14 @@ def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> Non
     args += len(records), *records
 
 
-def _refusal(item: list[bytes | int]) -> tuple[int, Conflict | Repeats]:
+def _refusal(item: list[bytes | int]) -> tuple[int, Refusal]:
     index, kind, *rest = item
-    if kind == b"conflict":
-        return int(index) - 1, Conflict(bytes(rest[0]).decode(), bytes(rest[1]))
-    stored = {bytes(rest[i]).decode(): bytes(rest[i + 1]) for i in range(0, len(rest), 2)}
-    return int(index) - 1, Repeats(stored)
+    try:
+        if kind == b"conflict":
+            return int(index) - 1, Conflict(bytes(rest[0]).decode(), bytes(rest[1]))
+        if kind == b"repeat":
+            stored = {bytes(rest[i]).decode(): bytes(rest[i + 1]) for i in range(0, len(rest), 2)}
+            return int(index) - 1, Repeats(stored)
+    except UnicodeDecodeError:  # a version that nobody gave out
+        pass
+    return int(index) - 1, Unreadable()

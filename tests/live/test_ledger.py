@@ -14,8 +14,9 @@ from app.domain.records import BotRules, Close, Command, Decision, Receive, Stat
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
-from app.live.fold import Outcome
+from app.live.fold import Outcome, Stuck
 from app.live.ledger import Ground, Ledger
+from app.live.lua import Full
 from app.live.pipe import Pipe, Reply
 from app.live.script import Script
 from app.live.view import View
@@ -61,6 +62,12 @@ async def view(redis: Redis) -> AsyncIterator[View]:
     pipe = Pipe(redis, timeout_s=5)
     yield View(pipe, shards=SHARDS)
     await pipe.close()
+
+
+def neighbour() -> Strand:
+    """Another conversation of the same shard, whose commands go with the same commits."""
+    strands = (Strand("bot", f"web:user{number}") for number in range(99))
+    return next(strand for strand in strands if keys.shard_of(strand, SHARDS) == keys.shard_of(STRAND, SHARDS))
 
 
 async def calls(redis: Redis) -> int:
@@ -226,16 +233,11 @@ async def test_full_redis_refuses_entries_and_lets_sessions_close(make_ledger: M
 
 async def test_state_that_cannot_be_read_holds_up_nobody_else(make_ledger: MakeLedger, redis: Redis) -> None:
     """One conversation's state is spoilt: its own commands fail, those that share a commit with them do not."""
-    neighbour = next(
-        strand
-        for strand in (Strand("bot", f"web:user{number}") for number in range(99))
-        if keys.shard_of(strand, SHARDS) == keys.shard_of(STRAND, SHARDS)
-    )
     await redis.set(keys.state(keys.shard_of(STRAND, SHARDS), keys.member(STRAND)), b"x.1:\xc1 no state")
     ledger = make_ledger()
 
     spoilt, good = await asyncio.gather(
-        ledger.submit(STRAND, said("hello")), ledger.submit(neighbour, said("hello")), return_exceptions=True
+        ledger.submit(STRAND, said("hello")), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
     assert isinstance(spoilt, Unavailable)
@@ -264,3 +266,71 @@ async def test_mistake_with_one_conversation_holds_up_nobody_else(
     assert isinstance(good, Outcome)
     assert good.answer is not None
     assert good.answer.sequence == 1
+
+
+@pytest.mark.parametrize("command", (said("hello"), Wake()))
+@pytest.mark.parametrize("value", (b"nocolon", b":no version", b"\xff\xfe:no text", "a hash"))
+async def test_value_that_no_commit_wrote_holds_up_nobody_else(
+    make_ledger: MakeLedger, redis: Redis, value: bytes | str, command: Command
+) -> None:
+    """It is no state at all: that conversation's commands fail and leave it as it is, its neighbours' stand."""
+    shard = keys.shard_of(STRAND, SHARDS)
+    name = keys.state(shard, keys.member(STRAND))
+    await (redis.hset(name, "a", "hash") if isinstance(value, str) else redis.set(name, value))
+    before = await redis.dump(name)
+    ledger = make_ledger()
+
+    spoilt, good = await asyncio.gather(
+        ledger.submit(STRAND, command), ledger.submit(neighbour(), said("hello")), return_exceptions=True
+    )
+
+    assert isinstance(spoilt, Stuck)
+    assert isinstance(good, Outcome)
+    assert await redis.dump(name) == before
+
+
+@pytest.mark.parametrize("value", (b"\xc1", None))
+async def test_message_that_cannot_be_read_holds_up_nobody_else(
+    make_ledger: MakeLedger, redis: Redis, value: bytes | None
+) -> None:
+    """The answer to a repeat is spoilt, or the whole of what is kept of the session: the neighbour's commit stands."""
+    ledger = make_ledger()
+    first = await ledger.submit(STRAND, said("hello", "m1"))
+    assert first.answer is not None
+    name = keys.messages(keys.shard_of(STRAND, SHARDS), first.answer.session_id or "")
+    if value is None:
+        await redis.delete(name)
+        await redis.set(name, "no hash")
+    else:
+        await redis.hset(name, "m1", value)
+
+    spoilt, good = await asyncio.gather(
+        ledger.submit(STRAND, said("hello", "m1")), ledger.submit(neighbour(), said("hello")), return_exceptions=True
+    )
+
+    assert isinstance(spoilt, Stuck)
+    assert isinstance(good, Outcome)
+
+
+async def test_close_behind_an_entry_goes_on_when_redis_is_full(make_ledger: MakeLedger, redis: Redis) -> None:
+    """An entry that is refused for want of room takes down what waits behind it of its own kind, and no close."""
+    ledger = make_ledger()
+    opened = await ledger.submit(STRAND, said("hello"))
+    assert opened.answer is not None
+    session = opened.answer.session_id or ""
+    await redis.config_set("maxmemory", 1)
+    try:
+        entry, close, behind = await asyncio.gather(
+            ledger.submit(neighbour(), said("no room")),
+            ledger.submit(STRAND, Close(session)),
+            ledger.submit(neighbour(), said("none either")),
+            return_exceptions=True,
+        )
+    finally:
+        await redis.config_set("maxmemory", 0)
+
+    assert isinstance(entry, Full)
+    assert isinstance(behind, Full)
+    assert isinstance(close, Outcome)
+    assert close.answer is not None
+    assert close.answer.session_id == session

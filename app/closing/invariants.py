@@ -19,6 +19,7 @@ from app.domain.records import Wake
 from app.live import keys
 from app.live.directory import KnownBot
 from app.live.ledger import Ledger
+from app.live.members import strands_in
 from app.live.pipe import Pipe
 from app.metrics import REPAIRS
 
@@ -105,12 +106,11 @@ class Invariants:
         woken = 0
         async for members in self._pages(keys.live(shard, bot.id)):
             deadlines = await self._pipe.call("ZMSCORE", due, *members)
-            lost = [member for member, deadline in zip(members, deadlines, strict=True) if deadline is None]
+            without = [member for member, deadline in zip(members, deadlines, strict=True) if deadline is None]
+            lost = strands_in(without, of=keys.live(shard, bot.id))
             # A session that closed between the two reads is woken for nothing, which changes nothing.
             at_ms = 0 if bot.sandbox else None
-            await asyncio.gather(
-                *(self._ledger.submit(keys.strand_from(member.decode()), Wake(), at_ms=at_ms) for member in lost)
-            )
+            await asyncio.gather(*(self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost))
             woken += len(lost)
         return woken
 

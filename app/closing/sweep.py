@@ -2,25 +2,41 @@
 
 Many workers may sweep at once: a compare-and-set that is lost changes nothing. A sandbox bot's strands are due in its own
 time; moving its clock and sweeping are the same call for it.
+
+What fails holds up nobody else. A strand that cannot be decided is put off, so that it does not stand before the others for
+ever; a shard that Redis has trouble with is left for the next sweep. Both are raised when all the rest is done.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
+from msgspec import Struct
+
+from app.domain.errors import DomainError
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
-from app.live.due import due
-from app.live.fold import Outcome
+from app.live.due import Due, DueStrands
+from app.live.fold import Stuck
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
+
+_PUT_OFF_MS = 60_000
+
+
+class _Round(Struct, frozen=True):
+    """How many strands were woken, the shards in which more may be due, and what failed."""
+
+    woken: int
+    left: list[int]
+    failures: list[BaseException]
 
 
 class Sweep:
     """The sweep of all shards. `batch` is how many strands of a shard one round takes."""
 
     def __init__(self, *, pipe: Pipe, ledger: Ledger, shards: int, batch: int) -> None:
-        self._pipe = pipe
+        self._due = DueStrands(pipe, shards=shards)
         self._ledger = ledger
         self._shards = shards
         self._batch = batch
@@ -35,28 +51,48 @@ class Sweep:
 
     async def run_round(self, now_ms: int, *, bot: str | None = None, shards: Sequence[int] | None = None) -> int:
         """One round: of each of these shards, or of all, no more than a batch."""
-        looked_at = range(self._shards) if shards is None else shards
-        strands = await due(self._pipe, shards=looked_at, now_ms=now_ms, bot=bot, limit=self._batch)
-        if strands:
-            failpoint("sweep.after_read")
-            await _all(self._wake(strands, at_ms=now_ms if bot else None))
-            failpoint("sweep.after_commit")
-        return len(strands)
+        done = await self._round(now_ms, bot=bot, shards=range(self._shards) if shards is None else shards)
+        _raise_first(done.failures)
+        return done.woken
 
     async def _rounds(self, now_ms: int, *, bot: str | None, shards: Sequence[int] | None) -> int:
         """Rounds until nothing is due: what one wakes may be due again before `now_ms` (a reminder, then the close)."""
         woken = 0
-        while more := await self.run_round(now_ms, bot=bot, shards=shards):
-            woken += more
+        failures: list[BaseException] = []
+        left: Sequence[int] = range(self._shards) if shards is None else shards
+        while left:
+            done = await self._round(now_ms, bot=bot, shards=left)
+            woken, left = woken + done.woken, done.left
+            failures += done.failures
+        _raise_first(failures)
         return woken
 
-    def _wake(self, strands: Sequence[Strand], *, at_ms: int | None) -> list[Awaitable[Outcome]]:
-        return [self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in strands]
+    async def _round(self, now_ms: int, *, bot: str | None, shards: Sequence[int]) -> _Round:
+        due = await self._due.read(shards=shards, now_ms=now_ms, bot=bot, limit=self._batch)
+        failed = await self._wake(due, at_ms=now_ms if bot else None)
+        stuck = [(shard, strand) for shard, strand, error in failed if isinstance(error, Stuck | DomainError)]
+        troubled = {shard for shard, _, error in failed if not isinstance(error, Stuck | DomainError)}
+        failures: list[BaseException] = [*due.broken.values(), *(error for *_, error in failed)]
+        try:
+            await self._due.postpone([strand for _, strand in stuck], to_ms=now_ms + _PUT_OFF_MS, bot=bot)
+        except Exception as error:  # noqa: BLE001 - raised at the end; until they are put off, a next round would find them again
+            troubled.update(shard for shard, _ in stuck)
+            failures.append(error)
+        woken = sum(map(len, due.strands.values())) - len(failed)
+        return _Round(woken, [shard for shard in due.strands if shard not in troubled], failures)
+
+    async def _wake(self, due: Due, *, at_ms: int | None) -> list[tuple[int, Strand, BaseException]]:
+        """Wake them all; those that failed, each with its shard and what it raised."""
+        strands = [(shard, strand) for shard, of_shard in due.strands.items() for strand in of_shard]
+        if not strands:
+            return []
+        failpoint("sweep.after_read")
+        wakes = (self._ledger.submit(strand, Wake(), at_ms=at_ms) for _, strand in strands)
+        results = await asyncio.gather(*wakes, return_exceptions=True)
+        failpoint("sweep.after_commit")
+        return [(*item, result) for item, result in zip(strands, results, strict=True) if isinstance(result, BaseException)]
 
 
-async def _all(outcomes: Sequence[Awaitable[Outcome]]) -> None:
-    """Wait for all, then raise what the first of those that failed raised."""
-    results = await asyncio.gather(*outcomes, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+def _raise_first(failures: Sequence[BaseException]) -> None:
+    if failures:
+        raise failures[0]

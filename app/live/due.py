@@ -1,14 +1,70 @@
-"""Which strands are due, read from the sorted sets; deciding what that means is not its business."""
+"""Which strands are due, read from the sorted sets; deciding what that means is not its business.
+
+What stands in a set and is no strand of its shard can never be woken: it would be the first in line for ever, and is removed.
+"""
 
 from collections.abc import Sequence
 
+import structlog
+from msgspec import Struct
+from redis.exceptions import ResponseError
+
 from app.domain.strand import Strand
+from app.errors import Unavailable
 from app.live import keys
+from app.live.members import strand_or_none
 from app.live.pipe import Pipe
 
+log = structlog.get_logger(__name__)
 
-async def due(pipe: Pipe, *, shards: Sequence[int], now_ms: int, bot: str | None, limit: int) -> list[Strand]:
-    """Strands whose time has come, at most `limit` of a shard; `bot` for one with a time of its own."""
-    calls = [("ZRANGEBYSCORE", keys.due(shard, bot), "-inf", now_ms, "LIMIT", 0, limit) for shard in shards]
-    replies = await pipe.call_all(calls)
-    return [keys.strand_from(member.decode()) for reply in replies for member in reply]
+
+class Due(Struct, frozen=True):
+    """Strands by shard, and the shards of which Redis could not tell."""
+
+    strands: dict[int, list[Strand]]
+    broken: dict[int, Unavailable]
+
+
+class DueStrands:
+    """The sets of all shards."""
+
+    def __init__(self, pipe: Pipe, *, shards: int) -> None:
+        self._pipe = pipe
+        self._shards = shards
+
+    async def read(self, *, shards: Sequence[int], now_ms: int, bot: str | None, limit: int) -> Due:
+        """What is due at `now_ms`, at most `limit` of a shard; `bot` for one with a time of its own."""
+        calls = [("ZRANGEBYSCORE", keys.due(shard, bot), "-inf", now_ms, "LIMIT", 0, limit) for shard in shards]
+        replies = dict(zip(shards, await self._pipe.call_all(calls), strict=True))
+        broken = {shard: _unreadable(shard, reply) for shard, reply in replies.items() if isinstance(reply, ResponseError)}
+        strands = {
+            shard: await self._strands(shard, members, bot)
+            for shard, members in replies.items()
+            if members and shard not in broken
+        }
+        return Due(strands, broken)
+
+    async def postpone(self, strands: Sequence[Strand], *, to_ms: int, bot: str | None) -> None:
+        """Let others go first: these are due again at `to_ms`, unless somebody has taken them out since. Raises `Unavailable`."""
+        if not strands:
+            return
+        names = [(keys.due(keys.shard_of(strand, self._shards), bot), keys.member(strand)) for strand in strands]
+        for reply in await self._pipe.call_all([("ZADD", due, "XX", "GT", to_ms, member) for due, member in names]):
+            if isinstance(reply, ResponseError):
+                raise Unavailable(f"what is due cannot be postponed: {reply}", retry_after_s=1)
+
+    async def _strands(self, shard: int, members: Sequence[bytes], bot: str | None) -> list[Strand]:
+        found = {member: strand_or_none(member) for member in members}
+        strands = {member: strand for member, strand in found.items() if strand is not None and self._belongs(strand, shard, bot)}
+        junk = [member for member in members if member not in strands]
+        if junk:
+            log.error("removed what is no conversation of this shard", shard=shard, bot=bot, members=list(map(repr, junk[:10])))
+            await self._pipe.call("ZREM", keys.due(shard, bot), *junk)
+        return list(strands.values())
+
+    def _belongs(self, strand: Strand, shard: int, bot: str | None) -> bool:
+        return keys.shard_of(strand, self._shards) == shard and bot in {None, strand.bot}
+
+
+def _unreadable(shard: int, error: ResponseError) -> Unavailable:
+    return Unavailable(f"what is due in shard {shard} cannot be read: {error}", retry_after_s=1)

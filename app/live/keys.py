@@ -33,6 +33,7 @@ def member(strand: Strand) -> str:
 
 
 def strand_from(member: str) -> Strand:
+    """Raises `ValueError` for what is no member that `member` makes."""
     bot, conversation, thread = member.split(SEPARATOR)
     return Strand(bot, conversation, thread)
 

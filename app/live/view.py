@@ -10,6 +10,7 @@ from app.domain.records import Message, Session, State
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.fold import decode_message, decode_session, decode_state
+from app.live.members import strands_in
 from app.live.pipe import Pipe
 
 
@@ -92,7 +93,7 @@ class View:
         shards = [self._places(shard, bot, after=after, count=limit + 1) for shard in range(self._shards)]
         places = sorted(place for places in await asyncio.gather(*shards) for place in places)
         shown = places[:limit]
-        found = await self._sessions([keys.strand_from(member.decode()) for _, member in shown])
+        found = await self._sessions(strands_in((member for _, member in shown), of=f"the open sessions of {bot}"))
         return found, shown[-1] if len(places) > limit else None
 
     async def count(self, bot: str) -> int:
@@ -111,7 +112,7 @@ class View:
             cursor, found = await self._pipe.call("ZSCAN", name, cursor, "MATCH", pattern, "COUNT", 1_000)
             members.update(found[::2])
             if cursor == b"0":
-                return sorted(keys.strand_from(member.decode()) for member in members)
+                return sorted(strands_in(members, of=name))
 
     async def _places(self, shard: int, bot: str, *, after: Place | None, count: int) -> list[Place]:
         """At least `count` places of one shard after `after`, if there are so many."""

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -58,6 +59,8 @@ class Ground:
     port: int
     key: str
     folder: Path
+    # Where nobody listens yet: for an API process that is to be talked to alone.
+    apart: socket.socket
     endpoints: dict[str, str] = field(default_factory=dict)  # id to secret
 
     def at(self, port: int) -> "Ground":
@@ -149,17 +152,19 @@ async def ground(*, redis_url: str | None = None, **settings: object) -> AsyncIt
             assert servers.postgres is not None
             await asyncio.to_thread(migrate.upgrade, servers.postgres.url)
             listening = stack.enter_context(listener.bind("127.0.0.1", 0))
+            apart = stack.enter_context(listener.bind("127.0.0.1", 0))
             receiver = stack.enter_context(Receiver())
             chosen = SETTINGS | {"redis_url": redis_url or servers.redis.url, "database_url": servers.postgres.url} | settings
             running = await stack.enter_async_context(
                 processes(
                     descriptor=listening.fileno(),
+                    apart=(apart.fileno(),),
                     settings={name.upper(): str(value) for name, value in chosen.items()},
                     logs=folder / "log",
                 )
             )
             port = int(listening.getsockname()[1])
-            made = Ground(servers.redis, servers.postgres, running, receiver, port, new_key(), folder)
+            made = Ground(servers.redis, servers.postgres, running, receiver, port, new_key(), folder, apart)
             await _save_key(made)
             yield made
             _show_logs(folder / "log")

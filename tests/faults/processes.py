@@ -72,11 +72,17 @@ class Processes:
         self._listening = asyncio.create_task(self._listen(), name="zygote")
 
     async def start(
-        self, part: Part, *, armed: str = "", skew: tuple[tuple[float, float], ...] = (), **settings: object
+        self,
+        part: Part,
+        *,
+        armed: str = "",
+        skew: tuple[tuple[float, float], ...] = (),
+        descriptor: int | None = None,
+        **settings: object,
     ) -> Process:
-        """Fork one. `armed` as in `app.failpoints`; `settings` differ from those of all."""
+        """Fork one. `armed` as in `app.failpoints`; `settings` and the socket `descriptor` differ from those of all."""
         given = self._settings | {name.upper(): str(value) for name, value in settings.items()}
-        order = Order(part, given, str(self._logs / f"{part}.log"), self._descriptor, armed, skew)
+        order = Order(part, given, str(self._logs / f"{part}.log"), descriptor or self._descriptor, armed, skew)
         forked: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
         self._forked.append(forked)
         assert self._zygote.stdin is not None
@@ -111,14 +117,16 @@ class Processes:
 
 
 @asynccontextmanager
-async def processes(*, descriptor: int, settings: Mapping[str, str], logs: Path) -> AsyncIterator[Processes]:
-    """Give what starts processes with these settings, the API's on the listening socket `descriptor`."""
+async def processes(
+    *, descriptor: int, apart: tuple[int, ...] = (), settings: Mapping[str, str], logs: Path
+) -> AsyncIterator[Processes]:
+    """Give what starts processes with these settings, the API's on the listening socket `descriptor`, or on one of `apart`."""
     zygote = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tests.faults.zygote"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        pass_fds=(descriptor,),
+        pass_fds=(descriptor, *apart),
         env=environment_with(adjourn_failpoint="any"),
     )
     running = Processes(zygote, descriptor=descriptor, settings=settings, logs=logs)

@@ -84,6 +84,7 @@ async def test_redis_comes_back_without_its_last_second(stage: Ground, tabulate:
     assert left == 0
     verdict.check()
     assert gone == cut
+    assert cut
     assert continued
     assert max(down_s) < BACK_S
 

@@ -16,9 +16,10 @@ from tests.faults.falling_due import open_many
 from tests.faults.ground import Ground
 from tests.faults.oracle import judge
 from tests.faults.table import Row
-from tests.faults.talk import Log, Said, back_after_s, chatter
+from tests.faults.talk import Log, Said, Talker, back_after_s, chatter
 
 PACE_S = 0.02
+TO_NEWCOMER = 20
 ANSWER_S = 2.5
 BACK_S = 5.0
 DRAINED_S = 30.0
@@ -28,7 +29,7 @@ MEGABYTE = 1 << 20
 @pytest.mark.parametrize("seconds", (pytest.param(5, id="short"), full(120, timeout_s=400)))
 async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
     """Entries are taken and sessions close as before; a process that starts meanwhile works; then all is archived and told."""
-    bot, log = await stage.make_bot("talking"), Log()
+    bot, log, alone = await stage.make_bot("talking"), Log(), Log()
     window_s = min(seconds, 20)
     for part in ("api", "api", "worker"):
         await stage.processes.start(part)
@@ -37,11 +38,12 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
         stage.postgres.stop()
         began_s = time.monotonic()
         await asyncio.sleep(seconds / 2)
-        newcomer = await stage.processes.start("api")
-        await asyncio.sleep(seconds / 2)
+        newcomer = await stage.processes.start("api", descriptor=stage.apart.fileno())
+        await asyncio.gather(_talk_to_newcomer(stage, bot, alone), asyncio.sleep(seconds / 2))
         refused = await _sessions_status(stage)
         ended_s = time.monotonic()
         stage.postgres.start()
+    log.said += alone.said
     await close_all(stage, bot)
     drained_s = time.monotonic() - ended_s
     verdict = await judge(stage, log)
@@ -56,7 +58,9 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
     )
     tabulate(Row.of(f"Postgres stopped for {seconds} s", 1, verdict, recovery_s=drained_s, besides=besides))
     assert newcomer.status is None
+    assert len(alone.said) == TO_NEWCOMER
     assert not log.troubles
+    assert not alone.troubles
     assert stage.traces() == []
     assert refused == 503
     assert left == 0
@@ -186,6 +190,14 @@ async def _archives_again_s(stage: Ground) -> float:
         return bool(now.n > before.n)
 
     return await until(more, within_s=BACK_S, what="archived again")
+
+
+async def _talk_to_newcomer(stage: Ground, bot: str, log: Log) -> None:
+    """Where it alone listens, so that no other process can have answered."""
+    async with stage.at(stage.apart.getsockname()[1]).caller() as caller:
+        talker = Talker(caller, bot, log)
+        for number in range(1, TO_NEWCOMER + 1):
+            await talker.say(f"{bot}.newcomer", number)
 
 
 async def _sessions_status(stage: Ground) -> int:

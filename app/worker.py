@@ -3,9 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC
+from functools import partial
 
 import redis.exceptions
 import structlog
@@ -22,7 +23,8 @@ from app.closing.run_out import run_out_deleted
 from app.closing.share import Share
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
-from app.live.pipe import Pipe
+from app.live.directory import KnownBot
+from app.live.pipe import Away, Pipe
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
 from app.publish import publish
 from app.resources import Resources, open_resources
@@ -143,24 +145,31 @@ class Worker:
 
     async def sweep_sandboxes(self) -> None:
         shards = await self.share.shards(self._resources.clock.now_ms())
-        async for bot, now_ms in self._sandboxes():
-            await self._resources.sweep.run_bot(bot, now_ms, shards=shards)
+        await _each(self._sandboxes(partial(self._resources.sweep.run_bot, shards=shards)))
 
     async def sweep_for_others(self) -> None:
         """A round of all shards, once a lease.
 
         A worker that dies as soon as it starts leaves one name after the other that looks alive, and nobody for their shards.
         """
-        await self._resources.sweep.run_round(self._resources.clock.now_ms())
-        async for bot, now_ms in self._sandboxes():
-            await self._resources.sweep.run_round(now_ms, bot=bot)
+        sweep = self._resources.sweep
 
-    async def _sandboxes(self) -> AsyncIterator[tuple[str, int]]:
-        """The sandbox bots whose clocks stand somewhere, and where."""
-        for bot in self._resources.directory.sandbox_bots():
-            now_ms = await self._resources.sandboxes.stands_ms(bot.id)
-            if now_ms is not None:
-                yield bot.id, now_ms
+        async def sweep_round(bot: str, now_ms: int) -> None:
+            await sweep.run_round(now_ms, bot=bot)
+
+        await _each([partial(sweep.run_round, self._resources.clock.now_ms()), *self._sandboxes(sweep_round)])
+
+    def _sandboxes(self, sweep: Callable[[str, int], Awaitable[object]]) -> list[Job]:
+        """A job for each sandbox bot: `sweep` it, at the instant at which its clock stands, if it does.
+
+        The deleted ones' clocks are run out instead, see `look`.
+        """
+        return [partial(self._sweep_sandbox, bot, sweep) for bot in self._resources.directory.sandbox_bots()]
+
+    async def _sweep_sandbox(self, bot: KnownBot, sweep: Callable[[str, int], Awaitable[object]]) -> None:
+        now_ms = await self._resources.sandboxes.stands_ms(bot.id)
+        if now_ms is not None:
+            await sweep(bot.id, now_ms)
 
     async def deliver(self) -> None:
         await self.dispatcher.run_once(self._resources.clock.now_ms())
@@ -180,8 +189,9 @@ class Worker:
     async def look(self) -> None:
         resources = self._resources
         bots = resources.directory.ever_known()
-        await run_out_deleted(bots, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
-        await self.invariants.run_once(bots)
+        run_out = partial(run_out_deleted, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
+        deleted = [bot for bot in bots if bot.deleted and bot.sandbox]
+        await _each([*(partial(run_out, [bot]) for bot in deleted), partial(self.invariants.run_once, bots)])
 
     async def tick(self) -> None:
         """A sign of life: for `/readyz`, and for the workers who share the shards."""
@@ -204,3 +214,17 @@ class Worker:
         except Exception:
             FAILURES.labels(name).inc()
             log.exception("job failed", job=name)
+
+
+async def _each(jobs: Iterable[Job]) -> None:
+    """Do them all, one after the other, then raise what the first of those that failed raised; at once if Redis is away."""
+    failures: list[Exception] = []
+    for job in jobs:
+        try:
+            await job()
+        except Away:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
+            failures.append(error)
+    if failures:
+        raise failures[0]

@@ -3,23 +3,41 @@
 Every process learns of a new version within two seconds, and until then may decide by the old one: so the open sessions are
 gone through once when a worker hears of it and once more when nobody can be behind. Where the boundary lies does not depend
 on that: a session's deadline under the new version is never before the change, whoever computes it, whenever.
+
+So a conversation that cannot be decided ends no pass: whatever is decided on it later goes by the new version. What is wrong
+with Redis does; such a pass is made again, ever less often, while the other bots have theirs.
 """
 
 import asyncio
 from collections.abc import Sequence
 
+from msgspec import Struct
+
+from app.domain.errors import DomainError
 from app.domain.records import ApplyPolicy
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.directory import Directory, KnownBot
+from app.live.fold import Stuck
 from app.live.ledger import Ledger
-from app.live.pipe import Pipe
+from app.live.members import strands_in
+from app.live.pipe import Away, Pipe
 from app.live.sandbox import SandboxClocks
 
 # By then every process has heard of a change.
 _ALL_KNOW_MS = 3_000
 _LEASE_MS = 60_000
 _AT_ONCE = 400
+_AGAIN_MS = 1_000
+_AGAIN_AT_MOST_MS = 60_000
+
+
+class _Failed(Struct, frozen=True):
+    """A pass that failed: of which version, and how long and until when the next one waits."""
+
+    version: int
+    wait_ms: int
+    until_ms: int
 
 
 class PolicyChange:
@@ -36,20 +54,41 @@ class PolicyChange:
         self._worker = worker
         self._done: dict[str, int] = {}
         self._first_pass: dict[str, tuple[int, int]] = {}  # bot to version and when its first pass ended
+        self._failed: dict[str, _Failed] = {}
 
     async def run_once(self, now_ms: int) -> int:
-        """Go through the sessions of every bot whose policy changed; returns how many deadlines were looked at."""
+        """Go through the sessions of every bot whose policy changed; returns how many deadlines were looked at.
+
+        Raises the first of what failed, when all bots have had their turn.
+        """
         changed = [bot for bot in self._directory.bots() if self._done.get(bot.id) != _version(bot)]
         if not changed:
             return 0
         applied = await self._pipe.call("HMGET", keys.POLICIES_APPLIED, *(bot.id for bot in changed))
         looked_at = 0
+        failures: list[BaseException] = []
         for bot, version in zip(changed, applied, strict=True):
-            if version is not None and int(version) == _version(bot):
+            if version == b"%d" % _version(bot):
                 self._done[bot.id] = _version(bot)
-            else:
-                looked_at += await self._apply(bot, now_ms)
+            elif not self._waits(bot, now_ms):
+                try:
+                    looked_at += await self._apply(bot, now_ms)
+                except Away:
+                    raise
+                except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
+                    failures.append(error)
+        _raise_first(failures)
         return looked_at
+
+    def _waits(self, bot: KnownBot, now_ms: int) -> bool:
+        failed = self._failed.get(bot.id)
+        return failed is not None and failed.version == _version(bot) and now_ms < failed.until_ms
+
+    def _put_off(self, bot: KnownBot, now_ms: int) -> None:
+        failed = self._failed.get(bot.id)
+        again = failed is not None and failed.version == _version(bot)
+        wait_ms = min(failed.wait_ms * 2, _AGAIN_AT_MOST_MS) if failed is not None and again else _AGAIN_MS
+        self._failed[bot.id] = _Failed(_version(bot), wait_ms, now_ms + wait_ms)
 
     async def _apply(self, bot: KnownBot, now_ms: int) -> int:
         version, first = _version(bot), self._first_pass.get(bot.id)
@@ -58,31 +97,47 @@ class PolicyChange:
             return 0
         if not await self._pipe.call("SET", keys.policy_lease(bot.id), self._worker, "NX", "PX", _LEASE_MS):
             return 0
+        self._put_off(bot, now_ms)  # until it is known that it went well
         try:
-            looked_at = await self._pass(bot)
+            looked_at, stuck = await self._pass(bot)
             if again:
                 await self._pipe.call("HSET", keys.POLICIES_APPLIED, bot.id, version)
                 self._done[bot.id] = version
             else:
                 self._first_pass[bot.id] = version, now_ms
+            del self._failed[bot.id]
         finally:
             await self._pipe.call("DEL", keys.policy_lease(bot.id))
+        _raise_first(stuck)
         return looked_at
 
-    async def _pass(self, bot: KnownBot) -> int:
+    async def _pass(self, bot: KnownBot) -> tuple[int, list[BaseException]]:
+        """How many were looked at, and what those raised that cannot be decided. Raises what else failed, after the rest."""
         at_ms = await self._sandboxes.stands_ms(bot.id) if bot.sandbox else None
-        return sum(await asyncio.gather(*(self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))))
+        passes = (self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))
+        results = await asyncio.gather(*passes, return_exceptions=True)
+        failures = [error for result in results for error in ([result] if isinstance(result, BaseException) else result[1])]
+        _raise_first([error for error in failures if not isinstance(error, Stuck | DomainError)])
+        return sum(result[0] for result in results if not isinstance(result, BaseException)), failures
 
-    async def _pass_shard(self, shard: int, bot: str, *, at_ms: int | None) -> int:
-        members = await self._pipe.call("ZRANGE", keys.live(shard, bot), 0, -1)
-        strands = [keys.strand_from(member.decode()) for member in members]
+    async def _pass_shard(self, shard: int, bot: str, *, at_ms: int | None) -> tuple[int, list[BaseException]]:
+        name = keys.live(shard, bot)
+        strands = strands_in(await self._pipe.call("ZRANGE", name, 0, -1), of=name)
+        failures: list[BaseException] = []
         for start in range(0, len(strands), _AT_ONCE):
-            await self._submit(strands[start : start + _AT_ONCE], at_ms=at_ms)
-        return len(strands)
+            failures += await self._submit(strands[start : start + _AT_ONCE], at_ms=at_ms)
+        return len(strands), failures
 
-    async def _submit(self, strands: Sequence[Strand], *, at_ms: int | None) -> None:
+    async def _submit(self, strands: Sequence[Strand], *, at_ms: int | None) -> list[BaseException]:
         """All at once: the ledger makes few commits of them, and entries that come in the meantime go with the next."""
-        await asyncio.gather(*(self._ledger.submit(strand, ApplyPolicy(), at_ms=at_ms) for strand in strands))
+        submitted = (self._ledger.submit(strand, ApplyPolicy(), at_ms=at_ms) for strand in strands)
+        results = await asyncio.gather(*submitted, return_exceptions=True)
+        return [result for result in results if isinstance(result, BaseException)]
+
+
+def _raise_first(failures: Sequence[BaseException]) -> None:
+    if failures:
+        raise failures[0]
 
 
 def _version(bot: KnownBot) -> int:

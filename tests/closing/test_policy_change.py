@@ -3,10 +3,14 @@
 from collections.abc import Awaitable, Callable
 
 import pytest
+from redis.exceptions import ResponseError
 
 from app.domain.entry import Entry
 from app.domain.records import Receive, Session
 from app.domain.strand import Strand
+from app.errors import Unavailable
+from app.live import keys
+from app.live.fold import Stuck
 from app.resources import Resources
 from app.worker import Worker
 
@@ -78,3 +82,70 @@ async def test_sessions_are_gone_through_again_when_nobody_can_be_behind(
     runs = [await worker.policy_change.run_once(at_ms) for at_ms in (now_ms, now_ms + 100, now_ms + 5_000, now_ms + 9_000)]
 
     assert runs == [1, 0, 1, 0]
+
+
+BOTS = ("a", "shop", "z")
+
+
+async def spoil(resources: Resources, strand: Strand) -> None:
+    """Leave something in place of its state, as after a restart."""
+    await resources.redis.set(
+        keys.state(keys.shard_of(strand, resources.settings.shards), keys.member(strand)), "nothing of ours"
+    )
+    resources.ledger._cache.clear()
+
+
+async def minutes_of(resources: Resources, session_id: str) -> int:
+    session = await session_of(resources, session_id)
+    return (session.deadline_at_ms - session.opened_at_ms) // MINUTE_MS
+
+
+async def test_conversation_that_cannot_be_decided_stops_no_change(
+    resources: Resources, worker: Worker, save_bot: SaveBot
+) -> None:
+    """It is told once a pass; the other sessions of its bot and all other bots get theirs, and the next version, too."""
+    for bot in BOTS:
+        await save_bot(bot, version=1, minutes=15)
+    sessions = [await say(resources, strand) for strand in (BEN, Strand("a", "web:ann"), Strand("z", "web:ann"))]
+    await say(resources, ANN)
+    await spoil(resources, ANN)
+    now_ms = resources.clock.now_ms()
+
+    for version, minutes in ((2, 60), (3, 30)):
+        for bot in BOTS:
+            await save_bot(bot, version=version, minutes=minutes)
+        for pass_ms in (now_ms, now_ms + 5_000):
+            with pytest.raises(Stuck):
+                await worker.policy_change.run_once(pass_ms)
+        assert [await minutes_of(resources, session) for session in sessions] == [minutes] * 3
+        assert await resources.redis.hgetall(keys.POLICIES_APPLIED) == {bot.encode(): b"%d" % version for bot in BOTS}
+        assert await worker.policy_change.run_once(now_ms + 9_000) == 0
+        now_ms += 10_000
+
+
+async def test_pass_that_fails_is_made_again_ever_less_often(resources: Resources, worker: Worker, save_bot: SaveBot) -> None:
+    """One shard's list of a bot's open sessions cannot be read: the others are gone through, other bots get theirs."""
+    for version in (1, 2):
+        for bot in BOTS:
+            await save_bot(bot, version=version, minutes=15 * version)
+    in_shard = {keys.shard_of(strand, resources.settings.shards): strand for strand in (ANN, BEN)}
+    shard = next(shard for shard in range(resources.settings.shards) if shard not in in_shard)
+    session, other = await say(resources, ANN), await say(resources, Strand("z", "web:ann"))
+    for bot in BOTS:
+        await save_bot(bot, version=3, minutes=5)
+    await resources.redis.set(keys.live(shard, "shop"), "no set")
+    now_ms = resources.clock.now_ms()
+
+    failed_at_s = []
+    for second in range(100):
+        try:
+            await worker.policy_change.run_once(now_ms + 1_000 * second)
+        except (Unavailable, ResponseError):
+            failed_at_s.append(second)
+    await resources.redis.delete(keys.live(shard, "shop"))
+    mended = [await worker.policy_change.run_once(now_ms + 1_000 * second) for second in (200, 210)]
+
+    assert failed_at_s == [0, 1, 3, 7, 15, 31, 63]
+    assert [await minutes_of(resources, found) for found in (session, other)] == [5, 5]
+    assert mended == [1, 1]
+    assert await resources.redis.hget(keys.POLICIES_APPLIED, "shop") == b"3"

@@ -43,6 +43,20 @@ class Record(Struct, frozen=True, gc=False, array_like=True):
     events: tuple[Event, ...]
 
 
+def size_of(command: Command) -> int:
+    """Roughly, in bytes, what of an entry has no narrow limit of its own; most have neither metadata nor a context."""
+    if not isinstance(command, Receive):
+        return 0
+    entry = command.entry
+    size = 0 if entry.text is None else len(entry.text)
+    if entry.metadata is not None or entry.context is not None:
+        try:
+            size += len(encode_message((entry.metadata, entry.context)))
+        except Exception:  # noqa: BLE001 - what cannot be encoded cannot be kept: the decision on it says so, to its sender alone
+            return size
+    return size
+
+
 @dataclass(slots=True, eq=False)
 class Pending:
     """A command that waits for its outcome. `at_ms` is its instant where the bot keeps a clock of its own."""

@@ -20,7 +20,7 @@ from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wak
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live import keys
-from app.live.fold import Fold, Outcome, Pending
+from app.live.fold import Fold, Outcome, Pending, size_of
 from app.live.lua import Full
 from app.live.pipe import Away, Pipe
 from app.live.script import Call, Commit, Conflict, Refusal, Repeats, Script, Unreadable
@@ -28,6 +28,8 @@ from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
+# More would hold up Redis, and everybody who waits on this process's connection; one command goes whatever its size.
+_BYTES_A_COMMIT = 4 << 20
 # Of those who write to one strand at once somebody always wins, so this ends; a caller does not wait that long.
 _PATIENCE_MS = 5_000
 
@@ -117,9 +119,12 @@ class Ledger:
         """As many as fit one commit, and the rest. Commands of one kind go together: closing goes on when Redis is full."""
         closing = _closes(waiting[0])
         strands: set[Strand] = set()
+        size = 0
         for count, pending in enumerate(waiting):
             strands.add(pending.strand)
-            if _closes(pending) != closing or len(strands) > _STRANDS_A_COMMIT or count >= _COMMANDS_A_FOLD:
+            size += size_of(pending.command)
+            too_many = len(strands) > _STRANDS_A_COMMIT or count >= _COMMANDS_A_FOLD
+            if _closes(pending) != closing or too_many or (count and size > _BYTES_A_COMMIT):
                 return waiting[:count], waiting[count:]
         return waiting, []
 

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from app.clock import Clock
 from app.domain.decide import decide
 from app.domain.entry import Entry
+from app.domain.errors import InvalidEntry
 from app.domain.policy import Policy, PolicyVersion
 from app.domain.records import BotRules, Close, Command, Decision, Receive, State, Wake
 from app.domain.strand import Strand
@@ -334,3 +335,36 @@ async def test_close_behind_an_entry_goes_on_when_redis_is_full(make_ledger: Mak
     assert isinstance(close, Outcome)
     assert close.answer is not None
     assert close.answer.session_id == session
+
+
+@pytest.mark.parametrize("users", (("ann",), ("ann", "ben")))
+async def test_commit_is_bounded_by_its_bytes(make_ledger: MakeLedger, redis: Redis, users: tuple[str, ...]) -> None:
+    """Large entries of one conversation, or of several, go out a few megabytes at a time; all are taken, in order."""
+    ledger = make_ledger()
+    await ledger.submit(STRAND, said("first"))
+    strands = [STRAND, neighbour()][: len(users)]
+    entries = [
+        (strand, Receive(Entry(user_id="ann", role="user", message_id=f"m{i}", metadata={"a": "x" * 900_000}), f"m{i}"))
+        for i in range(20)
+        for strand in strands
+    ]
+    before = await calls(redis)
+
+    outcomes = await asyncio.gather(*(ledger.submit(strand, entry) for strand, entry in entries))
+
+    sequences = [outcome.answer.sequence for outcome in outcomes if outcome.answer]
+    assert sequences[:: len(strands)] == list(range(2, 22))
+    assert await calls(redis) == before + len(entries) // 4
+
+
+async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeLedger) -> None:
+    """A number that no encoding holds: its sender hears of it, and nobody else."""
+    ledger = make_ledger()
+    endless = Receive(Entry(user_id="ann", role="user", metadata={"a": 1 << 70}), "m1")
+
+    refused, good = await asyncio.gather(
+        ledger.submit(STRAND, endless), ledger.submit(neighbour(), said("hello")), return_exceptions=True
+    )
+
+    assert isinstance(refused, InvalidEntry)
+    assert isinstance(good, Outcome)

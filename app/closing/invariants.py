@@ -15,9 +15,11 @@ import structlog
 from msgspec import Struct
 
 from app.closing.event_streams import GROUP
+from app.domain.errors import DomainError
 from app.domain.records import Wake
 from app.live import keys
 from app.live.directory import KnownBot
+from app.live.fold import Outcome, Stuck
 from app.live.ledger import Ledger
 from app.live.members import strands_in
 from app.live.pipe import Pipe
@@ -110,8 +112,8 @@ class Invariants:
             lost = strands_in(without, of=keys.live(shard, bot.id))
             # A session that closed between the two reads is woken for nothing, which changes nothing.
             at_ms = 0 if bot.sandbox else None
-            await asyncio.gather(*(self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost))
-            woken += len(lost)
+            wakes = (self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost)
+            woken += _done(await asyncio.gather(*wakes, return_exceptions=True))
         return woken
 
     async def _pages(self, name: str) -> AsyncIterator[list[bytes]]:
@@ -122,6 +124,14 @@ class Invariants:
                 yield found[::2]
             if cursor == b"0":
                 return
+
+
+def _done(results: Sequence[Outcome | BaseException]) -> int:
+    """How many went well. Raises what failed, unless that concerns one conversation alone, which was told by the ledger."""
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, Stuck | DomainError):
+            raise result
+    return sum(isinstance(result, Outcome) for result in results)
 
 
 def _names(shard: int, bots: Sequence[KnownBot]) -> list[str]:

@@ -48,6 +48,25 @@ async def test_open_session_without_a_deadline_gets_one(resources: Resources, wo
     assert await resources.redis.zscore(due, member) == before
 
 
+@pytest.mark.usefixtures("session")
+async def test_conversation_that_cannot_be_read_ends_no_repair(resources: Resources, worker: Worker) -> None:
+    """It has no deadline either, and stands first: the others get theirs back."""
+    due, member = keys.due(shard(resources)), keys.member(ANN)
+    stuck = next(
+        each
+        for each in (Strand("bot", f"web:stuck{number}") for number in range(100))
+        if keys.shard_of(each, resources.settings.shards) == shard(resources)
+    )
+    await resources.redis.zadd(keys.live(shard(resources), "bot"), {keys.member(stuck): 0})
+    await resources.redis.set(keys.state(shard(resources), keys.member(stuck)), b"v:\xc1")
+    await resources.redis.zrem(due, member)
+
+    repairs = await worker.invariants.run_once(resources.directory.ever_known())
+
+    assert repairs == 1
+    assert await resources.redis.zscore(due, member) is not None
+
+
 @pytest.mark.parametrize("besides", (0, 12_000))
 async def test_record_in_nobodys_hands_is_given_out_again(
     resources: Resources, worker: Worker, session: str, besides: int

@@ -57,9 +57,12 @@ def principal_of(directory: Directory, authorization: str) -> Principal:
     scheme, _, key = authorization.strip().partition(" ")
     if not key or scheme.lower() != _BEARER:
         raise Unauthenticated("an API key is required", hint=_HINT)
-    known = directory.key(key_digest(key.strip()))
+    digest = key_digest(key.strip())
+    known = directory.key(digest)
     if known is not None:
         return Principal(known)
+    if directory.is_unreadable_key(digest):
+        raise Unavailable("this process is too old to read what is saved of this key", retry_after_s=10)
     if not directory.loaded:
         raise Unavailable("bots and keys are not known yet", hint="try again in a moment", retry_after_s=1)
     raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)

@@ -131,6 +131,10 @@ class Directory:
         """Whether there is something of this name that this version cannot read, and never could."""
         return bot not in self._bots and b"bot:" + bot.encode() in self._unreadable
 
+    def is_unreadable_key(self, digest: bytes) -> bool:
+        """The same of a key."""
+        return digest not in self._keys and b"key:" + digest.hex().encode() in self._unreadable
+
     def bot(self, bot: str) -> KnownBot | None:
         known = self._bots.get(bot)
         return known if known is not None and not known.deleted else None

@@ -12,7 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
+from app.api.auth import principal_of
 from app.archive.engine import make_engine
+from app.errors import Unauthenticated, Unavailable
 from app.live import keys
 from app.live.directory import Directory, mark_held
 from app.publish import publish
@@ -239,3 +241,17 @@ async def test_a_record_that_cannot_be_read_concerns_nobody_else(engine: AsyncEn
             assert newcomer.key(DIGEST) is not None
             assert "1 of the bots and keys" in directory.shortcomings
             assert "1 of the bots and keys" in newcomer.shortcomings
+
+
+async def test_a_key_that_cannot_be_read_is_not_told_as_unknown(engine: AsyncEngine, redis: Redis) -> None:
+    """To be told that its key is not known would have a bot give up; told to come again, it finds a process that can read it."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    await publish(engine, redis)
+    await redis.hset(keys.DIRECTORY, f"key:{DIGEST.hex()}", b'{"scopes":7}')
+    directory = Directory(redis)
+    await directory.load()
+
+    with pytest.raises(Unavailable, match="too old"):
+        principal_of(directory, "Bearer adj_one")
+    with pytest.raises(Unauthenticated):
+        principal_of(directory, "Bearer adj_two")

@@ -60,8 +60,8 @@ class Pipe:
         except TimeoutError as error:
             # Later replies would be handed to the wrong callers: the connection is of no more use.
             if connection is not None and connection is self._connection:
-                await self._drop(Away("Redis did not answer in time", retry_after_s=1))
-            raise Away("Redis did not answer in time", retry_after_s=1) from error
+                await self._drop(_too_late(error))
+            raise _too_late(error) from error
         except (RedisError, OSError) as error:
             raise Away("Redis cannot be reached", retry_after_s=1) from error
 
@@ -135,3 +135,10 @@ class Pipe:
     async def close(self) -> None:
         await self._drop(Away("shutting down", retry_after_s=1))
         await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed
+
+
+def _too_late(error: TimeoutError) -> Away:
+    """With its cause, also for those who did not wait so long: by it they know that trying again would take as long."""
+    away = Away("Redis did not answer in time", retry_after_s=1)
+    away.__cause__ = error
+    return away

@@ -54,7 +54,7 @@ class Settings(BaseSettings):
     )
     redis_timeout_s: float = Field(default=1.0, gt=0, description="Longest wait for one reply of Redis, in seconds.")
     ingest_deadline_s: float = Field(
-        default=2.0, gt=0, description="Longest wait of an ingest request before it answers 503, in seconds."
+        default=1.8, gt=0, description="Longest wait of an ingest request before it answers 503, in seconds."
     )
     max_skew_ms: int = Field(
         default=500, ge=1, description="How far a commit's now may be off the clock of Redis, in milliseconds."

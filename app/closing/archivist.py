@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import deliveries, sessions
+from app.clock import monotonic_ms
 from app.closing.event_streams import EventStreams, Taken
 from app.closing.set_aside import NoTranscript, is_wrong_type, set_aside
 from app.domain.continuation import continuation
@@ -34,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 # Of transcripts, as Redis holds them: so much is read and written at once, and a longer one goes alone, in portions.
 _BYTES_AT_ONCE = 16 << 20
+_SHORTEST_REST_MS = 100
+_LONGEST_REST_MS = 2_000
 # What is said of the data, by Postgres or by who reads it: anything else is about the server, and worth trying again.
 REFUSED = (
     DataError,
@@ -65,9 +68,27 @@ class Archivist:
         self._rules_of = rules_of
         self._view = View(pipe, shards=shards)
         self._stopping = False
+        self._rest_ms = 0
+        self._rest_until_ms = 0.0
 
     async def run_once(self) -> int:
-        """Archive everything that waits; returns how many records it was. Reading goes on while a batch is written."""
+        """Archive everything that waits; returns how many records it was.
+
+        After a failure it rests, ever longer: with Postgres away, reading what cannot be written only takes from the others.
+        """
+        if monotonic_ms() < self._rest_until_ms:
+            return 0
+        try:
+            archived = await self._run()
+        except Exception:
+            self._rest_ms = min(max(2 * self._rest_ms, _SHORTEST_REST_MS), _LONGEST_REST_MS)
+            self._rest_until_ms = monotonic_ms() + self._rest_ms
+            raise
+        self._rest_ms = 0
+        return archived
+
+    async def _run(self) -> int:
+        """Reading goes on while a batch is written."""
         archived = 0
         batch = await self._streams.take()
         while batch:

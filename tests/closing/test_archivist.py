@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from unittest.mock import patch
 
 import asyncpg
@@ -273,6 +274,33 @@ async def test_postgres_away_holds_everything_back(resources: Resources, worker:
     await worker.archivist.run_once()
 
     assert await archived(resources) == {session: ["hello"]}
+
+
+async def test_archivist_rests_while_postgres_is_away(resources: Resources, worker: Worker) -> None:
+    """It tries less and less often, and at once after it went well."""
+    await close(resources, await say(resources, "hello"))
+    away, tries = asyncpg.CannotConnectNowError("the database system is starting up"), 0
+
+    async def write(*_: object) -> set[str]:
+        nonlocal tries
+        tries += 1
+        raise away
+
+    with patch.object(Archivist, "_write", write):
+        async with asyncio.timeout(20):
+            while tries < 4:
+                with suppress(asyncpg.CannotConnectNowError):
+                    await worker.archivist.run_once()
+                await asyncio.sleep(0.01)
+        rest_ms = worker.archivist._rest_ms
+        assert await worker.archivist.run_once() == 0
+        assert tries == 4
+    async with asyncio.timeout(20):
+        while not await worker.archivist.run_once():
+            await asyncio.sleep(0.01)
+
+    assert rest_ms == 800
+    assert worker.archivist._rest_ms == 0
 
 
 @pytest.fixture

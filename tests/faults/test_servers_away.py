@@ -30,11 +30,11 @@ MEGABYTE = 1 << 20
 async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
     """Entries are taken and sessions close as before; a process that starts meanwhile works; then all is archived and told."""
     bot, log, alone = await stage.make_bot("talking"), Log(), Log()
-    window_s = min(seconds, 20)
+    before_s, window_s = max(5, seconds // 2), min(seconds, 20)
     for part in ("api", "api", "worker"):
         await stage.processes.start(part)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
-        await asyncio.sleep(window_s)
+        await asyncio.sleep(before_s)
         stage.postgres.stop()
         began_s = time.monotonic()
         await asyncio.sleep(seconds / 2)
@@ -49,12 +49,13 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
     verdict = await judge(stage, log)
     left = await unaccounted(stage)
 
-    before = _p99_s(log.said, began_s - seconds, began_s)
-    windows = [_p99_s(log.said, began_s + at, began_s + at + window_s) for at in range(0, seconds, window_s)]
-    during = _p99_s(log.said, began_s, ended_s)
+    before, during = _p99_s(log.said, 0, began_s), _p99_s(log.said, began_s, ended_s)
+    spreads = [
+        _spread(log.said, at_s, until_s, window_s) for at_s, until_s in ((began_s - before_s, began_s), (began_s, ended_s))
+    ]
     besides = (
-        f"{verdict.messages} messages; p99 of ingest {before * 1000:.0f} ms before and {during * 1000:.0f} ms meanwhile, "
-        f"{min(windows) * 1000:.0f} to {max(windows) * 1000:.0f} ms from one {window_s} s to the next"
+        f"{verdict.messages} messages; p99 of ingest {_ms(before)} before and {_ms(during)} meanwhile, "
+        f"from one {window_s} s to the next {spreads[0]} before and {spreads[1]} meanwhile"
     )
     tabulate(Row.of(f"Postgres stopped for {seconds} s", 1, verdict, recovery_s=drained_s, besides=besides))
     assert newcomer.status is None
@@ -179,6 +180,17 @@ def _p99_s(said: Sequence[Said], since_s: float, until_s: float) -> float:
     within = (item for item in said if since_s < item.began_s and item.acknowledged_s < until_s)
     took = sorted(item.acknowledged_s - item.began_s for item in within)
     return took[int(len(took) * 0.99)]
+
+
+def _spread(said: Sequence[Said], since_s: float, until_s: float, window_s: float) -> str:
+    """The least and the most of the p99 of one window after the other."""
+    windows = [since_s + number * window_s for number in range(max(1, round((until_s - since_s) / window_s)))]
+    found = [_p99_s(said, at_s, at_s + window_s) for at_s in windows]
+    return f"{_ms(min(found))} to {_ms(max(found))}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
 
 
 async def _archives_again_s(stage: Ground) -> float:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlche
 
 from app.closing.archivist import Archivist
 from app.closing.event_streams import EventStreams
+from app.closing.failures import raise_first
 from app.closing.invariants import Invariants
 from app.closing.policy_change import PolicyChange
 from app.closing.run_out import run_out_deleted
@@ -226,5 +227,4 @@ async def _each(jobs: Iterable[Job]) -> None:
             raise
         except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
             failures.append(error)
-    if failures:
-        raise failures[0]
+    raise_first(failures)

@@ -57,7 +57,7 @@ class _Part(Struct, frozen=True):
 
 
 class Archivist:
-    """One consumer of all shards' streams. `batch` is about how many records one transaction holds."""
+    """Archives what one consumer takes from the streams. `rules_of` gives a bot's rules: continuations are made by them."""
 
     def __init__(
         self, *, pipe: Pipe, streams: EventStreams, engine: AsyncEngine, shards: int, rules_of: Callable[[str], BotRules]

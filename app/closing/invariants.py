@@ -15,11 +15,11 @@ import structlog
 from msgspec import Struct
 
 from app.closing.event_streams import GROUP
-from app.domain.errors import DomainError
+from app.closing.failures import concerns_one, raise_first
 from app.domain.records import Wake
 from app.live import keys
 from app.live.directory import KnownBot
-from app.live.fold import Outcome, Stuck
+from app.live.fold import Outcome
 from app.live.ledger import Ledger
 from app.live.members import strands_in
 from app.live.pipe import Pipe
@@ -113,7 +113,9 @@ class Invariants:
             # A session that closed between the two reads is woken for nothing, which changes nothing.
             at_ms = 0 if bot.sandbox else None
             wakes = (self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost)
-            woken += _done(await asyncio.gather(*wakes, return_exceptions=True))
+            results = await asyncio.gather(*wakes, return_exceptions=True)
+            raise_first([result for result in results if isinstance(result, BaseException) and not concerns_one(result)])
+            woken += sum(isinstance(result, Outcome) for result in results)
         return woken
 
     async def _pages(self, name: str) -> AsyncIterator[list[bytes]]:
@@ -124,14 +126,6 @@ class Invariants:
                 yield found[::2]
             if cursor == b"0":
                 return
-
-
-def _done(results: Sequence[Outcome | BaseException]) -> int:
-    """How many went well. Raises what failed, unless that concerns one conversation alone, which was told by the ledger."""
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, Stuck | DomainError):
-            raise result
-    return sum(isinstance(result, Outcome) for result in results)
 
 
 def _names(shard: int, bots: Sequence[KnownBot]) -> list[str]:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from app.domain.errors import DomainError
+from app.closing.failures import concerns_one, raise_first
 from app.domain.records import ApplyPolicy
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.directory import Directory, KnownBot
-from app.live.fold import Stuck
 from app.live.ledger import Ledger
 from app.live.members import strands_in
 from app.live.pipe import Away, Pipe
@@ -77,7 +76,7 @@ class PolicyChange:
                     raise
                 except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
                     failures.append(error)
-        _raise_first(failures)
+        raise_first(failures)
         return looked_at
 
     def _waits(self, bot: KnownBot, now_ms: int) -> bool:
@@ -108,7 +107,7 @@ class PolicyChange:
             del self._failed[bot.id]
         finally:
             await self._pipe.call("DEL", keys.policy_lease(bot.id))
-        _raise_first(stuck)
+        raise_first(stuck)
         return looked_at
 
     async def _pass(self, bot: KnownBot) -> tuple[int, list[BaseException]]:
@@ -117,7 +116,7 @@ class PolicyChange:
         passes = (self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))
         results = await asyncio.gather(*passes, return_exceptions=True)
         failures = [error for result in results for error in ([result] if isinstance(result, BaseException) else result[1])]
-        _raise_first([error for error in failures if not isinstance(error, Stuck | DomainError)])
+        raise_first([error for error in failures if not concerns_one(error)])
         return sum(result[0] for result in results if not isinstance(result, BaseException)), failures
 
     async def _pass_shard(self, shard: int, bot: str, *, at_ms: int | None) -> tuple[int, list[BaseException]]:
@@ -133,11 +132,6 @@ class PolicyChange:
         submitted = (self._ledger.submit(strand, ApplyPolicy(), at_ms=at_ms) for strand in strands)
         results = await asyncio.gather(*submitted, return_exceptions=True)
         return [result for result in results if isinstance(result, BaseException)]
-
-
-def _raise_first(failures: Sequence[BaseException]) -> None:
-    if failures:
-        raise failures[0]
 
 
 def _version(bot: KnownBot) -> int:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import rejects
 from app.closing.event_streams import Taken
+from app.errors import Conflict
 from app.live import keys
 from app.live.pipe import Pipe
 from app.live.view import View
@@ -69,8 +70,14 @@ def is_wrong_type(error: ResponseError) -> bool:
 
 
 async def put_back(pipe: Pipe, payload: bytes) -> None:
-    """Have it archived again. Raises `Unavailable` or `ResponseError`; doing it again does no harm then."""
-    aside = _decode(payload)
+    """Have it archived again. Raises `Unavailable` or `ResponseError`; doing it again does no harm then.
+
+    Raises `Conflict` if it is none that this version set aside.
+    """
+    try:
+        aside = _decode(payload)
+    except ValueError as error:
+        raise Conflict("this was set aside by another version, which alone can put it back") from error
     for session, fields in aside.transcripts.items():
         name = keys.messages(aside.shard, session)
         for first in range(0, len(fields), _FIELDS_A_COMMAND):

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from app.domain.errors import DomainError
+from app.closing.failures import concerns_one, raise_first
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
 from app.live.due import Due, DueStrands
-from app.live.fold import Stuck
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 
@@ -52,7 +51,7 @@ class Sweep:
     async def run_round(self, now_ms: int, *, bot: str | None = None, shards: Sequence[int] | None = None) -> int:
         """One round: of each of these shards, or of all, no more than a batch."""
         done = await self._round(now_ms, bot=bot, shards=range(self._shards) if shards is None else shards)
-        _raise_first(done.failures)
+        raise_first(done.failures)
         return done.woken
 
     async def _rounds(self, now_ms: int, *, bot: str | None, shards: Sequence[int] | None) -> int:
@@ -64,14 +63,14 @@ class Sweep:
             done = await self._round(now_ms, bot=bot, shards=left)
             woken, left = woken + done.woken, done.left
             failures += done.failures
-        _raise_first(failures)
+        raise_first(failures)
         return woken
 
     async def _round(self, now_ms: int, *, bot: str | None, shards: Sequence[int]) -> _Round:
         due = await self._due.read(shards=shards, now_ms=now_ms, bot=bot, limit=self._batch)
         failed = await self._wake(due, at_ms=now_ms if bot else None)
-        stuck = [(shard, strand) for shard, strand, error in failed if isinstance(error, Stuck | DomainError)]
-        troubled = {shard for shard, _, error in failed if not isinstance(error, Stuck | DomainError)}
+        stuck = [(shard, strand) for shard, strand, error in failed if concerns_one(error)]
+        troubled = {shard for shard, _, error in failed if not concerns_one(error)}
         failures: list[BaseException] = [*due.broken.values(), *(error for *_, error in failed)]
         try:
             await self._due.postpone([strand for _, strand in stuck], to_ms=now_ms + _PUT_OFF_MS, bot=bot)
@@ -91,8 +90,3 @@ class Sweep:
         results = await asyncio.gather(*wakes, return_exceptions=True)
         failpoint("sweep.after_commit")
         return [(*item, result) for item, result in zip(strands, results, strict=True) if isinstance(result, BaseException)]
-
-
-def _raise_first(failures: Sequence[BaseException]) -> None:
-    if failures:
-        raise failures[0]

@@ -361,8 +361,10 @@ async def test_an_odd_reject_is_shown_too(admin: Client, resources: Resources, p
         await rejects.add(conn, bot=None, session_id=None, error="no", payload=payload)
     (told,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
     detail = await admin.ok("GET", f"/v1/rejects/{told['id']}")
+    again = await admin.request("POST", f"/v1/rejects/{told['id']}/replay")
 
     assert detail["record"] is not None
+    assert again.status_code in {202, 409}
 
 
 async def test_what_could_not_be_archived_is_archived_when_it_is_put_back(

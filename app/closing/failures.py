@@ -1,0 +1,17 @@
+"""What a job over many conversations does with a failure: it holds up no other, and is raised when all have had their turn."""
+
+from collections.abc import Sequence
+
+from app.domain.errors import DomainError
+from app.live.fold import Stuck
+
+
+def concerns_one(error: BaseException) -> bool:
+    """Whether it says something of one conversation alone, which the ledger has logged; else it is about Redis, or about us."""
+    return isinstance(error, Stuck | DomainError)
+
+
+def raise_first(failures: Sequence[BaseException]) -> None:
+    """Raise what failed first, if anything did."""
+    if failures:
+        raise failures[0]

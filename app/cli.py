@@ -22,7 +22,7 @@ from app.log import configure_logging
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.keyring import Keyring
+    from app.config.keyring import Keyring
 
 T = TypeVar("T")
 _WIDE = 200  # a table that goes to a file or a pipe is not folded
@@ -177,8 +177,8 @@ def _minute(instant: datetime | None) -> str:
 
 def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
     """Do something with the keys of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
+    from app.config.keyring import open_keyring
     from app.embedded import urls_of
-    from app.keyring import open_keyring
     from app.supervisor.preflight import check_servers
 
     settings = _settings()

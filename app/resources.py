@@ -16,15 +16,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.archive.engine import make_engine
 from app.clock import Clock, monotonic_ms
 from app.closing.sweep import Sweep
-from app.domain.policy import Policy, PolicyVersion
+from app.config.follower import BotConfig, ConfigReplica
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules
 from app.errors import CannotStart
 from app.ingest.intake import Intake
 from app.live import keys
 from app.live.client import open_redis
-from app.live.directory import Directory, KnownBot
 from app.live.durability import shortcomings
-from app.live.ledger import Ground, Ledger
+from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.script import Script
@@ -50,7 +50,7 @@ class Resources:
     redis: Redis
     pipe: Pipe
     engine: AsyncEngine
-    directory: Directory
+    config: ConfigReplica
     ledger: Ledger
     live: View
     sandboxes: SandboxClocks
@@ -58,7 +58,7 @@ class Resources:
     sweep: Sweep
     rules_of: Callable[[str], BotRules]
 
-    async def sandbox_ms(self, bot: KnownBot) -> int | None:
+    async def sandbox_ms(self, bot: BotConfig) -> int | None:
         """The instant of a command to this bot in its own time; None for a bot that goes by Redis's."""
         if not bot.sandbox:
             return None
@@ -93,8 +93,8 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             statement_timeout_s=settings.database_timeout_s,
         )
         stack.push_async_callback(engine.dispose)
-        directory = await stack.enter_async_context(_following(Directory(redis)))
-        yield _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, directory=directory)
+        config = await stack.enter_async_context(_following(ConfigReplica(redis)))
+        yield _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, config=config)
 
 
 def _collect_garbage_less_often() -> None:
@@ -107,10 +107,10 @@ def _collect_garbage_less_often() -> None:
 
 
 def _assemble(
-    settings: Settings, *, clock: Clock, redis: Redis, pipe: Pipe, engine: AsyncEngine, directory: Directory
+    settings: Settings, *, clock: Clock, redis: Redis, pipe: Pipe, engine: AsyncEngine, config: ConfigReplica
 ) -> Resources:
     shards = settings.shards
-    grounds = _Grounds(directory)
+    grounds = _Grounds(config)
     ledger = Ledger(
         pipe=pipe,
         script=Script(pipe, clock, max_skew_ms=settings.max_skew_ms),
@@ -126,7 +126,7 @@ def _assemble(
         redis=redis,
         pipe=pipe,
         engine=engine,
-        directory=directory,
+        config=config,
         ledger=ledger,
         live=View(pipe, shards=shards),
         sandboxes=sandboxes,
@@ -139,18 +139,18 @@ def _assemble(
 class _Grounds:
     """What the ledger must know of each bot, made anew only where the directory has news."""
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
-        self._made: dict[str, tuple[KnownBot, Ground]] = {}
+    def __init__(self, config: ConfigReplica) -> None:
+        self._config = config
+        self._made: dict[str, tuple[BotConfig, BotContext]] = {}
 
-    def of(self, bot: str) -> Ground:
-        known = self._directory.known(bot)
+    def of(self, bot: str) -> BotContext:
+        known = self._config.known(bot)
         if known is None:  # not heard of yet, or from before this Redis: its sessions close by the defaults
-            return Ground(BotRules(bot, PolicyVersion(0, 0, Policy())))
+            return BotContext(BotRules(bot, PolicyVersion(0, 0, Policy())))
         made = self._made.get(bot)
         if made is None or made[0] is not known:
             unwanted = OPTIONAL_EVENTS - known.subscribed
-            made = self._made[bot] = known, Ground(known.rules, known.sandbox, unwanted)
+            made = self._made[bot] = known, BotContext(known.rules, known.sandbox, unwanted)
         return made[1]
 
 
@@ -170,11 +170,11 @@ async def _set_clock(pipe: Pipe, clock: Clock) -> None:
 
 
 @asynccontextmanager
-async def _following(directory: Directory) -> AsyncIterator[Directory]:
-    await directory.load()
-    task = asyncio.create_task(directory.follow(), name="directory")
+async def _following(config: ConfigReplica) -> AsyncIterator[ConfigReplica]:
+    await config.load()
+    task = asyncio.create_task(config.follow(), name="directory")
     try:
-        yield directory
+        yield config
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

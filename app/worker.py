@@ -16,18 +16,18 @@ from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from app.closing.archivist import Archivist
-from app.closing.event_streams import EventStreams
+from app.closing.consistency import ConsistencyCheck
+from app.closing.deleted_sandboxes import run_out_deleted
 from app.closing.failures import raise_first
-from app.closing.invariants import Invariants
 from app.closing.policy_change import PolicyChange
-from app.closing.run_out import run_out_deleted
-from app.closing.share import Share
+from app.config.follower import BotConfig
+from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
-from app.live.directory import KnownBot
+from app.live.event_stream import EventStream
 from app.live.pipe import Away, Pipe
+from app.live.shard_lease import Share
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
-from app.publish import publish
 from app.resources import Resources, open_resources
 from app.settings import Settings
 
@@ -69,7 +69,7 @@ class Worker:
         self._archive_pipe = Pipe(resources.redis, timeout_s=max(settings.redis_timeout_s, 5.0))
         self.archivist = Archivist(
             pipe=self._archive_pipe,
-            streams=EventStreams(
+            streams=EventStream(
                 pipe=self._archive_pipe,
                 shards=settings.shards,
                 consumer=self.name,
@@ -84,12 +84,12 @@ class Worker:
         self.policy_change = PolicyChange(
             pipe=resources.pipe,
             ledger=resources.ledger,
-            directory=resources.directory,
+            config=resources.config,
             sandboxes=resources.sandboxes,
             shards=settings.shards,
             worker=self.name,
         )
-        self.invariants = Invariants(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
+        self.invariants = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
         self.share = Share(pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms)
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         self._running: set[asyncio.Task[object]] = set()
@@ -165,9 +165,9 @@ class Worker:
 
         The deleted ones' clocks are run out instead, see `look`.
         """
-        return [partial(self._sweep_sandbox, bot, sweep) for bot in self._resources.directory.sandbox_bots()]
+        return [partial(self._sweep_sandbox, bot, sweep) for bot in self._resources.config.sandbox_bots()]
 
-    async def _sweep_sandbox(self, bot: KnownBot, sweep: Callable[[str, int], Awaitable[object]]) -> None:
+    async def _sweep_sandbox(self, bot: BotConfig, sweep: Callable[[str, int], Awaitable[object]]) -> None:
         now_ms = await self._resources.sandboxes.stands_ms(bot.id)
         if now_ms is not None:
             await sweep(bot.id, now_ms)
@@ -182,14 +182,14 @@ class Worker:
         await self.policy_change.run_once(self._resources.clock.now_ms())
 
     async def measure(self) -> None:
-        account = await self.invariants.account(self._resources.directory.ever_known())
+        account = await self.invariants.account(self._resources.config.ever_known())
         OPEN.set(account.open)
         BACKLOG.set(account.pending)
         UNACCOUNTED.set(account.unaccounted)
 
     async def look(self) -> None:
         resources = self._resources
-        bots = resources.directory.ever_known()
+        bots = resources.config.ever_known()
         run_out = partial(run_out_deleted, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
         deleted = [bot for bot in bots if bot.deleted and bot.sandbox]
         await _each([*(partial(run_out, [bot]) for bot in deleted), partial(self.invariants.run_once, bots)])

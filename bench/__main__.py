@@ -8,7 +8,7 @@ import uvloop
 from app.resources import open_resources
 from app.settings import Settings
 from bench import archivist, deliveries, ledger, routes
-from bench.ground import ground, make_bots
+from bench.installation import installation, make_bots
 
 
 async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> None:
@@ -23,7 +23,7 @@ async def _in_process(settings: Settings, parts: list[str], redis: psutil.Proces
 
 def main(parts: list[str]) -> None:
     """Each part in a run of its own, one after the other."""
-    with ground() as (settings, servers):
+    with installation() as (settings, servers):
         key = uvloop.run(make_bots(settings.redis_url or ""))
         if "routes" in parts:
             routes.show(routes.measure(settings, key))

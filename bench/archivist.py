@@ -11,7 +11,7 @@ from app.domain.records import Receive
 from app.domain.strand import Strand
 from app.resources import Resources
 from app.worker import Worker
-from bench.ground import SANDBOX
+from bench.installation import SANDBOX
 
 SESSIONS = 20_000
 A_WAVE = 4_000

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from app.ids import new_webhook_secret
 from app.resources import Resources
 from app.worker import Worker
-from bench.ground import BOT
+from bench.installation import BOT
 
 DELIVERIES = 5_000
 # One endpoint may have only a part of a worker's room, so several make it full.

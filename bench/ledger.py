@@ -8,14 +8,14 @@ from time import perf_counter, process_time
 import psutil
 from msgspec import Struct
 
-from app.domain.decide import decide
 from app.domain.entry import Entry
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive, State
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.live import keys
 from app.resources import Resources
-from bench.ground import BOT
+from bench.installation import BOT
 
 RULES = BotRules(BOT, PolicyVersion(1, 0, Policy()))
 DECISIONS = 100_000
@@ -23,7 +23,7 @@ _numbers = count()  # no message id comes twice, or the ledger would answer it f
 SECONDS = 2.0
 
 
-class Taken(Struct, frozen=True):
+class TakenRecord(Struct, frozen=True):
     """Messages a second, and what each cost this process and Redis in µs of CPU."""
 
     rate: float
@@ -31,7 +31,7 @@ class Taken(Struct, frozen=True):
     redis_us: float = 0.0
 
 
-async def measure(resources: Resources, redis: psutil.Process) -> dict[str, Taken]:
+async def measure(resources: Resources, redis: psutil.Process) -> dict[str, TakenRecord]:
     """Each way for two seconds."""
     shards = resources.settings.shards
     one_a_shard = _strands(1, shards)
@@ -44,7 +44,7 @@ async def measure(resources: Resources, redis: psutil.Process) -> dict[str, Take
     }
 
 
-def show(taken: dict[str, Taken]) -> None:
+def show(taken: dict[str, TakenRecord]) -> None:
     """Ratios to one message a commit."""
     one = taken["one message per commit"].rate
     print("\nLedger: one process, messages of two parties, appendfsync always, 16 shards under way at once")
@@ -53,17 +53,17 @@ def show(taken: dict[str, Taken]) -> None:
         print(f"  {name:<32}{item.rate / one:>8.1f}{item.rate:>12,.0f}{item.cpu_us:>13.1f}{item.redis_us:>10.1f}")
 
 
-def _decisions() -> Taken:
+def _decisions() -> TakenRecord:
     strand = Strand(BOT, "web:decide")
     commands = [_message("decide", index) for index in range(1_000)]
     state, now_ms = State(), 1_790_000_000_000
     began, cpu = perf_counter(), process_time()
     for index in range(DECISIONS):
         state = decide(strand, state, commands[index % 1_000], RULES, now_ms + index).state
-    return Taken(DECISIONS / (perf_counter() - began), (process_time() - cpu) / DECISIONS * 1e6)
+    return TakenRecord(DECISIONS / (perf_counter() - began), (process_time() - cpu) / DECISIONS * 1e6)
 
 
-async def _waves(resources: Resources, redis: psutil.Process, strands: Sequence[Strand]) -> Taken:
+async def _waves(resources: Resources, redis: psutil.Process, strands: Sequence[Strand]) -> TakenRecord:
     """All strands at once, again and again: each shard commits its part as one."""
     done = 0
     began, cpu, redis_cpu = perf_counter(), process_time(), _cpu_s(redis)
@@ -74,7 +74,7 @@ async def _waves(resources: Resources, redis: psutil.Process, strands: Sequence[
         )
         done += len(strands)
     each_us = (process_time() - cpu) / done * 1e6, (_cpu_s(redis) - redis_cpu) / done * 1e6
-    return Taken(done / (perf_counter() - began), *each_us)
+    return TakenRecord(done / (perf_counter() - began), *each_us)
 
 
 def _cpu_s(process: psutil.Process) -> float:

@@ -13,7 +13,7 @@ import psutil
 from msgspec import Struct
 
 from app.settings import Settings, environment_with
-from bench.ground import BOT
+from bench.installation import BOT
 from bench.load import Counted, Load
 
 ROUNDS = 3
@@ -29,16 +29,16 @@ class Target(Struct, frozen=True):
     process: subprocess.Popen[bytes]
 
 
-class Taken(Struct, frozen=True):
+class TakenRecord(Struct, frozen=True):
     """One round of one target: requests a second, and what each cost the server's process in µs of CPU."""
 
     rate: float
     cpu_us: float
 
 
-def measure(settings: Settings, key: str) -> dict[str, list[Taken]]:
+def measure(settings: Settings, key: str) -> dict[str, list[TakenRecord]]:
     """Rounds in turns, so that whatever else this machine does falls on all alike."""
-    taken: dict[str, list[Taken]] = {}
+    taken: dict[str, list[TakenRecord]] = {}
     with ExitStack() as stack:
         targets = [stack.enter_context(target) for target in _targets(settings)]
         for target in targets:
@@ -49,7 +49,7 @@ def measure(settings: Settings, key: str) -> dict[str, list[Taken]]:
     return taken
 
 
-def show(taken: dict[str, list[Taken]]) -> None:
+def show(taken: dict[str, list[TakenRecord]]) -> None:
     """Each against the bare server of its own round; the median over the rounds."""
     load = Load(0, "")
     print(f"\nRoutes: one uvicorn worker, one entry a request, {load.connections} connections, {load.depth} under way on each")
@@ -97,7 +97,7 @@ def _wait_until_it_answers(target: Target) -> None:
     connection.close()
 
 
-def _round(target: Target, key: str, run: int) -> Taken:
+def _round(target: Target, key: str, run: int) -> TakenRecord:
     load = Load(target.port, target.path, key=key, seconds=SECONDS, run=run)
     server = psutil.Process(target.process.pid)
     before = server.cpu_times()
@@ -108,4 +108,4 @@ def _round(target: Target, key: str, run: int) -> Taken:
     counted = msgspec.json.decode(done.stdout, type=Counted)
     assert set(counted.statuses) == {"200"}, f"{target.name}: {counted.statuses}"
     cpu_s = after.user + after.system - before.user - before.system
-    return Taken(counted.answered / counted.seconds, cpu_s / counted.total * 1e6)
+    return TakenRecord(counted.answered / counted.seconds, cpu_s / counted.total * 1e6)

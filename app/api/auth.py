@@ -13,9 +13,9 @@ from fastapi.security import HTTPBearer
 from msgspec import Struct
 
 from app.api.parameters import check_parameters
+from app.config.follower import BotConfig, ConfigReplica, KeyConfig
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
-from app.live.directory import Directory, KnownBot, KnownKey
 
 Scope = Literal["ingest", "read", "admin"]
 
@@ -27,7 +27,7 @@ _HINT = "send `Authorization: Bearer adj_…`"
 class Principal(Struct, frozen=True):
     """The key that a request came with."""
 
-    key: KnownKey
+    key: KeyConfig
 
     def require(self, *scopes: Scope, bot: str | None = None) -> None:
         """Raises `Forbidden` unless the key has one of these scopes, `NotFound` if it has nothing to do with this bot."""
@@ -49,7 +49,7 @@ class Principal(Struct, frozen=True):
         return self.key.bots is None or bot in self.key.bots
 
 
-def principal_of(directory: Directory, authorization: str) -> Principal:
+def principal_of(config: ConfigReplica, authorization: str) -> Principal:
     """Whose key an `Authorization` header carries. Keys are found by their digest, so no comparison takes time to tell.
 
     Raises `Unauthenticated`, or `Unavailable` while this process does not know any keys yet.
@@ -58,22 +58,22 @@ def principal_of(directory: Directory, authorization: str) -> Principal:
     if not key or scheme.lower() != _BEARER:
         raise Unauthenticated("an API key is required", hint=_HINT)
     digest = key_digest(key.strip())
-    known = directory.key(digest)
+    known = config.key(digest)
     if known is not None:
         return Principal(known)
-    if directory.is_unreadable_key(digest):
+    if config.is_unreadable_key(digest):
         raise Unavailable("this process is too old to read what is saved of this key", retry_after_s=10)
-    if not directory.loaded:
+    if not config.loaded:
         raise Unavailable("bots and keys are not known yet", hint="try again in a moment", retry_after_s=1)
     raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)
 
 
-def known_bot(directory: Directory, name: str) -> KnownBot:
+def known_bot(config: ConfigReplica, name: str) -> BotConfig:
     """The bot of this name. Raises `NotFound`, or `Unavailable` if this process cannot read what is kept of it."""
-    bot = directory.bot(name)
+    bot = config.bot(name)
     if bot is not None:
         return bot
-    if directory.is_unreadable(name):
+    if config.is_unreadable(name):
         raise Unavailable("this process is too old to read what is saved of this bot", retry_after_s=10)
     raise no_bot(name)
 
@@ -94,7 +94,7 @@ def _needs(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
     """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
-        found = principal_of(request.app.state.resources.directory, request.headers.get("authorization", ""))
+        found = principal_of(request.app.state.resources.config, request.headers.get("authorization", ""))
         found.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
         return found

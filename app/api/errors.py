@@ -25,17 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.errors import DomainError, InvalidPolicy, StateTooLarge
 from app.domain.nesting import DEEPEST
-from app.errors import (
-    AdjournError,
-    Conflict,
-    Fault,
-    Invalid,
-    NotFound,
-    TooLarge,
-    Unauthenticated,
-    Unavailable,
-    UnsupportedMedia,
-)
+from app.errors import AdjournError, Conflict, Fault, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2

@@ -14,11 +14,11 @@ from starlette.datastructures import QueryParams
 from app.api.auth import known_bot, principal_of
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of, request_id_of
 from app.api.parameters import refuse_unknown
+from app.config.follower import BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import Refusal
 from app.ingest.wire import Receipt, encode, entries_from, entry_from
-from app.live.directory import KnownBot
 from app.resources import Resources
 
 Scope = MutableMapping[str, Any]
@@ -74,10 +74,10 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
     return await _one(resources, bot, body, media=media)
 
 
-def _bot(resources: Resources, headers: dict[bytes, bytes], name: str) -> KnownBot:
-    principal = principal_of(resources.directory, headers.get(b"authorization", b"").decode("latin-1"))
+def _bot(resources: Resources, headers: dict[bytes, bytes], name: str) -> BotConfig:
+    principal = principal_of(resources.config, headers.get(b"authorization", b"").decode("latin-1"))
     principal.require("ingest", bot=name)
-    return known_bot(resources.directory, name)
+    return known_bot(resources.config, name)
 
 
 def _check_encoding(headers: dict[bytes, bytes]) -> None:
@@ -90,7 +90,7 @@ def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"cannot read {what[:LONGEST_WHERE]!r}", hint=hint)
 
 
-async def _one(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
+async def _one(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Answer:
     if media != _JSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
     (result,) = await resources.intake.take(bot, [entry_from(body)])
@@ -99,7 +99,7 @@ async def _one(resources: Resources, bot: KnownBot, body: bytes, *, media: str) 
     return 200, _OK, encode(result)
 
 
-async def _many(resources: Resources, bot: KnownBot, body: bytes, *, media: str) -> Answer:
+async def _many(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Answer:
     if media != _JSON and media not in _NDJSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
     entries = entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api.auth import Principal
 from app.archive import audit
 from app.archive.audit import Actor
-from app.archive.turns import writing_config
+from app.config.change import writing_config
+from app.config.publish import publish
 from app.errors import AdjournError
-from app.publish import publish
 from app.resources import Resources
 
 CAUGHT_UP_TIMEOUT_S = 2.0
@@ -49,5 +49,5 @@ async def _tell(resources: Resources) -> None:
     except (RedisError, SQLAlchemyError, OSError, AdjournError) as error:
         _log.warning("config.saved_but_not_published", error=str(error))
         return
-    if not await resources.directory.caught_up(mark, timeout_s=CAUGHT_UP_TIMEOUT_S):
+    if not await resources.config.caught_up(mark, timeout_s=CAUGHT_UP_TIMEOUT_S):
         _log.warning("config.published_but_not_followed", revision=mark.revision)

@@ -36,7 +36,7 @@ class Place(Struct, frozen=True):
     id: str
 
 
-class Trial(Struct, frozen=True, kw_only=True):
+class TestDelivery(Struct, frozen=True, kw_only=True):
     """A test of an endpoint, and how it went."""
 
     id: str
@@ -100,7 +100,7 @@ async def replay_failed(conn: AsyncConnection, wanted: Wanted, *, room: int, now
     return len((await conn.execute(_replayed(deliveries.c.id.in_(chosen), now_ms=now_ms))).all())
 
 
-async def keep_trial(conn: AsyncConnection, trial: Trial) -> None:
+async def keep_trial(conn: AsyncConnection, trial: TestDelivery) -> None:
     """Keep a test of an endpoint and its one attempt: told of like any delivery, though it never was in the outbox."""
     at = instant(trial.at_ms)
     status = "delivered" if trial.delivered else "failed"

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.session_reads import Filter, conditions
 from app.archive.tables import sessions
-from app.domain.share import Share
+from app.domain.ratio import Share
 
 _GROUPS = (
     sessions.c.counted,

@@ -5,7 +5,7 @@ session's id carries, so a look-up by id goes to one partition (`app.archive.par
 writes in bulk carry no foreign keys: a session must never be refused because its bot went away.
 
 `revision` is stamped by a trigger on every change of `bots`, `policies`, `endpoints` and `api_keys`, whoever makes it, and its
-order is the order of commits: `app.live.directory` copies what is newer than what Redis holds.
+order is the order of commits: `app.config.follower` copies what is newer than what Redis holds.
 """
 
 from sqlalchemy import (

@@ -19,14 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import deliveries, sessions
 from app.clock import monotonic_ms
-from app.closing.event_streams import EventStreams, Taken
-from app.closing.set_aside import NoTranscript, is_wrong_type, set_aside
-from app.domain.continuation import continuation
-from app.domain.continuation import told as continued
+from app.closing.rejects import NoTranscript, is_wrong_type, set_aside
 from app.domain.records import BotRules, Event, Message, Session
+from app.domain.rules.continuation import continuation
+from app.domain.rules.continuation import told as continued
 from app.errors import Unavailable
 from app.failpoints import failpoint
 from app.live import keys
+from app.live.event_stream import EventStream, StreamRecord
 from app.live.pipe import Pipe
 from app.live.view import View, messages_of
 from app.metrics import ARCHIVED, CONTINUATIONS, REJECTED
@@ -52,7 +52,7 @@ REFUSED = (
 class _Part(Struct, frozen=True):
     """Records that are archived in one transaction. `long`: it is one, with too much to be read at once."""
 
-    items: Sequence[Taken]
+    items: Sequence[StreamRecord]
     long: bool = False
 
 
@@ -60,7 +60,7 @@ class Archivist:
     """Archives what one consumer takes from the streams. `rules_of` gives a bot's rules: continuations are made by them."""
 
     def __init__(
-        self, *, pipe: Pipe, streams: EventStreams, engine: AsyncEngine, shards: int, rules_of: Callable[[str], BotRules]
+        self, *, pipe: Pipe, streams: EventStream, engine: AsyncEngine, shards: int, rules_of: Callable[[str], BotRules]
     ) -> None:
         self._pipe = pipe
         self._streams = streams
@@ -106,10 +106,10 @@ class Archivist:
         """Take nothing more: a run that is under way ends with what it has taken."""
         self._stopping = True
 
-    async def _following(self) -> list[Taken]:
+    async def _following(self) -> list[StreamRecord]:
         return [] if self._stopping else await self._streams.take()
 
-    async def _sizes(self, batch: Sequence[Taken]) -> list[int]:
+    async def _sizes(self, batch: Sequence[StreamRecord]) -> list[int]:
         """How many bytes of transcripts come with each record."""
         ended = [(index, keys.messages(item.shard, session)) for index, item in enumerate(batch) for session in item.ended]
         sizes = [0] * len(batch)
@@ -182,7 +182,7 @@ class Archivist:
             surplus += [message for message in messages_of(portion) if message.message_id not in held]
         return sorted(surplus, key=lambda message: message.sequence)
 
-    async def _set_aside(self, item: Taken, error: Exception) -> None:
+    async def _set_aside(self, item: StreamRecord, error: Exception) -> None:
         log.error("record set aside", bot=item.strand.bot, error=str(error))
         REJECTED.inc()
         await set_aside(self._engine, self._view, item, error)
@@ -202,13 +202,13 @@ class Archivist:
         ]
 
 
-def _parts(batch: Sequence[Taken], sizes: Sequence[int]) -> Iterator[_Part]:
+def _parts(batch: Sequence[StreamRecord], sizes: Sequence[int]) -> Iterator[_Part]:
     """The batch in parts of a size that Redis and Postgres take at once; what is too long for that goes alone, and last.
 
     What cannot be read goes alone and first: all there is to do is to set it aside. A part that fails holds up nothing but
     itself: those before it are archived by then.
     """
-    part: list[Taken] = []
+    part: list[StreamRecord] = []
     room = _BYTES_AT_ONCE
     yield from (_Part([item]) for item in batch if item.fault is not None)
     readable = ((size, item) for size, item in zip(sizes, batch, strict=True) if item.fault is None)
@@ -234,7 +234,7 @@ def _messages(transcript: list[bytes] | ResponseError) -> list[Message]:
     raise Unavailable(f"Redis gives out no transcript: {transcript}") from transcript
 
 
-def _told(item: Taken, inserted: set[str]) -> list[Event]:
+def _told(item: StreamRecord, inserted: set[str]) -> list[Event]:
     """The events that are news: a session that was archived before has told of its end before."""
     ends = set(item.ended)
     return [event for event in item.events if event.session.id not in ends or event.session.id in inserted]

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from app.closing.failures import concerns_one, raise_first
+from app.config.follower import BotConfig, ConfigReplica
 from app.domain.records import ApplyPolicy
 from app.domain.strand import Strand
 from app.live import keys
-from app.live.directory import Directory, KnownBot
 from app.live.ledger import Ledger
 from app.live.members import strands_in
 from app.live.pipe import Away, Pipe
@@ -43,11 +43,11 @@ class PolicyChange:
     """Applies new policy versions to open sessions; several workers share the bots by a lease for each."""
 
     def __init__(
-        self, *, pipe: Pipe, ledger: Ledger, directory: Directory, sandboxes: SandboxClocks, shards: int, worker: str
+        self, *, pipe: Pipe, ledger: Ledger, config: ConfigReplica, sandboxes: SandboxClocks, shards: int, worker: str
     ) -> None:
         self._pipe = pipe
         self._ledger = ledger
-        self._directory = directory
+        self._config = config
         self._sandboxes = sandboxes
         self._shards = shards
         self._worker = worker
@@ -60,7 +60,7 @@ class PolicyChange:
 
         Raises the first of what failed, when all bots have had their turn.
         """
-        changed = [bot for bot in self._directory.bots() if self._done.get(bot.id) != _version(bot)]
+        changed = [bot for bot in self._config.bots() if self._done.get(bot.id) != _version(bot)]
         if not changed:
             return 0
         applied = await self._pipe.call("HMGET", keys.POLICIES_APPLIED, *(bot.id for bot in changed))
@@ -79,17 +79,17 @@ class PolicyChange:
         raise_first(failures)
         return looked_at
 
-    def _waits(self, bot: KnownBot, now_ms: int) -> bool:
+    def _waits(self, bot: BotConfig, now_ms: int) -> bool:
         failed = self._failed.get(bot.id)
         return failed is not None and failed.version == _version(bot) and now_ms < failed.until_ms
 
-    def _put_off(self, bot: KnownBot, now_ms: int) -> None:
+    def _put_off(self, bot: BotConfig, now_ms: int) -> None:
         failed = self._failed.get(bot.id)
         again = failed is not None and failed.version == _version(bot)
         wait_ms = min(failed.wait_ms * 2, _AGAIN_AT_MOST_MS) if failed is not None and again else _AGAIN_MS
         self._failed[bot.id] = _Failed(_version(bot), wait_ms, now_ms + wait_ms)
 
-    async def _apply(self, bot: KnownBot, now_ms: int) -> int:
+    async def _apply(self, bot: BotConfig, now_ms: int) -> int:
         version, first = _version(bot), self._first_pass.get(bot.id)
         again = first is not None and first[0] == version
         if again and first is not None and now_ms - first[1] < _ALL_KNOW_MS:
@@ -110,7 +110,7 @@ class PolicyChange:
         raise_first(stuck)
         return looked_at
 
-    async def _pass(self, bot: KnownBot) -> tuple[int, list[BaseException]]:
+    async def _pass(self, bot: BotConfig) -> tuple[int, list[BaseException]]:
         """How many were looked at, and what those raised that cannot be decided. Raises what else failed, after the rest."""
         at_ms = await self._sandboxes.stands_ms(bot.id) if bot.sandbox else None
         passes = (self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))
@@ -134,5 +134,5 @@ class PolicyChange:
         return [result for result in results if isinstance(result, BaseException)]
 
 
-def _version(bot: KnownBot) -> int:
+def _version(bot: BotConfig) -> int:
     return bot.rules.policy.version

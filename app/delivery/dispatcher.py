@@ -22,9 +22,9 @@ from app.archive import outbox
 from app.archive.outbox import Claim, Due
 from app.clock import monotonic_ms
 from app.delivery import breaker
-from app.delivery.chores import Chores
-from app.delivery.recording import Attempt, Interrupted, record
-from app.delivery.sender import Letter, Outcome, Sender, trusted_tls
+from app.delivery.maintenance import OutboxMaintenance
+from app.delivery.recorder import Attempt, Interrupted, record
+from app.delivery.sender import Outcome, Sender, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.errors import Unavailable
 from app.failpoints import failpoint
@@ -60,7 +60,7 @@ class Dispatcher:
         self._settling: asyncio.Task[None] | None = None
         self._recording = asyncio.Lock()
         self._claiming = asyncio.Lock()
-        self._chores = Chores(engine)
+        self._chores = OutboxMaintenance(engine)
         self._ahead_ms = 0.0
         self._stopping = False
 
@@ -185,7 +185,9 @@ class Dispatcher:
         try:
             started_ms = monotonic_ms()
             failpoint("deliver.before_post")
-            letter = Letter(claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets, claim.endpoint.private_allowed)
+            letter = SignedWebhook(
+                claim.id, claim.endpoint.url, claim.body, claim.endpoint.secrets, claim.endpoint.private_allowed
+            )
             outcome = await sender.send(letter, now_ms=now_ms)
             failpoint("deliver.after_post")
             DELIVERY_DURATION.observe((monotonic_ms() - started_ms) / 1000)

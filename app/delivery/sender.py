@@ -36,7 +36,7 @@ _HEADERS = {
 }
 
 
-class Letter(Struct, frozen=True):
+class SignedWebhook(Struct, frozen=True):
     """One webhook to send. `secrets`: the valid one first, then the one it replaced while that is still accepted.
 
     One that is not `private_allowed` goes to public addresses alone, whatever its sender may reach.
@@ -98,7 +98,7 @@ class Sender:
         await self._client.aclose()
         await self._public.aclose()
 
-    async def send(self, letter: Letter, *, now_ms: int) -> Outcome:
+    async def send(self, letter: SignedWebhook, *, now_ms: int) -> Outcome:
         """POST it, signed at `now_ms`; never raises but for cancellation."""
         reply = Reply()
         try:
@@ -116,7 +116,7 @@ class Sender:
             return _verdict(reply, Retry("unexpected", _words(surprise)), now_ms=now_ms)
         return _verdict(reply, None, now_ms=now_ms)
 
-    async def _post(self, letter: Letter, reply: Reply, *, now_ms: int) -> None:
+    async def _post(self, letter: SignedWebhook, reply: Reply, *, now_ms: int) -> None:
         headers = signed_headers(letter, now_ms=now_ms)
         client = self._client if letter.private_allowed else self._public
         async with client.stream("POST", letter.url, content=letter.body.encode(), headers=headers) as response:
@@ -125,7 +125,7 @@ class Sender:
             await reply.read(response, limit=self._reply_max_bytes)
 
 
-def signed_headers(letter: Letter, *, now_ms: int) -> dict[str, str]:
+def signed_headers(letter: SignedWebhook, *, now_ms: int) -> dict[str, str]:
     """The three headers of Standard Webhooks; one signature for each secret, so that either verifies."""
     at = datetime.fromtimestamp(now_ms // 1000, UTC)
     signatures = [Webhook(secret).sign(letter.id, at, letter.body) for secret in letter.secrets]

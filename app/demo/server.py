@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.fate import end_with_parent
+from app.embedded.child_setup import end_with_parent
 from app.errors import CannotStart
 from app.settings import environment_with
 

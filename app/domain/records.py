@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from app.domain.entry import Entry, EntryType, Role
-from app.domain.policy import PolicyVersion
+from app.domain.policy.parse import PolicyVersion
 
 Reason = Literal[
     "inactivity",

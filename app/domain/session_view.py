@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from app.domain import variables
 from app.domain.explanation import explain
 from app.domain.instants import rfc3339, rfc3339_or_none
 from app.domain.records import Answer, Dialog, Message, Session, State
+from app.domain.rules import variables
 from app.domain.strand import Strand
 
 __all__ = ["answer_view", "context_view", "explain", "message_view", "session_view", "variables_view"]

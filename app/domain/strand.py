@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
-from app.domain.policy_fields import PolicyVersion
+from app.domain.policy.model import PolicyVersion
 
 HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
@@ -70,8 +70,10 @@ def session_id(strand: Strand, *, generation: int, opened_at_ms: int) -> str:
     """
     place = conversation_hash(strand.bot, strand.conversation)
     seed = f"{strand.bot}\x1f{strand.conversation}\x1f{strand.thread}\x1f{generation}"
-    turn = generation & (1 << GENERATION_BITS) - 1
-    rest = turn << 62 - GENERATION_BITS | int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2 + GENERATION_BITS
+    transition = generation & (1 << GENERATION_BITS) - 1
+    rest = (
+        transition << 62 - GENERATION_BITS | int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2 + GENERATION_BITS
+    )
     return str(UUID(int=opened_at_ms << 80 | 7 << 76 | place << 64 | 2 << 62 | rest))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from app.embedded.fate import end_with_parent
+from app.embedded.child_setup import end_with_parent
 from app.errors import CannotStart
 
 POLL_S = 0.01

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.embedded.child import ChildServer
-from app.embedded.fate import end_with_parent, run_as
+from app.embedded.child_setup import end_with_parent, run_as
 from app.errors import CannotStart
 
 DATABASE = "adjourn"

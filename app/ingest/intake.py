@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 
 from app.clock import Clock
+from app.config.follower import BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.domain.instants import ms_of
@@ -13,7 +14,6 @@ from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
 from app.ingest.wire import Receipt, receipt
-from app.live.directory import KnownBot
 from app.live.fold import Outcome
 from app.live.ledger import Ledger
 from app.live.sandbox import SandboxClocks, followed_ms
@@ -31,7 +31,7 @@ class Intake:
         self._clock = clock
         self._deadline_s = deadline_s
 
-    async def take(self, bot: KnownBot, entries: Sequence[Entry | AdjournError]) -> list[Receipt | Refusal]:
+    async def take(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | Refusal]:
         """Receipts once everything is committed. Raises `Unavailable` only where nothing could be told at all."""
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -48,7 +48,7 @@ class Intake:
         return results
 
     async def _submit(
-        self, bot: KnownBot, entries: Sequence[Entry | AdjournError], instants: Sequence[int | None]
+        self, bot: BotConfig, entries: Sequence[Entry | AdjournError], instants: Sequence[int | None]
     ) -> list[Receipt | Refusal]:
         """All entries go to the ledger before the first is waited for, so that they share commits."""
         under_way: list[tuple[str, asyncio.Future[Outcome]] | Refusal] = []
@@ -66,7 +66,7 @@ class Intake:
         return [item if isinstance(item, Exception) else await _result(*item) for item in under_way]
 
     async def _in_time(
-        self, bot: KnownBot, entries: Sequence[Entry | AdjournError]
+        self, bot: BotConfig, entries: Sequence[Entry | AdjournError]
     ) -> tuple[Sequence[Entry | AdjournError], Sequence[int | None]]:
         """The entries, each refused that its bot's clock cannot follow, and their instants in the bot's own time.
 
@@ -81,7 +81,7 @@ class Intake:
             return entries, [at_ms] * len(entries)
         return _followed(entries, at_ms=at_ms, real_ms=real_ms)
 
-    async def _move_clock(self, bot: KnownBot, instants: Sequence[int | None]) -> None:
+    async def _move_clock(self, bot: BotConfig, instants: Sequence[int | None]) -> None:
         """After the commit, never before: a sweep must not close what an entry under way still continues."""
         last = instants[-1] if instants else None
         if last is not None and bot.clock_mode == "sent_at":

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import structlog
 from msgspec import DecodeError, Struct, msgpack
 
-from app.domain.decide import decide
 from app.domain.errors import DomainError
 from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Message, Receive, Session, State
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
 
@@ -90,7 +90,7 @@ class Fold:
     state: State = field(default_factory=State)
     decided: list[tuple[Pending, Decision]] = field(default_factory=list)
     repeated: list[tuple[Pending, Pending]] = field(default_factory=list)
-    doubtful: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
+    maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
     def decide(self, now_ms: int) -> None:
         """Decide all pending commands on `state`; a command that the domain refuses fails alone."""
@@ -151,7 +151,7 @@ class Fold:
         return [
             pending.command.message_id
             for pending, _ in self.decided
-            if isinstance(pending.command, Receive) and (self.doubtful or pending.command.entry.message_id is not None)
+            if isinstance(pending.command, Receive) and (self.maybe_committed or pending.command.entry.message_id is not None)
         ]
 
     def earlier_sessions(self) -> list[str]:

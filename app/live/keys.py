@@ -12,8 +12,8 @@ STRAND_FIELD = "\x1fstrand"
 CLOSED_FIELD = "\x1fclosed"
 
 SHARDS = "adj:shards"
-DIRECTORY = "adj:{directory}"
-DIRECTORY_CHANGES = "adj:{directory}:changes"
+CONFIG = "adj:{directory}"
+CONFIG_CHANGES = "adj:{directory}:changes"
 TICKS = "adj:ticks"
 # Bot to the policy version that its open sessions' deadlines stand by.
 POLICIES_APPLIED = "adj:policies:applied"

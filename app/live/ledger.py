@@ -34,7 +34,7 @@ _BYTES_A_COMMIT = 4 << 20
 _PATIENCE_MS = 5_000
 
 
-class Ground(Struct, frozen=True):
+class BotContext(Struct, frozen=True):
     """What the ledger must know of a bot: its rules, whether it keeps a time of its own, the events nobody wants."""
 
     rules: BotRules
@@ -52,7 +52,7 @@ class Ledger:
         script: Script,
         clock: Clock,
         shards: int,
-        ground: Callable[[str], Ground],
+        ground: Callable[[str], BotContext],
         cache_size: int = 50_000,
     ) -> None:
         self._pipe = pipe
@@ -167,7 +167,7 @@ class Ledger:
             if isinstance(error.__cause__, ResponseError | TimeoutError):
                 raise
             for fold in folds:
-                fold.doubtful = True
+                fold.maybe_committed = True
             return await self._script.send(call)
 
     def _sort_out(self, folds: list[Fold], commits: list[Commit], refused: dict[int, Refusal], *, now_ms: int) -> list[Fold]:

@@ -14,7 +14,7 @@ from app.live.members import strands_in
 from app.live.pipe import Pipe
 
 
-class Found(Struct, frozen=True):
+class LiveSession(Struct, frozen=True):
     """A session that Redis still knows: open, or closed so lately that Postgres may not have it yet."""
 
     strand: Strand
@@ -35,7 +35,7 @@ class View:
         self._pipe = pipe
         self._shards = shards
 
-    async def find(self, session_id: str) -> Found | None:
+    async def find(self, session_id: str) -> LiveSession | None:
         """The session of this id, open or lately closed; None if Redis does not know it."""
         shard = keys.shard_of_session(session_id, self._shards)
         name = keys.messages(shard, session_id)
@@ -44,9 +44,9 @@ class View:
             return None
         strand = keys.strand_from(member.decode())
         if closed is not None:
-            return Found(strand, decode_session(closed))
+            return LiveSession(strand, decode_session(closed))
         state = await self.state(strand)
-        return Found(strand, state.session) if state.session and state.session.id == session_id else None
+        return LiveSession(strand, state.session) if state.session and state.session.id == session_id else None
 
     async def state(self, strand: Strand) -> State:
         """A strand's state; the default one if Redis does not know it."""
@@ -85,7 +85,7 @@ class View:
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
         return [decode_message(stored) for stored in await self._pipe.call("HMGET", name, *ids) if stored is not None]
 
-    async def page(self, bot: str, *, after: Place | None, limit: int) -> tuple[list[Found], Place | None]:
+    async def page(self, bot: str, *, after: Place | None, limit: int) -> tuple[list[LiveSession], Place | None]:
         """Open sessions of a bot, the longest open first, and the place to go on from; None where there are no more.
 
         A session that closes while the list is walked may be left out; one that stays open is given exactly once.
@@ -126,11 +126,11 @@ class View:
                 return places
             asked *= 4
 
-    async def _sessions(self, strands: Sequence[Strand]) -> list[Found]:
+    async def _sessions(self, strands: Sequence[Strand]) -> list[LiveSession]:
         names = [keys.state(keys.shard_of(strand, self._shards), keys.member(strand)) for strand in strands]
         stored = await self._pipe.call_all([("GET", name) for name in names])
         return [
-            Found(strand, session)
+            LiveSession(strand, session)
             for strand, value in zip(strands, stored, strict=True)
             if (session := _state(value).session) is not None
         ]

@@ -16,7 +16,7 @@ from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from app.errors import Unavailable
-from app.live.view import Found, View
+from app.live.view import LiveSession, View
 from app.live.view import Place as LivePlace
 
 
@@ -103,5 +103,5 @@ def told(found: Archived) -> dict[str, Any]:
     return session_view(found.strand, found.session) | {"continuation_of": found.continuation_of}
 
 
-def _as_archived(found: Found) -> Archived:
+def _as_archived(found: LiveSession) -> Archived:
     return Archived(found.strand, found.session, None)

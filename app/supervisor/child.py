@@ -1,6 +1,6 @@
 """A process that is kept alive: started, started again when it ends, replaced, stopped.
 
-It ends with this one, whatever ends this one (`app.embedded.fate`).
+It ends with this one, whatever ends this one (`app.embedded.child_setup`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from app.embedded.fate import end_with_parent
+from app.embedded.child_setup import end_with_parent
 
 _LONGEST_PAUSE_S = 5.0
 _FIRST_PAUSE_S = 0.1

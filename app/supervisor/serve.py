@@ -13,9 +13,9 @@ from pathlib import Path
 import structlog
 
 from app.archive import migrate
+from app.config.keyring import open_keyring
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
-from app.keyring import open_keyring
 from app.resources import open_resources
 from app.settings import Settings
 from app.supervisor import listener

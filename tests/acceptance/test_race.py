@@ -13,15 +13,15 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from app.config.follower import BotRecord, Mark, move
 from app.domain.entry import Entry
 from app.domain.instants import HOUR_MS, MINUTE_MS
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import Event, Message, Receive, Session
 from app.domain.strand import Strand, strand_of
 from app.errors import Unavailable
 from app.ingest.wire import Receipt, receipt
 from app.live import keys
-from app.live.directory import BotRecord, Mark, move
 from app.live.fold import Outcome, Record
 from app.live.view import messages_of
 from app.resources import Resources, open_resources
@@ -61,7 +61,7 @@ async def _make_bot(resources: Resources) -> None:
         endpoints=(),
     )
     assert await move(resources.redis, held=None, to=Mark("test", 1), bots=[bot], known_keys={}, whole=True)
-    await resources.directory.load()
+    await resources.config.load()
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ async def test_the_clock_does_not_pass_an_entry_that_redis_did_not_take(
     processes: list[Resources], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes again with its old `sent_at`: a sweep in between must not have closed the session that it continues."""
-    resources, bot = processes[0], processes[0].directory.bot(BOT)
+    resources, bot = processes[0], processes[0].config.bot(BOT)
     assert bot is not None
     entries = [_sent(number, f"2026-11-21T1{number}:00:00Z") for number in range(3)]
     submit = resources.ledger.submit

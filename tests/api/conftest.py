@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.archive import keys
+from app.config.publish import publish
 from app.ids import new_id, new_key
 from app.main import create_app
-from app.publish import publish
 from app.resources import Resources
 from app.settings import Settings
 from app.worker import Worker
@@ -79,7 +79,7 @@ async def clients(app: FastAPI, resources: Resources) -> AsyncIterator[ClientMak
                 await keys.create(
                     conn, new_id(resources.clock.now_ms()), key, name=f"test {scopes}", scopes=list(scopes), bots=bots
                 )
-            assert await resources.directory.caught_up(await publish(resources.engine, resources.redis), timeout_s=10)
+            assert await resources.config.caught_up(await publish(resources.engine, resources.redis), timeout_s=10)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             client = Client(transport=transport, base_url="http://test", headers={"authorization": f"Bearer {key}"})
             return await stack.enter_async_context(client)

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from app.archive import endpoints, rejects
-from app.closing.set_aside import Aside
-from app.domain.presets import PRESETS
+from app.closing.rejects import RejectedRecord
+from app.domain.policy.presets import PRESETS
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
@@ -21,7 +21,7 @@ async def test_a_bot_lives_from_its_creation_to_its_deletion(admin: Client, reso
     assert created.headers["location"] == "/v1/bots/shop"
     assert await admin.ok("GET", "/v1/bots/shop") == created.json()
     assert [bot["id"] for bot in (await admin.ok("GET", "/v1/bots"))["bots"]] == ["shop"]
-    assert resources.directory.bot("shop") is not None
+    assert resources.config.bot("shop") is not None
 
     renamed = await admin.ok("PATCH", "/v1/bots/shop", {"name": "Shop 2"})
     assert (renamed["name"], renamed["sandbox"], renamed["clock_mode"]) == ("Shop 2", False, None)
@@ -117,7 +117,7 @@ async def test_a_saved_policy_is_known_when_the_answer_comes(admin: Client, reso
     for minutes in (20, 30, 40):
         tag = (await admin.get("/v1/bots/shop/policy")).headers["etag"]
         await admin.ok("PUT", "/v1/bots/shop/policy", {"inactivity_minutes": minutes}, headers={"if-match": tag})
-        bot = resources.directory.bot("shop")
+        bot = resources.config.bot("shop")
         assert bot is not None
         assert bot.rules.policy.policy.inactivity_minutes == minutes
 
@@ -164,12 +164,12 @@ async def test_an_endpoint_lives_from_its_creation_to_its_deletion(admin: Client
 
     changed = await admin.ok("PATCH", path, {"events": ["session.closed", "session.started"], "url": "http://127.0.0.1:9999/b"})
     assert (changed["events"], changed["url"]) == (["session.started", "session.closed"], "http://127.0.0.1:9999/b")
-    bot = resources.directory.bot("shop")
+    bot = resources.config.bot("shop")
     assert bot is not None
     assert bot.subscribed == {"session.closed", "session.started"}
 
     assert (await admin.ok("PATCH", path, {"enabled": False}))["enabled"] is False
-    bot = resources.directory.bot("shop")
+    bot = resources.config.bot("shop")
     assert bot is not None
     assert bot.endpoints == ()
 
@@ -341,7 +341,7 @@ async def test_what_could_not_be_archived_is_shown_to_an_admin(admin: Client, re
     good, odd = msgspec.msgpack.encode(["bank", {"n": 1}]), b"\xc1"
     async with resources.engine.begin() as conn:
         for record in (good, odd):
-            payload = msgspec.msgpack.encode(Aside(0, record, {session: [b"id", good, b"other", odd]}))
+            payload = msgspec.msgpack.encode(RejectedRecord(0, record, {session: [b"id", good, b"other", odd]}))
             await rejects.add(conn, bot="bank", session_id=session, error="no\x00", payload=payload)
     first = await admin.ok("GET", "/v1/rejects?limit=1")
     second = await admin.ok("GET", f"/v1/rejects?limit=1&cursor={first['next']}")

@@ -291,7 +291,7 @@ async def test_a_compressed_body_is_told_that_it_is(admin: Client) -> None:
 async def test_what_nobody_foresaw_of_an_entry_is_a_problem_too(admin: Client, app: FastAPI) -> None:
     """500 with the id that the log has, in the shape of all other answers; the trace is in the log alone."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
-    broken = SimpleNamespace(directory=app.state.resources.directory, settings=app.state.resources.settings)
+    broken = SimpleNamespace(config=app.state.resources.config, settings=app.state.resources.settings)
     app.state.resources = broken  # without an intake
 
     reply = await admin.post("/v1/bots/shop/messages", content=GOOD, headers={"x-request-id": "abc-1"})

@@ -7,7 +7,7 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.archive.instants import instant
-from app.publish import publish
+from app.config.publish import publish
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.worker import Worker
@@ -49,6 +49,6 @@ def save_bot(resources: Resources) -> SaveBot:
                 {"bot": bot, "version": version, "policy": {"inactivity_minutes": minutes}, "at": instant(effective_at_ms)},
             )
         mark = await publish(resources.engine, resources.redis)
-        assert await resources.directory.caught_up(mark, timeout_s=5)
+        assert await resources.config.caught_up(mark, timeout_s=5)
 
     return save

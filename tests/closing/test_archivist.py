@@ -12,12 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions
 from app.closing.archivist import Archivist
-from app.closing.event_streams import GROUP, EventStreams, Taken
-from app.closing.set_aside import put_back, readable
+from app.closing.rejects import put_back, readable
 from app.domain.entry import Entry
 from app.domain.records import Close, Message, Receive, Session
 from app.domain.strand import Strand
 from app.live import keys
+from app.live.event_stream import GROUP, EventStream, StreamRecord
 from app.live.pipe import Pipe
 from app.resources import Resources
 from app.worker import Worker
@@ -32,7 +32,7 @@ async def other(resources: Resources) -> AsyncIterator[Archivist]:
     shards = resources.settings.shards
     yield Archivist(
         pipe=pipe,
-        streams=EventStreams(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
+        streams=EventStream(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
         engine=resources.engine,
         shards=shards,
         rules_of=resources.rules_of,
@@ -87,7 +87,7 @@ async def test_crash_before_the_release_repeats_and_doubles_nothing(
     """The transaction stands and the worker is gone: another one archives it again, which inserts nothing."""
     session = await say(resources, "hello")
     await close(resources, session)
-    with patch.object(EventStreams, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+    with patch.object(EventStream, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
         await worker.archivist.run_once()
     assert await waiting(resources) == 2  # the opening, and the close
 
@@ -215,7 +215,7 @@ async def test_record_set_aside_can_be_put_back(resources: Resources, worker: Wo
 
     assert await archived(resources) == {session: ["hello", "again"]}
     assert await waiting(resources) == 0
-    assert (await worker.invariants.account(resources.directory.ever_known())).unaccounted == 0
+    assert (await worker.invariants.account(resources.config.ever_known())).unaccounted == 0
 
 
 async def test_record_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
@@ -344,7 +344,7 @@ async def test_long_session_is_archived_once_and_its_surplus_continues(
     names = [keys.state(shard, keys.member(strand)), keys.messages(shard, session)]
     before = [await redis.dump(name) for name in names]
     await close(resources, session, strand=strand)
-    with patch.object(EventStreams, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
+    with patch.object(EventStream, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
         await worker.archivist.run_once()
     await other.run_once()
     assert await archived(resources) == {session: texts}
@@ -415,16 +415,16 @@ async def test_what_a_dead_worker_left_is_taken_while_more_keeps_coming(resource
     for shard in range(resources.settings.shards):
         await resources.redis.xreadgroup(GROUP, "dead", {keys.events(shard): ">"})
     coming = 0
-    read = EventStreams._read
+    read = EventStream._read
 
-    async def another_first(self: EventStreams) -> list[Taken]:
+    async def another_first(self: EventStream) -> list[StreamRecord]:
         nonlocal coming
         coming += 1
         strand = Strand("bot", f"web:user{coming}")
         await close(resources, await say(resources, "new", strand=strand), strand=strand)
         return await read(self)
 
-    with patch.object(EventStreams, "_read", another_first):
+    with patch.object(EventStream, "_read", another_first):
         running = asyncio.create_task(worker.archivist.run_once())
         async with asyncio.timeout(20):
             while left not in await archived(resources):

@@ -15,7 +15,7 @@ from app.clock import wall_ms
 from app.delivery import dispatcher as dispatcher_module
 from app.delivery.breaker import width
 from app.delivery.dispatcher import Dispatcher
-from app.delivery.recording import Attempt, record
+from app.delivery.recorder import Attempt, record
 from app.delivery.sender import Delivered
 from app.errors import Unavailable
 from app.settings import Settings

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from app.api.errors import install_error_handlers
 from app.api.routes import deliveries as routes
 from app.clock import wall_ms
+from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.domain.instants import DAY_MS, MINUTE_MS, ms_of, rfc3339
 from app.ids import key_digest, new_key
-from app.publish import publish
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
@@ -63,7 +63,7 @@ async def clients(app: FastAPI, resources: Resources, outbox: Outbox) -> AsyncIt
                 bots=bots,
             )
             mark = await publish(resources.engine, resources.redis)
-            assert await resources.directory.caught_up(mark, timeout_s=10)
+            assert await resources.config.caught_up(mark, timeout_s=10)
             client = httpx.AsyncClient(
                 transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {key}"}
             )

@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.clock import wall_ms
-from app.delivery.sender import Delivered, Gone, Letter, Outcome, Retry, Sender, trusted_tls
+from app.delivery.sender import Delivered, Gone, Outcome, Retry, Sender, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.ids import new_webhook_secret
 from tests.receiver import (
@@ -75,7 +75,7 @@ def send(make_sender: Make) -> Send:
     """Send one letter with a sender of its own."""
 
     async def send_to(url: str, *, secrets: tuple[str, ...] = (SECRET,), **options: object) -> Outcome:
-        return await make_sender(**options).send(Letter("a-letter", url, '{"type":"x"}', secrets), now_ms=wall_ms())
+        return await make_sender(**options).send(SignedWebhook("a-letter", url, '{"type":"x"}', secrets), now_ms=wall_ms())
 
     return send_to
 
@@ -280,7 +280,7 @@ async def test_a_sender_keeps_its_connection_between_letters(make_sender: Make, 
     """A busy endpoint costs one handshake, not one for each webhook."""
     sender = make_sender()
     for number in range(5):
-        await sender.send(Letter(str(number), receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
+        await sender.send(SignedWebhook(str(number), receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
 
     assert len(receiver.requests) == 5
     assert receiver.connections == 1
@@ -290,8 +290,8 @@ async def test_a_sender_goes_on_after_each_kind_of_failure(make_sender: Make, re
     """One client serves all endpoints of its task: what one of them does must not stay in it."""
     sender = make_sender(deadline_s=SHORT_S)
     for path, behaviour in {"/s": silence(), "/d": drip(), "/h": hang_up(), "/b": bad_http(), "/f": flood()}.items():
-        await sender.send(Letter("bad", receiver.behave(path, behaviour), "{}", (SECRET,)), now_ms=wall_ms())
-    outcome = await sender.send(Letter("good", receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
+        await sender.send(SignedWebhook("bad", receiver.behave(path, behaviour), "{}", (SECRET,)), now_ms=wall_ms())
+    outcome = await sender.send(SignedWebhook("good", receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
 
     assert outcome == Delivered(200, "ok")
 
@@ -301,7 +301,7 @@ async def test_cookies_of_one_endpoint_do_not_go_to_another(make_sender: Make, r
     sender = make_sender()
     receiver.behave("/hook", reply(200, set_cookie="token=secret; Path=/"))
     for _ in range(2):
-        await sender.send(Letter("x", receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
+        await sender.send(SignedWebhook("x", receiver.url(), "{}", (SECRET,)), now_ms=wall_ms())
 
     assert [request.headers.get("cookie") for request in receiver.requests] == [None, None]
 
@@ -317,7 +317,7 @@ async def test_a_broken_secret_is_an_outcome_too(send: Send, receiver: Receiver)
 async def test_cancelling_drops_the_connection(make_sender: Make, receiver: Receiver) -> None:
     """A worker that stops does not wait for a receiver that never answers."""
     sending = asyncio.create_task(
-        make_sender().send(Letter("x", receiver.behave("/hook", silence()), "{}", (SECRET,)), now_ms=wall_ms())
+        make_sender().send(SignedWebhook("x", receiver.behave("/hook", silence()), "{}", (SECRET,)), now_ms=wall_ms())
     )
     await receiver.until(1)
     sending.cancel()

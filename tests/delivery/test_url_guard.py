@@ -7,7 +7,7 @@ import httpcore
 import pytest
 
 from app.clock import wall_ms
-from app.delivery.sender import Delivered, Letter, Retry, Sender, trusted_tls
+from app.delivery.sender import Delivered, Retry, Sender, SignedWebhook, trusted_tls
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver, check_destination, check_url, refusal
 from app.errors import Invalid
 from app.ids import new_webhook_secret
@@ -174,8 +174,8 @@ async def test_what_may_not_go_to_private_addresses_finds_no_open_connection_to_
     """The same host and port, kept alive by an endpoint that may: the other one is refused all the same."""
     sender = Sender(resolver=ScriptedResolver(*[("127.0.0.1",)] * 2), tls=trusted_tls(), allow_private=True, deadline_s=5)
     url, secrets = receiver.url(host="rebound.example"), (new_webhook_secret(),)
-    first = await sender.send(Letter("x", url, "{}", secrets), now_ms=wall_ms())
-    second = await sender.send(Letter("y", url, "{}", secrets, private_allowed=False), now_ms=wall_ms())
+    first = await sender.send(SignedWebhook("x", url, "{}", secrets), now_ms=wall_ms())
+    second = await sender.send(SignedWebhook("y", url, "{}", secrets, private_allowed=False), now_ms=wall_ms())
     await sender.close()
 
     assert isinstance(first, Delivered)
@@ -211,15 +211,15 @@ async def test_no_address_at_all_is_a_connect_error() -> None:
 
 
 @pytest.fixture
-async def rebinding(receiver: Receiver) -> AsyncIterator[tuple[Sender, ScriptedResolver, Letter]]:
+async def rebinding(receiver: Receiver) -> AsyncIterator[tuple[Sender, ScriptedResolver, SignedWebhook]]:
     resolver = ScriptedResolver(("127.0.0.1",), ("169.254.169.254",))
     sender = Sender(resolver=resolver, tls=trusted_tls(), allow_private=True, deadline_s=5)
-    yield sender, resolver, Letter("x", receiver.url(host="rebound.example"), "{}", (new_webhook_secret(),))
+    yield sender, resolver, SignedWebhook("x", receiver.url(host="rebound.example"), "{}", (new_webhook_secret(),))
     await sender.close()
 
 
 async def test_a_name_that_moves_between_check_and_connection_is_refused(
-    rebinding: tuple[Sender, ScriptedResolver, Letter], receiver: Receiver
+    rebinding: tuple[Sender, ScriptedResolver, SignedWebhook], receiver: Receiver
 ) -> None:
     """DNS rebinding: each new connection asks once, and goes to what was checked or nowhere."""
     sender, resolver, letter = rebinding

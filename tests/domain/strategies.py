@@ -5,7 +5,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from app.domain.entry import Entry, EntryType, Role
-from app.domain.policy import PRESETS, Policy, policy_from
+from app.domain.policy.parse import PRESETS, Policy, policy_from
 from tests.domain.talk import entry_of
 
 MINUTE = 60_000

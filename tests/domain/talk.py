@@ -2,10 +2,9 @@
 
 from msgspec import convert
 
-from app.domain.decide import decide
 from app.domain.entry import Entry
 from app.domain.instants import MINUTE_MS
-from app.domain.policy import PolicyVersion, policy_from
+from app.domain.policy.parse import PolicyVersion, policy_from
 from app.domain.records import (
     Answer,
     ApplyPolicy,
@@ -20,6 +19,7 @@ from app.domain.records import (
     State,
     Wake,
 )
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand, strand_of
 
 NOON_MS = 1_795_262_400_000

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import json
 
-from app.domain.policy import PRESETS, Policy, policy_view
+from app.domain.policy.parse import PRESETS, Policy, policy_view
 
 RULES = Path(__file__).parents[2] / "docs" / "rules.md"
 

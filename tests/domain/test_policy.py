@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from app.domain.errors import InvalidPolicy
-from app.domain.policy import PRESETS, Policy, PolicyVersion, describe, notices, policy_from, policy_view
+from app.domain.policy.parse import PRESETS, Policy, PolicyVersion, describe, notices, policy_from, policy_view
 from tests.domain.strategies import policies
 
 TEXTS = {"default": "bye"}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec import msgpack
 
-from app.domain.decide import decide
 from app.domain.entry import Entry
 from app.domain.explanation import RULES
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from tests.domain.naive import Item, sessions_of
 from tests.domain.strategies import PAUSES, entries, policies

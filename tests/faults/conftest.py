@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.faults.ground import Ground, ground
+from tests.faults.installation import Installation, installation
 from tests.faults.table import PATH, Row, markdown
 
 _ROWS: list[Row] = []
@@ -29,9 +29,9 @@ def tabulate() -> Tabulate:
 
 
 @pytest.fixture
-async def stage() -> AsyncIterator[Ground]:
+async def stage() -> AsyncIterator[Installation]:
     """Servers, receiver and a zygote of the test's own; no process of the product yet."""
-    async with ground() as made:
+    async with installation() as made:
         yield made
 
 

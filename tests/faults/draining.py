@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from app.live import keys
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.talk import Log, Talker
 
 SHARDS = 16
@@ -21,9 +21,9 @@ async def until(met: Callable[[], Awaitable[bool]], *, within_s: float, what: st
     return time.monotonic() - began
 
 
-async def live_counts(ground: Ground, bot: str) -> tuple[int, int]:
+async def live_counts(installation: Installation, bot: str) -> tuple[int, int]:
     """How many of a bot's sessions are open, and how many event records of all bots wait in the streams."""
-    async with ground.live() as client, client.pipeline(transaction=False) as pipe:
+    async with installation.live() as client, client.pipeline(transaction=False) as pipe:
         for shard in range(SHARDS):
             pipe.zcard(keys.live(shard, bot))
             pipe.xlen(keys.events(shard))
@@ -31,33 +31,33 @@ async def live_counts(ground: Ground, bot: str) -> tuple[int, int]:
     return sum(counts[::2]), sum(counts[1::2])
 
 
-async def pending_deliveries(ground: Ground) -> int:
-    (row,) = await ground.rows("SELECT count(*) AS n FROM deliveries WHERE status = 'pending'")
+async def pending_deliveries(installation: Installation) -> int:
+    (row,) = await installation.rows("SELECT count(*) AS n FROM deliveries WHERE status = 'pending'")
     return int(row.n)
 
 
-async def until_archived(ground: Ground, bot: str, *, within_s: float = 60) -> float:
+async def until_archived(installation: Installation, bot: str, *, within_s: float = 60) -> float:
     """Until no session of the bot is open and the streams are empty."""
 
     async def met() -> bool:
-        return await live_counts(ground, bot) == (0, 0)
+        return await live_counts(installation, bot) == (0, 0)
 
     return await until(met, within_s=within_s, what=f"everything of {bot} closed and archived")
 
 
-async def until_told(ground: Ground, *, within_s: float = 60) -> float:
+async def until_told(installation: Installation, *, within_s: float = 60) -> float:
     """Until no delivery is pending."""
 
     async def met() -> bool:
-        return await pending_deliveries(ground) == 0
+        return await pending_deliveries(installation) == 0
 
     return await until(met, within_s=within_s, what="everything delivered")
 
 
-async def unaccounted(ground: Ground) -> int:
+async def unaccounted(installation: Installation) -> int:
     """What the product itself says it cannot account for (`adjourn_unaccounted`), reckoned anew from Redis."""
-    async with ground.live() as client:
-        bots = [name.decode().removeprefix("bot:") for name in await client.hkeys(keys.DIRECTORY) if name.startswith(b"bot:")]
+    async with installation.live() as client:
+        bots = [name.decode().removeprefix("bot:") for name in await client.hkeys(keys.CONFIG) if name.startswith(b"bot:")]
         total = 0
         for shard in range(SHARDS):
             counts = {name: int(value) for name, value in (await client.hgetall(keys.counts(shard))).items()}
@@ -67,20 +67,20 @@ async def unaccounted(ground: Ground) -> int:
     return total
 
 
-async def close_all(ground: Ground, bot: str) -> None:
+async def close_all(installation: Installation, bot: str) -> None:
     """Move a sandbox bot's clock past its last deadline by the API, and wait until all is archived and told."""
-    async with ground.caller() as caller:
+    async with installation.caller() as caller:
         await Talker(caller, bot, Log()).advance(seconds=3_600)
-    await until_archived(ground, bot)
-    await until_told(ground)
+    await until_archived(installation, bot)
+    await until_told(installation)
 
 
-async def end_all(ground: Ground, bot: str, log: Log) -> None:
+async def end_all(installation: Installation, bot: str, log: Log) -> None:
     """Let every user end what is open, for a bot that goes by real time; then wait until all is archived and told."""
     last = {user: said[-1].number for (_, user), said in log.conversations().items()}
-    async with ground.caller() as caller:
+    async with installation.caller() as caller:
         talker = Talker(caller, bot, log)
         for user, number in last.items():
             await talker.say(user, number + 1, kind="session.end")
-    await until_archived(ground, bot)
-    await until_told(ground)
+    await until_archived(installation, bot)
+    await until_told(installation)

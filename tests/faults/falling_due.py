@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.talk import Log, Talker
 
 BATCH = 8
@@ -17,7 +17,7 @@ ARCHIVED = 'SELECT user_id AS "user", extract(epoch FROM archived_at)::float8 AS
 
 
 @asynccontextmanager
-async def falling_due(stage: Ground, bot: str, log: Log, due_s: dict[str, float]) -> AsyncIterator[None]:
+async def falling_due(stage: Installation, bot: str, log: Log, due_s: dict[str, float]) -> AsyncIterator[None]:
     """Open a few sessions after the other and let each few fall due; `due_s` gets when that was, by user."""
     over = asyncio.Event()
 
@@ -40,7 +40,7 @@ async def falling_due(stage: Ground, bot: str, log: Log, due_s: dict[str, float]
         await task
 
 
-async def open_many(stage: Ground, bot: str, log: Log, count: int) -> int:
+async def open_many(stage: Installation, bot: str, log: Log, count: int) -> int:
     """Open so many sessions; gives when they will all be due, in ms of the bot's clock."""
     async with stage.caller() as caller:
         talker = Talker(caller, bot, log)

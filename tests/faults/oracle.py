@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.talk import Log, Said
 from tests.receiver import Received
 
@@ -38,7 +38,7 @@ class Expected(Struct, frozen=True):
     messages: tuple[str, ...]
 
 
-class Found(Struct, frozen=True):
+class FoundSession(Struct, frozen=True):
     """A session as Postgres has it."""
 
     id: str
@@ -99,20 +99,20 @@ def _closed(bot: str, user: str, said: Sequence[Said], *, silence_ms: int) -> Ex
     )
 
 
-async def found_sessions(ground: Ground, bots: Iterable[str]) -> list[Found]:
-    return [_found(row) for row in await ground.rows(_SESSIONS, bots=list(bots))]
+async def found_sessions(installation: Installation, bots: Iterable[str]) -> list[FoundSession]:
+    return [_found(row) for row in await installation.rows(_SESSIONS, bots=list(bots))]
 
 
-def _found(row: Any) -> Found:  # noqa: ANN401 - a row
+def _found(row: Any) -> FoundSession:  # noqa: ANN401 - a row
     seen = Expected(row.bot, row.user, row.opened_at_ms, row.closed_at_ms, row.reason, tuple(row.messages or ()))
-    return Found(row.id, seen, tuple(row.sequences or ()), row.continuation_of)
+    return FoundSession(row.id, seen, tuple(row.sequences or ()), row.continuation_of)
 
 
-async def judge(ground: Ground, log: Log, *, told: bool = True, silence_ms: int = SILENCE_MS) -> Verdict:
+async def judge(installation: Installation, log: Log, *, told: bool = True, silence_ms: int = SILENCE_MS) -> Verdict:
     """Everything that was acknowledged must be closed and archived by now; `told`: and its end delivered to the receiver."""
     expected = expected_sessions(log, silence_ms=silence_ms)
-    found = await found_sessions(ground, {said.bot for said in log.said})
-    webhooks = [request for bot in {said.bot for said in log.said} for request in ground.receiver.at(f"/{bot}")]
+    found = await found_sessions(installation, {said.bot for said in log.said})
+    webhooks = [request for bot in {said.bot for said in log.said} for request in installation.receiver.at(f"/{bot}")]
     lost, unexpected = _differences(expected, found)
     double = doubles(found)
     lost += answers_that_lie(log, found)
@@ -123,7 +123,7 @@ async def judge(ground: Ground, log: Log, *, told: bool = True, silence_ms: int 
     return Verdict(len(found), sum(len(item.seen.messages) for item in found), lost, unexpected, double, repeats)
 
 
-def _differences(expected: Sequence[Expected], found: Sequence[Found]) -> tuple[list[str], list[str]]:
+def _differences(expected: Sequence[Expected], found: Sequence[FoundSession]) -> tuple[list[str], list[str]]:
     wanted, there = Counter(expected), Counter(item.seen for item in found)
     gaps = [item for item in found if item.sequences != tuple(range(1, len(item.sequences) + 1))]
     lost = [f"missing: {session}" for session in (wanted - there).elements()]
@@ -131,7 +131,7 @@ def _differences(expected: Sequence[Expected], found: Sequence[Found]) -> tuple[
     return lost, unexpected + [f"sequence with a gap or a repeat: {item}" for item in gaps]
 
 
-def doubles(found: Sequence[Found]) -> list[str]:
+def doubles(found: Sequence[FoundSession]) -> list[str]:
     homes: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for item in found:
         for message_id in item.seen.messages:
@@ -139,7 +139,7 @@ def doubles(found: Sequence[Found]) -> list[str]:
     return [f"message {message} in {sessions}" for message, sessions in homes.items() if len(sessions) > 1]
 
 
-def answers_that_lie(log: Log, found: Sequence[Found]) -> list[str]:
+def answers_that_lie(log: Log, found: Sequence[FoundSession]) -> list[str]:
     """Every receipt must name the session that the message is in, and its place there."""
     places = {
         (item.seen.bot, message_id): (item.id, sequence)
@@ -154,7 +154,7 @@ def answers_that_lie(log: Log, found: Sequence[Found]) -> list[str]:
     return wrong
 
 
-def telling(found: Sequence[Found], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
+def telling(found: Sequence[FoundSession], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
     """By session: told never, told though it is not there, told by two webhooks (which have different ids)."""
     ids: defaultdict[str, set[str]] = defaultdict(set)
     for request in webhooks:

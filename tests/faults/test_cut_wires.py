@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, unaccounted
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.proxy import Mode, Proxy, proxy
 from tests.faults.table import Row
@@ -28,7 +28,7 @@ def _postgres_through(wire: Proxy) -> str:
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(5, id="short"), full(50, timeout_s=200)))
-async def test_replies_to_commits_are_lost(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_replies_to_commits_are_lost(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """Executed, and nobody told: the API and the workers find out by trying again, and nothing is taken twice."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.redis.socket_path) as wire, proxy(stage.redis.socket_path) as other:
@@ -58,7 +58,7 @@ async def test_replies_to_commits_are_lost(stage: Ground, tabulate: Tabulate, ro
 
 @pytest.mark.parametrize("rounds", (pytest.param(1, id="short"), full(3, timeout_s=200)))
 @pytest.mark.parametrize("mode", (Mode.MUTE, Mode.DEAD, Mode.REFUSE))
-async def test_wire_to_redis_is_broken_for_a_while(stage: Ground, tabulate: Tabulate, mode: Mode, rounds: int) -> None:
+async def test_wire_to_redis_is_broken_for_a_while(stage: Installation, tabulate: Tabulate, mode: Mode, rounds: int) -> None:
     """Whatever way it is broken, every request is answered within 2 s, and all goes on when the wire does."""
     bot, log, down_s = await stage.make_bot("talking"), Log(), []
     async with proxy(stage.redis.socket_path) as wire:
@@ -91,7 +91,7 @@ async def test_wire_to_redis_is_broken_for_a_while(stage: Ground, tabulate: Tabu
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(2, id="short"), full(10, timeout_s=120)))
-async def test_wire_to_redis_is_slow(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+async def test_wire_to_redis_is_slow(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """300 ms on each reply slow everything down and break nothing."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.redis.socket_path) as wire:
@@ -113,7 +113,7 @@ async def test_wire_to_redis_is_slow(stage: Ground, tabulate: Tabulate, seconds:
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(4, id="short"), full(30, timeout_s=200)))
-async def test_replies_to_postgres_commits_are_lost(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_replies_to_postgres_commits_are_lost(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """The archivist does not know whether its transaction stands; it does it again, and nothing is there twice."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.postgres.sockets / ".s.PGSQL.5432") as wire:
@@ -139,7 +139,7 @@ async def test_replies_to_postgres_commits_are_lost(stage: Ground, tabulate: Tab
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(3, id="short"), full(12, timeout_s=200)))
-async def test_wire_to_postgres_is_half_open(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+async def test_wire_to_postgres_is_half_open(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """Nobody is told that it is dead: a statement's own limit ends the wait, and the archive catches up."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.postgres.sockets / ".s.PGSQL.5432") as wire:
@@ -162,6 +162,6 @@ async def test_wire_to_postgres_is_half_open(stage: Ground, tabulate: Tabulate, 
     verdict.check()
 
 
-async def _advance(stage: Ground, bot: str) -> None:
+async def _advance(stage: Installation, bot: str) -> None:
     async with stage.caller() as caller:
         await Talker(caller, bot, Log()).advance(seconds=300)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import until
-from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.oracle import judge
 from tests.faults.processes import Process
 from tests.faults.table import Row
@@ -32,7 +32,7 @@ _STATUSES = """
 
 
 @pytest.mark.parametrize("sessions", (pytest.param(16, id="short"), full(80, timeout_s=200)))
-async def test_bad_endpoints_among_good_ones(stage: Ground, tabulate: Tabulate, sessions: int) -> None:
+async def test_bad_endpoints_among_good_ones(stage: Installation, tabulate: Tabulate, sessions: int) -> None:
     """One dead, one silent, one dripping, one sending 1 GB, one a bomb, one elsewhere: 99 of 100 others hear within 5 s."""
     bot, log = await stage.make_bot("closing"), Log()
     bad = [await stage.make_endpoint(bot, url) for url in _bad_urls(stage)]
@@ -59,7 +59,7 @@ async def test_bad_endpoints_among_good_ones(stage: Ground, tabulate: Tabulate, 
     assert grown.bytes < GREW
 
 
-def _bad_urls(stage: Ground) -> list[str]:
+def _bad_urls(stage: Installation) -> list[str]:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     receiver = stage.receiver
@@ -73,7 +73,7 @@ def _bad_urls(stage: Ground) -> list[str]:
     ]
 
 
-async def _let_close(stage: Ground, bot: str, log: Log, sessions: int) -> None:
+async def _let_close(stage: Installation, bot: str, log: Log, sessions: int) -> None:
     """One session after the other is opened and falls due; each is told to every endpoint."""
     async with stage.caller() as caller:
         talker = Talker(caller, bot, log)
@@ -83,7 +83,7 @@ async def _let_close(stage: Ground, bot: str, log: Log, sessions: int) -> None:
             await asyncio.sleep(PACE_S)
 
 
-async def _all_told(stage: Ground, endpoints: list[str]) -> bool:
+async def _all_told(stage: Installation, endpoints: list[str]) -> bool:
     statuses = {row.status: row.n for row in await stage.rows(_STATUSES, endpoints=endpoints)}
     return set(statuses) == {"delivered"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, unaccounted
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, Talker, back_after_s, chatter
@@ -21,7 +21,7 @@ POINTS = {"ingest.before_commit": (1, 40), "redis.after_execution": (20, 300), "
 
 @pytest.mark.parametrize("rounds", (pytest.param(5, id="short"), full(67, timeout_s=300)))
 @pytest.mark.parametrize("point", POINTS)
-async def test_api_killed_while_bots_talk(stage: Ground, tabulate: Tabulate, point: str, rounds: int) -> None:
+async def test_api_killed_while_bots_talk(stage: Installation, tabulate: Tabulate, point: str, rounds: int) -> None:
     """Each entry is in one session, once, and its receipt says so, whenever the process that took it died."""
     bot, log = await stage.make_bot("talking"), Log()
     worker = await stage.processes.start("worker")
@@ -41,7 +41,7 @@ async def test_api_killed_while_bots_talk(stage: Ground, tabulate: Tabulate, poi
     verdict.check()
 
 
-async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> list[float]:
+async def _kill_again_and_again(stage: Installation, point: str, rounds: int) -> list[float]:
     """Let one process after the other take requests until it is killed; gives when that was."""
     rng = Random(point)  # noqa: S311 - the same rounds each time
     killed_s = []
@@ -55,7 +55,7 @@ async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> list[
 
 
 @asynccontextmanager
-async def _moving_clock(stage: Ground, bot: str) -> AsyncIterator[None]:
+async def _moving_clock(stage: Installation, bot: str) -> AsyncIterator[None]:
     """Move the bot's clock now and then, so that sessions close while others talk."""
     over = asyncio.Event()
 

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import unaccounted, until_archived, until_told
 from tests.faults.falling_due import ARCHIVED, falling_due
-from tests.faults.ground import CLAIM_LEASE_S, DELIVERY_LEASE_S, SHARD_LEASE_S, Ground
+from tests.faults.installation import CLAIM_LEASE_S, DELIVERY_LEASE_S, SHARD_LEASE_S, Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log
@@ -52,7 +52,7 @@ class Killing:
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(1, id="short"), full(50, timeout_s=600)))
-async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_worker_killed_while_sessions_close(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """Every session is archived and told once, and not later than a lease and 5 s after it was due."""
     await stage.processes.start("api")
     await stage.processes.start("worker", delivery_concurrency=CONCURRENCY, tick_ms=STEADY_TICK_MS)
@@ -70,7 +70,7 @@ async def test_worker_killed_while_sessions_close(stage: Ground, tabulate: Tabul
     assert await unaccounted(stage) == 0
 
 
-async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
+async def _kill_again_and_again(stage: Installation, point: str, rounds: int) -> None:
     """Let some workers at a time work beside the steady one, each until it is killed, then another in its place."""
     rng = Random(point)  # noqa: S311 - the same rounds each time
     left = rounds
@@ -88,7 +88,7 @@ async def _kill_again_and_again(stage: Ground, point: str, rounds: int) -> None:
     await asyncio.gather(*(one_after_the_other() for _ in range(AT_ONCE)))
 
 
-async def _judge(stage: Ground, tabulate: Tabulate, killing: Killing, rounds: int) -> None:
+async def _judge(stage: Installation, tabulate: Tabulate, killing: Killing, rounds: int) -> None:
     verdict = await judge(stage, killing.log)
     rows = await stage.rows(f"{ARCHIVED} WHERE bot_id = :bot", bot=killing.bot)
     # Where nothing was archived or told, the verdict says so.

@@ -10,7 +10,7 @@ from app.live import keys
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import SHARDS, unaccounted, until, until_archived, until_told
 from tests.faults.falling_due import ARCHIVED, falling_due, open_many
-from tests.faults.ground import CLAIM_LEASE_S, SHARD_LEASE_S, Ground
+from tests.faults.installation import CLAIM_LEASE_S, SHARD_LEASE_S, Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log
@@ -21,7 +21,9 @@ ALLOWED_S = 5.0
 
 
 @pytest.mark.parametrize(("sessions", "workers"), (pytest.param(4_000, 4, id="short"), full(100_000, 8, timeout_s=400)))
-async def test_many_workers_find_the_same_sessions_due(stage: Ground, tabulate: Tabulate, sessions: int, workers: int) -> None:
+async def test_many_workers_find_the_same_sessions_due(
+    stage: Installation, tabulate: Tabulate, sessions: int, workers: int
+) -> None:
     """However many see that a session is due, it closes once: one close is counted, one record told, one row archived."""
     bot, log = await stage.make_bot("due", told=False), Log()
     await stage.processes.start("api")
@@ -44,7 +46,7 @@ async def test_many_workers_find_the_same_sessions_due(stage: Ground, tabulate: 
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(8, id="short"), full(60, timeout_s=300)))
-async def test_workers_paused_in_the_middle(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+async def test_workers_paused_in_the_middle(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """Others do their work after a lease; when they go on, what they still had in hand changes nothing any more."""
     bot, log, due_s = await stage.make_bot("closing"), Log(), dict[str, float]()
     limits: dict[str, Any] = {"database_timeout_s": 2, "delivery_concurrency": 1_000}
@@ -86,7 +88,7 @@ async def test_workers_paused_in_the_middle(stage: Ground, tabulate: Tabulate, s
     ),
 )
 async def test_a_record_that_comes_after_its_lease_changes_nothing(
-    stage: Ground, tabulate: Tabulate, point: str, status: str
+    stage: Installation, tabulate: Tabulate, point: str, status: str
 ) -> None:
     """A worker paused between claim and record, for longer than its lease: what the other one recorded stands."""
     bot, log = await stage.make_bot("closing"), Log()
@@ -114,12 +116,12 @@ async def test_a_record_that_comes_after_its_lease_changes_nothing(
     assert verdict.repeats == 1
 
 
-async def _attempts_kept(stage: Ground, count: int) -> bool:
+async def _attempts_kept(stage: Installation, count: int) -> bool:
     (row,) = await stage.rows("SELECT count(*) AS n FROM attempts")
     return bool(row.n == count)
 
 
-async def _counts(stage: Ground) -> tuple[int, int]:
+async def _counts(stage: Installation) -> tuple[int, int]:
     """How many sessions all shards say were closed, and how many records were told."""
     async with stage.live() as client:
         replies = [await client.hmget(keys.counts(shard), "closed", "told") for shard in range(SHARDS)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.draining import close_all
-from tests.faults.ground import SILENCE_MS, Ground
+from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.oracle import expected_sessions, judge
 from tests.faults.talk import Log, Said, Talker
 
@@ -39,7 +39,7 @@ def test_expected_sessions(said: list[tuple[int, str]], sessions: list[tuple[int
 
 
 @pytest.fixture
-async def told(stage: Ground) -> Log:
+async def told(stage: Installation) -> Log:
     """A few sessions that went through the whole product, unharmed."""
     bot, log = await stage.make_bot("calm"), Log()
     for part in ("api", "worker"):
@@ -54,7 +54,7 @@ async def told(stage: Ground) -> Log:
     return log
 
 
-async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage: Ground, told: Log) -> None:
+async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage: Installation, told: Log) -> None:
     """Each kind of harm, done to the archive or to what the receiver got, is found as what it is."""
     before = await judge(stage, told)
     requests = list(stage.receiver.requests)
@@ -85,7 +85,7 @@ async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage
         all_lost.check()
 
 
-async def test_a_message_in_two_sessions_is_found(stage: Ground, told: Log) -> None:
+async def test_a_message_in_two_sessions_is_found(stage: Installation, told: Log) -> None:
     """Even where each session by itself looks right."""
     (row,) = await stage.rows("SELECT id::text AS id FROM sessions WHERE user_id = 'ben'")
     other = row.id[:-4] + ("0000" if row.id[-4:] != "0000" else "0001")

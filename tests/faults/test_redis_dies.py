@@ -12,8 +12,8 @@ import pytest
 from tests.faults import append_only_file
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, end_all, unaccounted, until
-from tests.faults.ground import Ground
-from tests.faults.oracle import Found, Verdict, doubles, found_sessions, judge, telling
+from tests.faults.installation import Installation
+from tests.faults.oracle import FoundSession, Verdict, doubles, found_sessions, judge, telling
 from tests.faults.table import Row
 from tests.faults.talk import Log, back_after_s, chatter
 from tests.receiver import Received
@@ -23,7 +23,7 @@ CUT_S = 1.0
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=400)))
-async def test_redis_killed_under_load(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_redis_killed_under_load(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """With `appendfsync always` nothing that was acknowledged is lost, and entries are taken again within 5 s."""
     bot, log = await stage.make_bot("talking"), Log()
     rng = Random(bot)  # noqa: S311 - the same rounds each time
@@ -50,7 +50,7 @@ async def test_redis_killed_under_load(stage: Ground, tabulate: Tabulate, rounds
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=400)))
-async def test_redis_comes_back_without_its_last_second(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_redis_comes_back_without_its_last_second(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """What is lost is what was cut and not yet archived, to the message; nothing closes twice, surplus goes on by itself."""
     bot, log, cut = await stage.make_bot("talking", clock=None), Log(), set[str]()
     for part in ("api", "api", "worker", "worker"):
@@ -89,7 +89,7 @@ async def test_redis_comes_back_without_its_last_second(stage: Ground, tabulate:
     assert max(down_s) < BACK_S
 
 
-def _judge_after_cuts(found: Sequence[Found], webhooks: Sequence[Received], log: Log, cut: set[str]) -> Verdict:
+def _judge_after_cuts(found: Sequence[FoundSession], webhooks: Sequence[Received], log: Log, cut: set[str]) -> Verdict:
     """Where history was cut, sessions cannot be foretold; but every message must be in one of them unless it was cut off.
 
     `lost` are here those that are gone without having been cut.
@@ -108,7 +108,7 @@ def _judge_after_cuts(found: Sequence[Found], webhooks: Sequence[Received], log:
     )
 
 
-async def _never_rewrite(stage: Ground) -> None:
+async def _never_rewrite(stage: Installation) -> None:
     """The file only grows, so that a place in it stays the same place; a restart forgets this."""
     async with stage.live() as client:
         await client.config_set("auto-aof-rewrite-percentage", 0)
@@ -131,7 +131,7 @@ async def _sizes(path: Path) -> AsyncIterator[list[tuple[float, int]]]:
         task.cancel()
 
 
-async def _archived_for_good(stage: Ground) -> set[str]:
+async def _archived_for_good(stage: Installation) -> set[str]:
     """The messages that Postgres holds, once no transaction is under way; Redis is dead, so none begins."""
 
     async def quiet() -> bool:

@@ -10,7 +10,7 @@ from app.live import keys
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, unaccounted, until_archived, until_told
 from tests.faults.falling_due import open_many
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, Talker, back_after_s, chatter
@@ -24,19 +24,19 @@ ROUNDS = (pytest.param(4, 500, id="short"), full(15, 5_000, timeout_s=200))
 
 
 @pytest.mark.parametrize(("seconds", "sessions"), ROUNDS)
-async def test_redis_full_under_load(stage: Ground, tabulate: Tabulate, seconds: int, sessions: int) -> None:
+async def test_redis_full_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
     """Entries get 503 with `Retry-After`; what is due closes, is archived and told; nothing is evicted."""
     await _fill_and_lift(stage, tabulate, seconds, sessions)
 
 
 @pytest.mark.parametrize(("seconds", "sessions"), ROUNDS)
 @pytest.mark.usefixtures("newer_redis")
-async def test_newer_redis_full_under_load(stage: Ground, tabulate: Tabulate, seconds: int, sessions: int) -> None:
+async def test_newer_redis_full_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
     """The same where scripts have flags."""
     await _fill_and_lift(stage, tabulate, seconds, sessions)
 
 
-async def _fill_and_lift(stage: Ground, tabulate: Tabulate, seconds: int, sessions: int) -> None:
+async def _fill_and_lift(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
     bot, due, log, waiting = await stage.make_bot("talking"), await stage.make_bot("due"), Log(), Log()
     for part in ("api", "worker"):
         await stage.processes.start(part)
@@ -78,7 +78,7 @@ async def _fill_and_lift(stage: Ground, tabulate: Tabulate, seconds: int, sessio
     assert back_s < RESUMED_S
 
 
-async def _open_one(stage: Ground) -> str:
+async def _open_one(stage: Installation) -> str:
     """A session that nobody else knows of; gives its id."""
     await stage.make_bot("other", told=False)
     async with stage.caller() as caller:
@@ -91,7 +91,7 @@ async def _fill(client: Any) -> None:  # noqa: ANN401 - a client of Redis
     await client.config_set("maxmemory", used - 200_000)
 
 
-async def _refused(stage: Ground, bot: str) -> int:
+async def _refused(stage: Installation, bot: str) -> int:
     """An entry is refused; gives after how many seconds one should come again."""
     async with stage.caller() as caller:
         answer = await caller.post(f"/v1/bots/{bot}/messages", b'{"user_id":"nobody","role":"user","message_id":"never"}')
@@ -99,16 +99,16 @@ async def _refused(stage: Ground, bot: str) -> int:
     return int(answer.headers["retry-after"])
 
 
-async def _close_by_api(stage: Ground, session: str) -> int:
+async def _close_by_api(stage: Installation, session: str) -> int:
     async with stage.caller() as caller:
         return (await caller.post(f"/v1/sessions/{session}/close", b"")).status
 
 
-async def _move_by_api(stage: Ground, bot: str) -> int:
+async def _move_by_api(stage: Installation, bot: str) -> int:
     async with stage.caller() as caller:
         return (await caller.post(f"/v1/bots/{bot}/clock/advance", b'{"seconds": 1}')).status
 
 
-async def _readiness(stage: Ground) -> Any:  # noqa: ANN401 - JSON
+async def _readiness(stage: Installation) -> Any:  # noqa: ANN401 - JSON
     async with stage.caller() as caller:
         return (await caller.get("/readyz")).body

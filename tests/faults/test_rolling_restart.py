@@ -9,14 +9,14 @@ import pytest
 from tests.acceptance.serving import Serving, serving
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import end_all, unaccounted, until
-from tests.faults.ground import SETTINGS, Ground
+from tests.faults.installation import SETTINGS, Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, chatter
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(1, id="short"), full(20, timeout_s=400)))
-async def test_rolling_restarts_under_load(stage: Ground, tabulate: Tabulate, tmp_path: Path, rounds: int) -> None:
+async def test_rolling_restarts_under_load(stage: Installation, tabulate: Tabulate, tmp_path: Path, rounds: int) -> None:
     """Every process is replaced each time, and every request is answered: by 200 or, for a moment, by 503."""
     bot, log = await stage.make_bot("talking", clock=None), Log()
     settings: dict[str, Any] = SETTINGS | {"redis_url": stage.redis.url, "database_url": stage.postgres.url}

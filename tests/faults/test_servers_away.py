@@ -13,7 +13,7 @@ import pytest
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import close_all, unaccounted, until, until_archived
 from tests.faults.falling_due import open_many
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, Said, Talker, back_after_s, chatter
@@ -27,7 +27,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(5, id="short"), full(120, timeout_s=400)))
-async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+async def test_postgres_stopped_under_load(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """Entries are taken and sessions close as before; a process that starts meanwhile works; then all is archived and told."""
     bot, log, alone = await stage.make_bot("talking"), Log(), Log()
     before_s, window_s = max(5, seconds // 2), min(seconds, 20)
@@ -70,7 +70,7 @@ async def test_postgres_stopped_under_load(stage: Ground, tabulate: Tabulate, se
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=300)))
-async def test_postgres_killed_under_load(stage: Ground, tabulate: Tabulate, rounds: int) -> None:
+async def test_postgres_killed_under_load(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
     """It crashes in the middle of whatever it does, and recovers: what was in doubt is done again, and nothing is there twice."""
     bot, log, back_s = await stage.make_bot("talking"), Log(), list[float]()
     rng = Random(bot)  # noqa: S311 - the same rounds each time
@@ -96,7 +96,7 @@ async def test_postgres_killed_under_load(stage: Ground, tabulate: Tabulate, rou
 
 
 @pytest.mark.parametrize(("seconds", "sessions"), (pytest.param(4, 2_000, id="short"), full(60, 20_000, timeout_s=400)))
-async def test_redis_frozen_under_load(stage: Ground, tabulate: Tabulate, seconds: int, sessions: int) -> None:
+async def test_redis_frozen_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
     """Everybody is told within 2 s to come back, nothing piles up, and what fell due meanwhile is closed soon after."""
     bot, log, waiting = await stage.make_bot("talking"), Log(), Log()
     api = await stage.processes.start("api")
@@ -135,7 +135,7 @@ async def test_redis_frozen_under_load(stage: Ground, tabulate: Tabulate, second
 
 
 @asynccontextmanager
-async def _frozen(stage: Ground) -> AsyncIterator[None]:
+async def _frozen(stage: Installation) -> AsyncIterator[None]:
     """Redis is there and does nothing."""
     pid = stage.redis.pid
     assert pid is not None
@@ -147,7 +147,7 @@ async def _frozen(stage: Ground) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _flood(stage: Ground, bot: str, *, callers: int = 100) -> AsyncIterator[list[float]]:
+async def _flood(stage: Installation, bot: str, *, callers: int = 100) -> AsyncIterator[list[float]]:
     """Many clients that do not wait for better times; gives how long each answer took, all of which must be 503."""
     over, answers = asyncio.Event(), list[float]()
 
@@ -170,7 +170,7 @@ async def _flood(stage: Ground, bot: str, *, callers: int = 100) -> AsyncIterato
         await asyncio.gather(*tasks)
 
 
-async def _ready(stage: Ground) -> bool:
+async def _ready(stage: Installation) -> bool:
     async with stage.caller() as caller:
         return (await caller.get("/readyz")).status == 200
 
@@ -193,7 +193,7 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.1f} ms"
 
 
-async def _archives_again_s(stage: Ground) -> float:
+async def _archives_again_s(stage: Installation) -> float:
     """How long it takes until one more session is archived than there was."""
     (before,) = await stage.rows("SELECT count(*) AS n FROM sessions")
 
@@ -204,7 +204,7 @@ async def _archives_again_s(stage: Ground) -> float:
     return await until(more, within_s=BACK_S, what="archived again")
 
 
-async def _talk_to_newcomer(stage: Ground, bot: str, log: Log) -> None:
+async def _talk_to_newcomer(stage: Installation, bot: str, log: Log) -> None:
     """Where it alone listens, so that no other process can have answered."""
     async with stage.at(stage.apart.getsockname()[1]).caller() as caller:
         talker = Talker(caller, bot, log)
@@ -212,6 +212,6 @@ async def _talk_to_newcomer(stage: Ground, bot: str, log: Log) -> None:
             await talker.say(f"{bot}.newcomer", number)
 
 
-async def _sessions_status(stage: Ground) -> int:
+async def _sessions_status(stage: Installation) -> int:
     async with stage.caller() as caller:
         return (await caller.get("/v1/sessions", limit_s=15)).status

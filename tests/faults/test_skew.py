@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Tabulate, full
 from tests.faults.draining import end_all, unaccounted
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
 from tests.faults.talk import Log, chatter
@@ -19,7 +19,7 @@ OFF_MS = 600
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(6, id="short"), full(20, timeout_s=120)))
-async def test_clocks_that_jump(stage: Ground, tabulate: Tabulate, seconds: int) -> None:
+async def test_clocks_that_jump(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """No entry is received at a time that is not, no session closes too soon, whoever's clock was wrong by an hour."""
     bot, log = await stage.make_bot("talking", clock=None), Log()
     offset_s = time.time() - time.monotonic()

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from app.settings import environment_with
-from tests.faults.ground import Ground
+from tests.faults.installation import Installation
 
 JUMPED = """
 from app.clock import Clock
@@ -32,7 +32,7 @@ def test_skewed_clocks_jump() -> None:
     assert done.stdout == "1800\n"
 
 
-async def test_a_fork_is_a_process_of_its_own_that_ends_by_a_signal(stage: Ground) -> None:
+async def test_a_fork_is_a_process_of_its_own_that_ends_by_a_signal(stage: Installation) -> None:
     """It serves on the harness's socket, dies at once of SIGKILL, and the zygote goes on to fork others."""
     first = await stage.processes.start("api")
     async with stage.caller() as caller:

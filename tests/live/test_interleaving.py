@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 
 from app.clock import Clock
 from app.closing.sweep import Sweep
-from app.domain.decide import decide
 from app.domain.entry import Entry
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules, Event, Message, Receive, Session, State, Wake
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.fold import Record
-from app.live.ledger import Ground, Ledger
+from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Pipe
 from app.live.script import Script
 from app.live.view import messages_of
@@ -80,7 +80,7 @@ async def all_at_once(steps: list[tuple[Strand, int, Receive]], rules: BotRules,
 
 def _ledger(pipe: Pipe, rules: BotRules) -> Ledger:
     clock = Clock()
-    ground = Ground(rules, sandbox=True)
+    ground = BotContext(rules, sandbox=True)
     script = Script(pipe, clock, max_skew_ms=500)
     return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground, cache_size=2)
 

@@ -7,16 +7,16 @@ import pytest
 from redis.asyncio import Redis
 
 from app.clock import Clock
-from app.domain.decide import decide
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules, Close, Command, Decision, Receive, State, Wake
+from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
 from app.live.fold import Outcome, Stuck
-from app.live.ledger import Ground, Ledger
+from app.live.ledger import BotContext, Ledger
 from app.live.lua import Full
 from app.live.pipe import Pipe, Reply
 from app.live.script import Script
@@ -51,7 +51,7 @@ async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
         pipes.append(own)
         known = clock or Clock()
         script = Script(own, known, max_skew_ms=500)
-        return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, ground=lambda _: Ground(RULES))
+        return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, ground=lambda _: BotContext(RULES))
 
     yield make
     for pipe in pipes:

@@ -7,10 +7,10 @@ from redis.asyncio import Redis
 
 from app.clock import Clock
 from app.domain.entry import Entry
-from app.domain.policy import Policy, PolicyVersion
+from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive
 from app.domain.strand import Strand
-from app.live.ledger import Ground, Ledger
+from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Argument, Pipe, Reply
 from app.live.script import Script
 from app.live.view import View
@@ -31,7 +31,7 @@ async def pipe(redis_url: str) -> AsyncIterator[Pipe]:
 def ledger_on(pipe: Pipe) -> Ledger:
     """A ledger for a bot with a time of its own."""
     clock = Clock()
-    ground = Ground(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
+    ground = BotContext(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
     script = Script(pipe, clock, max_skew_ms=500)
     return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground)
 

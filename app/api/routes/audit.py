@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.auth import Administering
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.schemas.audit import AuditEntry, AuditPage
 from app.api.schemas.common import Cursor, Limit, Slug
 from app.api.schemas.problems import PROBLEMS
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1", tags=["audit"], responses=PROBLEMS)
 
 @router.get("/audit")
 async def list_changes(
-    resources: Held,
+    resources: ResourcesDep,
     principal: Administering,
     bot: Annotated[Slug | None, Query(description="Only changes that concern this bot.")] = None,
     limit: Annotated[Limit, Query()] = 50,

@@ -8,15 +8,15 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row
 
 from app.api.auth import Administering, no_bot
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.saving import saving
 from app.api.schemas.bots import BotChange, BotPage, BotView, NewBot
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
-from app.closing.run_out import run_out
-from app.domain.policy import policy_from
+from app.closing.deleted_sandboxes import run_out
+from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Fault, Invalid
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 
 @router.post("", status_code=201)
-async def create_bot(new: NewBot, resources: Held, principal: Administering, response: Response) -> BotView:
+async def create_bot(new: NewBot, resources: ResourcesDep, principal: Administering, response: Response) -> BotView:
     """Create a bot. Needs a key for all bots; a deleted bot's id is not given away again."""
     principal.require_all_bots()
     policy_from(new.policy)
@@ -47,7 +47,10 @@ async def create_bot(new: NewBot, resources: Held, principal: Administering, res
 
 @router.get("")
 async def list_bots(
-    resources: Held, principal: Administering, limit: Annotated[Limit, Query()] = 50, cursor: Annotated[Cursor, Query()] = None
+    resources: ResourcesDep,
+    principal: Administering,
+    limit: Annotated[Limit, Query()] = 50,
+    cursor: Annotated[Cursor, Query()] = None,
 ) -> BotPage:
     """Bots by id: those that the key covers."""
     after = place_of(cursor, of=LIST, kind=str) or ""
@@ -58,14 +61,14 @@ async def list_bots(
 
 
 @router.get("/{bot}")
-async def read_bot(bot: str, resources: Held, _: Administering) -> BotView:
+async def read_bot(bot: str, resources: ResourcesDep, _: Administering) -> BotView:
     """One bot."""
     async with resources.engine.connect() as conn:
         return BotView.of(found_bot(await bots.find(conn, bot), bot))
 
 
 @router.patch("/{bot}")
-async def change_bot(bot: str, wanted: BotChange, resources: Held, principal: Administering) -> BotView:
+async def change_bot(bot: str, wanted: BotChange, resources: ResourcesDep, principal: Administering) -> BotView:
     """Change a bot's name, or how a sandbox bot's clock moves."""
     changes = wanted.model_dump(exclude_none=True)
     async with saving(resources, principal) as change:
@@ -79,7 +82,7 @@ async def change_bot(bot: str, wanted: BotChange, resources: Held, principal: Ad
 
 
 @router.delete("/{bot}", status_code=204)
-async def delete_bot(bot: str, resources: Held, principal: Administering) -> None:
+async def delete_bot(bot: str, resources: ResourcesDep, principal: Administering) -> None:
     """Delete a bot: it takes no more entries, its open sessions close on time, its closed ones stay readable.
 
     Its endpoints go with it, so nobody is told. A sandbox bot's clock runs out, and its open sessions close now.

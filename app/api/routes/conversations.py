@@ -6,12 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from app.api.auth import Principal, Reading
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
+from app.api.responses import JsonResponse, telling
 from app.api.routes.sessions import bots_asked_for, reads_of
 from app.api.schemas.common import PRINTABLE
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import ConversationQuery, SessionPage
-from app.api.telling import Told, telling
 from app.archive.session_reads import Archived, Filter, Place
 from app.domain.strand import LONGEST_CONVERSATION
 from app.queries.cursor import cursor_of, place_of
@@ -25,8 +25,8 @@ Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION
 
 @router.get("/{conversation:path}/sessions", **telling(SessionPage))
 async def list_conversation(
-    conversation: Conversation, resources: Held, principal: Reading, asked: Annotated[ConversationQuery, Query()]
-) -> Told:
+    conversation: Conversation, resources: ResourcesDep, principal: Reading, asked: Annotated[ConversationQuery, Query()]
+) -> JsonResponse:
     """The conversation's sessions, the latest opened first; on the first page, open ones come on top of `limit`."""
     wanted = Filter(bots=bots_asked_for(resources, principal, asked.bot), conversation=conversation)
     of = ["conversation", wanted]
@@ -35,11 +35,11 @@ async def list_conversation(
     shown, last = await reads_of(resources).page(wanted, after=after, limit=asked.limit)
     archived = {one.session.id for one in shown}
     sessions = [one for one in live if one.session.id not in archived] + shown
-    return Told({"sessions": [told(one) for one in sessions], "next": None if last is None else cursor_of(last, of=of)})
+    return JsonResponse({"sessions": [told(one) for one in sessions], "next": None if last is None else cursor_of(last, of=of)})
 
 
 async def _live(resources: Resources, principal: Principal, bot: str | None, conversation: str) -> list[Archived]:
-    names = [bot] if bot is not None else [known.id for known in resources.directory.bots() if principal.covers(known.id)]
+    names = [bot] if bot is not None else [known.id for known in resources.config.bots() if principal.covers(known.id)]
     reads = reads_of(resources)
     found = await asyncio.gather(*(reads.lately_in(name, conversation) for name in names))
     every = [one for of_bot in found for one in of_bot]

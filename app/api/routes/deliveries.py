@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, Principal
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.saving import saving
 from app.api.schemas.deliveries import (
     DeliveryDetail,
@@ -32,7 +32,7 @@ from app.archive.delivery_log import Place, Wanted
 from app.archive.endpoint_health import HEALTHY
 from app.archive.instants import instant
 from app.archive.outbox import valid_secrets
-from app.delivery.trial import send_trial
+from app.delivery.test_delivery import send_trial
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound
 from app.ids import new_webhook_secret
@@ -45,7 +45,9 @@ REPLAY_ROOM = 5_000
 
 
 @router.get("/deliveries")
-async def list_deliveries(resources: Held, principal: Administering, asked: Annotated[DeliveryQuery, Query()]) -> DeliveryPage:
+async def list_deliveries(
+    resources: ResourcesDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]
+) -> DeliveryPage:
     """Deliveries, the newest first."""
     principal.require("admin", bot=asked.bot)
     wanted = asked.wanted(principal.key.bots)
@@ -59,7 +61,7 @@ async def list_deliveries(resources: Held, principal: Administering, asked: Anno
 
 
 @router.get("/deliveries/{delivery_id}")
-async def read_delivery(delivery_id: str, resources: Held, principal: Administering) -> DeliveryDetail:
+async def read_delivery(delivery_id: str, resources: ResourcesDep, principal: Administering) -> DeliveryDetail:
     """One delivery with its payload and each of its attempts."""
     async with resources.engine.connect() as conn:
         row = await _delivery(conn, principal, delivery_id)
@@ -67,7 +69,7 @@ async def read_delivery(delivery_id: str, resources: Held, principal: Administer
 
 
 @router.post("/deliveries/replay")
-async def replay_deliveries(asked: ReplayMany, resources: Held, principal: Administering) -> Replayed:
+async def replay_deliveries(asked: ReplayMany, resources: ResourcesDep, principal: Administering) -> Replayed:
     """Send all dead letters since an instant again, of an endpoint or of a bot; disabled endpoints are left out."""
     principal.require("admin", bot=asked.bot)
     endpoint = id_or_none(asked.endpoint_id)
@@ -81,7 +83,7 @@ async def replay_deliveries(asked: ReplayMany, resources: Held, principal: Admin
 
 
 @router.post("/deliveries/{delivery_id}/replay", status_code=202)
-async def replay_delivery(delivery_id: str, resources: Held, principal: Administering) -> DeliveryView:
+async def replay_delivery(delivery_id: str, resources: ResourcesDep, principal: Administering) -> DeliveryView:
     """Send a delivery again under its old id, whatever became of it; its retries start anew."""
     async with resources.engine.begin() as conn:
         row = await _delivery(conn, principal, delivery_id)
@@ -95,7 +97,7 @@ async def replay_delivery(delivery_id: str, resources: Held, principal: Administ
 
 
 @router.post("/endpoints/{endpoint_id}/test")
-async def test_endpoint(endpoint_id: str, resources: Held, principal: Administering) -> TestResult:
+async def test_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> TestResult:
     """Send the endpoint a signed `webhook.test` now, and tell what it answered. If it took it, what waited for it goes out."""
     now_ms = resources.clock.now_ms()
     async with resources.engine.connect() as conn:
@@ -111,7 +113,7 @@ async def test_endpoint(endpoint_id: str, resources: Held, principal: Administer
 
 @router.post("/endpoints/{endpoint_id}/rotate-secret")
 async def rotate_secret(
-    endpoint_id: str, resources: Held, principal: Administering, rotate: RotateSecret | None = None
+    endpoint_id: str, resources: ResourcesDep, principal: Administering, rotate: RotateSecret | None = None
 ) -> NewSecret:
     """Sign with a new secret from now on, and with the present one beside it for a while.
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from sqlalchemy import Row
 
 from app.api.auth import Administering, Principal
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.routes.bots import found_bot
 from app.api.saving import saving
 from app.api.schemas.endpoints import EndpointChange, EndpointCreated, Endpoints, EndpointView, NewEndpoint
@@ -25,7 +25,7 @@ MOST = 20
 
 @router.post("/bots/{bot}/endpoints", status_code=201)
 async def create_endpoint(
-    bot: str, new: NewEndpoint, resources: Held, principal: Administering, *, response: Response
+    bot: str, new: NewEndpoint, resources: ResourcesDep, principal: Administering, *, response: Response
 ) -> EndpointCreated:
     """Add an endpoint. Its secret, by which webhooks are verified, is in this answer and in no other."""
     await _check_url(resources, principal, new.url)
@@ -49,7 +49,7 @@ async def create_endpoint(
 
 
 @router.get("/bots/{bot}/endpoints")
-async def list_endpoints(bot: str, resources: Held, _: Administering) -> Endpoints:
+async def list_endpoints(bot: str, resources: ResourcesDep, _: Administering) -> Endpoints:
     """A bot's endpoints."""
     async with resources.engine.connect() as conn:
         found_bot(await bots.find(conn, bot), bot)
@@ -58,7 +58,7 @@ async def list_endpoints(bot: str, resources: Held, _: Administering) -> Endpoin
 
 
 @router.get("/endpoints/{endpoint_id}")
-async def read_endpoint(endpoint_id: str, resources: Held, principal: Administering) -> EndpointView:
+async def read_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> EndpointView:
     """One endpoint."""
     known_id = _id(endpoint_id)
     async with resources.engine.connect() as conn:
@@ -66,7 +66,9 @@ async def read_endpoint(endpoint_id: str, resources: Held, principal: Administer
 
 
 @router.patch("/endpoints/{endpoint_id}")
-async def change_endpoint(endpoint_id: str, wanted: EndpointChange, resources: Held, principal: Administering) -> EndpointView:
+async def change_endpoint(
+    endpoint_id: str, wanted: EndpointChange, resources: ResourcesDep, principal: Administering
+) -> EndpointView:
     """Change where it is, what it hears of, and whether it does. What is pending for it goes to the new place."""
     known_id = _id(endpoint_id)
     if wanted.url is not None:
@@ -85,7 +87,7 @@ async def change_endpoint(endpoint_id: str, wanted: EndpointChange, resources: H
 
 
 @router.delete("/endpoints/{endpoint_id}", status_code=204)
-async def delete_endpoint(endpoint_id: str, resources: Held, principal: Administering) -> None:
+async def delete_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> None:
     """Delete an endpoint: nothing more is sent to it, and what is pending for it is cancelled."""
     known_id = _id(endpoint_id)
     async with saving(resources, principal) as change:

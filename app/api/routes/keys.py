@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, Principal
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.saving import saving
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.keys import KeyCreated, KeyPage, KeyView, NewKey
@@ -28,7 +28,7 @@ LIST = "keys"
 
 
 @router.post("", status_code=201)
-async def create_key(new: NewKey, resources: Held, principal: Administering) -> KeyCreated:
+async def create_key(new: NewKey, resources: ResourcesDep, principal: Administering) -> KeyCreated:
     """Create a key. The key itself is in this answer and in no other."""
     if new.bots is None:
         principal.require_all_bots()
@@ -50,7 +50,10 @@ async def create_key(new: NewKey, resources: Held, principal: Administering) -> 
 
 @router.get("")
 async def list_keys(
-    resources: Held, principal: Administering, limit: Annotated[Limit, Query()] = 50, cursor: Annotated[Cursor, Query()] = None
+    resources: ResourcesDep,
+    principal: Administering,
+    limit: Annotated[Limit, Query()] = 50,
+    cursor: Annotated[Cursor, Query()] = None,
 ) -> KeyPage:
     """Keys, revoked ones too, in the order they were made."""
     after = place_of(cursor, of=LIST, kind=UUID)
@@ -61,7 +64,7 @@ async def list_keys(
 
 
 @router.delete("/{key_id}", status_code=204)
-async def revoke_key(key_id: str, resources: Held, principal: Administering) -> None:
+async def revoke_key(key_id: str, resources: ResourcesDep, principal: Administering) -> None:
     """Revoke a key; within 2 seconds nobody takes it any more. Revoking it again is no error."""
     known_id = _id(key_id)
     async with saving(resources, principal) as change:

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query
 from msgspec import Struct
 
 from app.api.auth import Reading, known_bot
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
+from app.api.responses import JsonResponse, telling
 from app.api.routes.sessions import reads_of
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import LivePage, PageQuery
-from app.api.telling import Told, telling
 from app.queries.cursor import cursor_of, place_of
 from app.queries.sessions import told
 
@@ -26,13 +26,13 @@ class Spot(Struct, frozen=True):
 
 
 @router.get("", **telling(LivePage))
-async def list_live(bot: str, resources: Held, _: Reading, asked: Annotated[PageQuery, Query()]) -> Told:
+async def list_live(bot: str, resources: ResourcesDep, _: Reading, asked: Annotated[PageQuery, Query()]) -> JsonResponse:
     """Open sessions, the longest open first. One that closes while the list is walked may be left out."""
-    known_bot(resources.directory, bot)
+    known_bot(resources.config, bot)
     of = ["live", bot]
     spot = place_of(asked.cursor, of=of, kind=Spot)
     after = None if spot is None else (spot.opened_at_ms, spot.member)
     page = reads_of(resources).live_page(bot, after=after, limit=asked.limit)
     (shown, last), count = await asyncio.gather(page, resources.live.count(bot))
     following = None if last is None else cursor_of(Spot(*last), of=of)
-    return Told({"open": count, "sessions": [told(one) for one in shown], "next": following})
+    return JsonResponse({"open": count, "sessions": [told(one) for one in shown], "next": following})

@@ -54,7 +54,7 @@ async def readyz(
     )
     checks = dict(zip(names, await asyncio.gather(*map(_checked, asked)), strict=True))
     draining = bool(getattr(request.app.state, "draining", False))
-    taking = checks["redis"] == OK and resources.directory.loaded and not draining
+    taking = checks["redis"] == OK and resources.config.loaded and not draining
     right = taking and all(check == OK for check in checks.values())
     response.status_code = 200 if right or (taking and not strict) else 503
     status = "ready" if right else "degraded" if taking else "draining" if draining else "unready"
@@ -94,7 +94,7 @@ async def _durability(resources: Resources) -> str:
 
 
 async def _configuration(resources: Resources) -> str:
-    return resources.directory.shortcomings or OK
+    return resources.config.shortcomings or OK
 
 
 async def _postgres(resources: Resources) -> str:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Body, Header, Query, Response
 from sqlalchemy import Row
 
 from app.api.auth import Administering, Anyone
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.routes.bots import found_bot
 from app.api.saving import saving
 from app.api.schemas.common import Cursor, Limit
@@ -19,7 +19,7 @@ from app.api.schemas.policies import PolicyToSave, PolicyVersions, PolicyView, P
 from app.api.schemas.problems import PRECONDITIONS, PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
-from app.domain.policy import PRESETS, describe, policy_from, policy_view
+from app.domain.policy.parse import PRESETS, describe, policy_from, policy_view
 from app.errors import Fault, Invalid, PreconditionRequired, StaleVersion
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
@@ -32,7 +32,7 @@ PolicyBody = Annotated[PolicyToSave, Body()]
 
 
 @router.get("/bots/{bot}/policy")
-async def read_policy(bot: str, resources: Held, _: Administering, response: Response) -> PolicyView:
+async def read_policy(bot: str, resources: ResourcesDep, _: Administering, response: Response) -> PolicyView:
     """The policy that holds; its `ETag` is for `If-Match` when it is replaced."""
     async with resources.engine.connect() as conn:
         found_bot(await bots.find(conn, bot), bot)
@@ -46,7 +46,7 @@ async def replace_policy(
     bot: str,
     policy: PolicyBody,
     *,
-    resources: Held,
+    resources: ResourcesDep,
     principal: Administering,
     response: Response,
     if_match: Annotated[str | None, Header(description="The `ETag` of the version that this replaces.")] = None,
@@ -74,7 +74,7 @@ async def replace_policy(
 async def list_policy_versions(
     bot: str,
     *,
-    resources: Held,
+    resources: ResourcesDep,
     _: Administering,
     limit: Annotated[Limit, Query()] = 50,
     cursor: Annotated[Cursor, Query()] = None,

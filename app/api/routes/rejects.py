@@ -8,13 +8,13 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, Principal
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.rejects import RejectDetail, RejectPage, RejectView
 from app.archive import audit, rejects
 from app.archive.audit import Actor
-from app.closing.set_aside import put_back
+from app.closing.rejects import put_back
 from app.errors import NotFound
 from app.queries.cursor import cursor_of, page_of, place_of
 
@@ -25,7 +25,10 @@ LIST = "rejects"
 
 @router.get("/rejects")
 async def list_rejects(
-    resources: Held, principal: Administering, limit: Annotated[Limit, Query()] = 50, cursor: Annotated[Cursor, Query()] = None
+    resources: ResourcesDep,
+    principal: Administering,
+    limit: Annotated[Limit, Query()] = 50,
+    cursor: Annotated[Cursor, Query()] = None,
 ) -> RejectPage:
     """What was set aside, the latest first. Anything here is a fault of Adjourn's: please report it with its `error`."""
     before = place_of(cursor, of=LIST, kind=int)
@@ -36,14 +39,14 @@ async def list_rejects(
 
 
 @router.get("/rejects/{reject_id}")
-async def read_reject(reject_id: str, resources: Held, principal: Administering) -> RejectDetail:
+async def read_reject(reject_id: str, resources: ResourcesDep, principal: Administering) -> RejectDetail:
     """One with all that Redis held of it."""
     async with resources.engine.connect() as conn:
         return RejectDetail.of(await _reject(conn, principal, reject_id))
 
 
 @router.post("/rejects/{reject_id}/replay", status_code=202)
-async def replay_reject(reject_id: str, resources: Held, principal: Administering) -> RejectView:
+async def replay_reject(reject_id: str, resources: ResourcesDep, principal: Administering) -> RejectView:
     """Have it archived again, now that what it failed on is mended. If it fails again, it is set aside under a new id."""
     async with resources.engine.begin() as conn:
         row = await _reject(conn, principal, reject_id, locked=True)

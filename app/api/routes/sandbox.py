@@ -6,9 +6,9 @@ from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.auth import Ingesting, known_bot
+from app.config.follower import BotConfig
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict
-from app.live.directory import KnownBot
 from app.live.sandbox import forward_target_ms
 from app.resources import Resources
 
@@ -61,13 +61,13 @@ async def advance_clock(bot: str, advance: Advance, request: Request, _: Ingesti
     return ClockView(now=rfc3339(now_ms), due=await resources.sweep.run_bot(bot, now_ms))
 
 
-async def _stands_ms(resources: Resources, bot: KnownBot) -> int:
+async def _stands_ms(resources: Resources, bot: BotConfig) -> int:
     stands_ms = await resources.sandbox_ms(bot)
     return resources.clock.now_ms() if stands_ms is None else stands_ms
 
 
-def _sandbox(resources: Resources, name: str) -> KnownBot:
-    bot = known_bot(resources.directory, name)
+def _sandbox(resources: Resources, name: str) -> BotConfig:
+    bot = known_bot(resources.config, name)
     if not bot.sandbox:
         raise Conflict("this bot goes by real time", hint="only a bot created with `sandbox: true` has a clock of its own")
     return bot

@@ -6,10 +6,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from app.api.auth import Principal, Reading, ReadingOrIngesting, no_bot
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
+from app.api.responses import JsonResponse, telling
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import Explanation, MessagePage, MessagesQuery, SessionPage, SessionQuery, SessionView
-from app.api.telling import Told, telling
 from app.archive.session_reads import Archived, Place
 from app.domain.records import Close
 from app.domain.session_view import explain, message_view
@@ -22,23 +22,25 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"], responses=PROBLEMS)
 
 
 @router.get("", **telling(SessionPage))
-async def list_sessions(resources: Held, principal: Reading, asked: Annotated[SessionQuery, Query()]) -> Told:
+async def list_sessions(resources: ResourcesDep, principal: Reading, asked: Annotated[SessionQuery, Query()]) -> JsonResponse:
     """Closed sessions, the latest opened first, of the bots that the key covers. Open ones: `GET /v1/bots/{bot}/live`."""
     wanted = asked.filter(bots_asked_for(resources, principal, asked.bot))
     of = ["sessions", wanted]
     after = place_of(asked.cursor, of=of, kind=Place)
     shown, last = await reads_of(resources).page(wanted, after=after, limit=asked.limit)
-    return Told({"sessions": [told(one) for one in shown], "next": None if last is None else cursor_of(last, of=of)})
+    return JsonResponse({"sessions": [told(one) for one in shown], "next": None if last is None else cursor_of(last, of=of)})
 
 
 @router.get("/{session_id}", **telling(SessionView))
-async def read_session(session_id: str, resources: Held, principal: Reading) -> Told:
+async def read_session(session_id: str, resources: ResourcesDep, principal: Reading) -> JsonResponse:
     """One session, open or closed."""
-    return Told(told(await found_session(resources, principal, session_id)))
+    return JsonResponse(told(await found_session(resources, principal, session_id)))
 
 
 @router.get("/{session_id}/messages", **telling(MessagePage))
-async def list_messages(session_id: str, resources: Held, principal: Reading, asked: Annotated[MessagesQuery, Query()]) -> Told:
+async def list_messages(
+    session_id: str, resources: ResourcesDep, principal: Reading, asked: Annotated[MessagesQuery, Query()]
+) -> JsonResponse:
     """A session's messages in order."""
     found = await found_session(resources, principal, session_id)
     of = ["messages", found.session.id]
@@ -46,26 +48,26 @@ async def list_messages(session_id: str, resources: Held, principal: Reading, as
     kept = await reads_of(resources).messages(found.session, after=after, limit=asked.limit + 1)
     shown, last = page_of(kept, limit=asked.limit)
     following = None if last is None else cursor_of(last.sequence, of=of)
-    return Told({"messages": [message_view(message) for message in shown], "next": following})
+    return JsonResponse({"messages": [message_view(message) for message in shown], "next": following})
 
 
 @router.get("/{session_id}/explanation", **telling(Explanation))
-async def explain_session(session_id: str, resources: Held, principal: Reading) -> Told:
+async def explain_session(session_id: str, resources: ResourcesDep, principal: Reading) -> JsonResponse:
     """Which entry opened it and by which rule, what moved its deadline, what closed it, under which policy version."""
     found = await found_session(resources, principal, session_id)
     messages = await reads_of(resources).telling(found.session)
-    return Told(explain(found.strand, found.session, messages))
+    return JsonResponse(explain(found.strand, found.session, messages))
 
 
 @router.post("/{session_id}/close", **telling(SessionView))
-async def close_session(session_id: str, resources: Held, principal: ReadingOrIngesting) -> Told:
+async def close_session(session_id: str, resources: ResourcesDep, principal: ReadingOrIngesting) -> JsonResponse:
     """Close an open session, reason `api`. One that is closed already is left as it is; either way this tells how it stands."""
     found = await found_session(resources, principal, session_id)
-    bot = resources.directory.known(found.strand.bot)
+    bot = resources.config.known(found.strand.bot)
     if found.session.closed_at_ms is None and bot is not None:
         await resources.ledger.submit(found.strand, Close(found.session.id), at_ms=await resources.sandbox_ms(bot))
         found = await found_session(resources, principal, session_id)
-    return Told(told(found))
+    return JsonResponse(told(found))
 
 
 async def found_session(resources: Resources, principal: Principal, session_id: str) -> Archived:
@@ -80,7 +82,7 @@ def bots_asked_for(resources: Resources, principal: Principal, bot: str | None) 
     """The one bot that is named, a deleted one too, or all that the key covers (None: every one)."""
     if bot is None:
         return principal.key.bots
-    if not principal.covers(bot) or resources.directory.known(bot) is None:
+    if not principal.covers(bot) or resources.config.known(bot) is None:
         raise no_bot(bot)
     return frozenset({bot})
 

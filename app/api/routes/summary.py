@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.auth import Reading, known_bot
-from app.api.resources import Held
+from app.api.dependencies import ResourcesDep
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.summary import SummaryQuery, SummaryView
 from app.archive.session_totals import totals
@@ -14,8 +14,8 @@ router = APIRouter(prefix="/v1/bots/{bot}/summary", tags=["sessions"], responses
 
 
 @router.get("")
-async def read_summary(bot: str, resources: Held, _: Reading, asked: Annotated[SummaryQuery, Query()]) -> SummaryView:
+async def read_summary(bot: str, resources: ResourcesDep, _: Reading, asked: Annotated[SummaryQuery, Query()]) -> SummaryView:
     """Sessions, billing sessions, interactions, outcomes, containment. Those of developers are left out unless asked for."""
-    known_bot(resources.directory, bot)
+    known_bot(resources.config, bot)
     async with resources.engine.connect() as conn:
         return SummaryView.of(await totals(conn, asked.filter(bot)))

@@ -85,13 +85,13 @@ async def delete_variable(
 
 async def _submit(request: Request, strand: Strand, command: Command) -> None:
     resources: Resources = request.app.state.resources
-    at_ms = await resources.sandbox_ms(known_bot(resources.directory, strand.bot))
+    at_ms = await resources.sandbox_ms(known_bot(resources.config, strand.bot))
     await resources.ledger.submit(strand, command, at_ms=at_ms)
 
 
 async def _state(request: Request, bot: str, conversation: str, thread: str) -> tuple[State, int]:
     """The state, and the instant that it is looked at."""
     resources: Resources = request.app.state.resources
-    at_ms = await resources.sandbox_ms(known_bot(resources.directory, bot))
+    at_ms = await resources.sandbox_ms(known_bot(resources.config, bot))
     state = await resources.live.state(Strand(bot, conversation, thread))
     return state, resources.clock.now_ms() if at_ms is None else at_ms

@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from app.api.schemas.common import Body, Next, Slug
 from app.api.schemas.sessions import PageQuery, Text, When
-from app.archive.delivery_log import Trial, Wanted
+from app.archive.delivery_log import TestDelivery, Wanted
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 
 Status = Literal["pending", "delivered", "failed", "cancelled"]
@@ -140,7 +140,7 @@ class TestResult(BaseModel):
     duration_ms: int
 
     @classmethod
-    def of(cls, trial: Trial) -> "TestResult":
+    def of(cls, trial: TestDelivery) -> "TestResult":
         return cls(
             delivery_id=trial.id,
             delivered=trial.delivered,

@@ -8,7 +8,7 @@ from sqlalchemy import Row
 
 from app.api.schemas.common import JsonObject, Next
 from app.domain.instants import ms_of, rfc3339
-from app.domain.policy import PRESETS, Policy, notices, policy_view
+from app.domain.policy.parse import PRESETS, Policy, notices, policy_view
 
 
 def _policy_schema() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
 from app.api.schemas.common import Next
-from app.closing.set_aside import readable
+from app.closing.rejects import readable
 from app.domain.instants import ms_of, rfc3339
 
 

@@ -9,7 +9,7 @@ from app.api.schemas.sessions import When
 from app.archive.session_reads import Filter
 from app.archive.session_totals import Totals
 from app.domain.instants import ms_of
-from app.domain.share import Share
+from app.domain.ratio import Share
 
 
 class SummaryQuery(BaseModel):
@@ -30,7 +30,7 @@ class SummaryQuery(BaseModel):
         )
 
 
-class ShareView(BaseModel):
+class RatioView(BaseModel):
     """An exact fraction, and its whole percent, cut and not rounded: 2 of 3 is 66. Null where there is nothing."""
 
     part: int
@@ -38,7 +38,7 @@ class ShareView(BaseModel):
     percent: int | None
 
     @classmethod
-    def of(cls, share: Share) -> "ShareView":
+    def of(cls, share: Share) -> "RatioView":
         return cls(part=share.part, whole=share.whole, percent=share.percent)
 
 
@@ -50,7 +50,7 @@ class SummaryView(BaseModel):
     interactive: int
     billing_sessions: int
     interactions: int
-    contained: ShareView
+    contained: RatioView
     by_outcome: dict[str, int]
     by_reason: dict[str, int]
     by_trade: dict[str, int]
@@ -63,7 +63,7 @@ class SummaryView(BaseModel):
             interactive=totals.interactive,
             billing_sessions=totals.billing_sessions,
             interactions=totals.interactions,
-            contained=ShareView.of(totals.contained),
+            contained=RatioView.of(totals.contained),
             by_outcome=totals.by_outcome,
             by_reason=totals.by_reason,
             by_trade=totals.by_trade,

@@ -1,0 +1,65 @@
+"""What every entry adds to its session: its place, the counters and instants of its role, who takes part, what was seen last."""
+
+from app.domain.entry import Entry, EntryType
+from app.domain.records import Session
+from app.domain.rules.signals import CONTROL_TAGS
+from app.domain.rules.transition import Changes, Transition
+
+# The user's, but no interaction: typing, arriving and leaving (K13, and RULES.md's table of types).
+_NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
+_FIELDS = {role: (f"{role}_entries", f"first_{role}_at_ms", f"last_{role}_at_ms") for role in ("user", "bot", "agent", "system")}
+
+
+def count(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
+    """The place in the session and, but for `activity`, the counters and instants of the role."""
+    changes["entries"] = session.entries + 1
+    changes["last_entry_at_ms"] = transition.now_ms
+    if entry.type == "activity":
+        return
+    counter, first, last = _FIELDS[entry.role]
+    before: int = getattr(session, counter)
+    changes[counter] = before + 1
+    changes[last] = transition.now_ms
+    if not before:
+        changes[first] = transition.now_ms
+    if entry.type == "message" and entry.role != "system":
+        changes["interactions"] = session.interactions + 1
+        _time_response(transition, session, entry, changes)
+
+
+def take_part(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
+    """K14 to K17: the user's first makes a session interactive. R03: a bot's counts. K19: a developer's is flagged."""
+    if is_interaction_by_user(entry):
+        changes["interactive"] = True
+    elif entry.type == "activity":
+        pass
+    elif entry.role == "bot":
+        changes["counted"] = True
+    elif entry.role == "agent" and entry.type != "agent.joined":
+        changes["trade"] = "agent"
+        changes["handed_off_at_ms"] = session.handed_off_at_ms or transition.now_ms
+    if entry.developer:
+        changes["developer"] = True
+
+
+def see(_transition: Transition, _session: Session, entry: Entry, changes: Changes) -> None:
+    """Language, intent and tags as last seen."""
+    if entry.language is not None:
+        changes["language"] = entry.language
+    if entry.intent is not None:
+        changes["intent"] = entry.intent
+    if entry.tags and (tags := tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)):
+        changes["tags"] = tags
+
+
+def is_interaction_by_user(entry: Entry) -> bool:
+    return entry.type not in _NOT_INTERACTING if entry.role == "user" else entry.type == "authorization"
+
+
+def _time_response(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
+    """From the user's first message to the first by a bot or an agent after it."""
+    if entry.role == "user":
+        if session.asked_at_ms is None:
+            changes["asked_at_ms"] = transition.now_ms
+    elif session.first_response_ms is None and session.asked_at_ms is not None:
+        changes["first_response_ms"] = transition.now_ms - session.asked_at_ms

@@ -1,0 +1,189 @@
+"""`decide`: what follows from a command. It reads as RULES.md's table of contents; each rule is a function of its family.
+
+    deadlines that passed  ->  what the entry ends  ->  what it opens  ->  what it counts for  ->  what its kind does
+
+Pure: no clock, no chance, no I/O. The same state, command, rules and instant give the same decision, wherever it is taken.
+To add a rule, write its function and name it in one of the tables below.
+"""
+
+from collections.abc import Callable
+
+from msgspec import structs
+
+from app.domain import transcript
+from app.domain.entry import Entry, EntryType
+from app.domain.records import (
+    Answer,
+    BotRules,
+    Close,
+    Command,
+    Decision,
+    DeleteVariable,
+    Receive,
+    Session,
+    SessionOpening,
+    SetVariable,
+    State,
+)
+from app.domain.rules import (
+    billing,
+    context,
+    counting,
+    ending,
+    handoff,
+    pending,
+    retention,
+    signals,
+    silence,
+    starting,
+    survey,
+    variables,
+)
+from app.domain.rules.transition import Changes, Transition, Verdict
+from app.domain.strand import Strand
+
+# An entry that starts anew ends the open session first. The first rule that says why decides.
+ENDED_BEFORE: tuple[Callable[[Transition, Session, Entry, EntryType], Verdict | None], ...] = (
+    starting.refreshed,
+    starting.superseded,
+    handoff.split_off,
+    silence.left_for_new_intent,
+    silence.returned,
+)
+
+# What every entry changes in its session.
+COUNTED: tuple[Callable[[Transition, Session, Entry, Changes], None], ...] = (
+    counting.count,
+    counting.take_part,
+    counting.see,
+    billing.bill,
+    silence.move_deadline,
+)
+
+# What an entry of a kind does to the session that it now belongs to.
+EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
+    "session.end": signals.end,
+    "conversation.ended": signals.end,
+    "chat.closed": signals.close_chat,
+    "handoff": handoff.hand_off,
+    "agent.joined": handoff.agent_joined,
+    "agent.left": handoff.agent_left,
+    "escalated": signals.escalate,
+    "resolved": signals.resolve,
+    "survey.sent": survey.sent,
+    "survey.answered": survey.answered,
+    "interrupted": signals.interrupt,
+    "discard": context.discard,
+    "discard.all": context.discard_all,
+}
+
+# What an entry of a kind that starts nothing leaves behind where no session is open.
+BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
+    "handoff": handoff.handed_off_between,
+    "agent.left": pending.expect_no_agent,
+    "survey.sent": pending.expect_survey,
+    "discard": context.discard_between,
+    "discard.all": context.discard_all_between,
+}
+
+_ANY_CHANNEL = ""  # no session is open, so nobody asks for its terms yet
+
+
+def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms: int) -> Decision:  # noqa: PLR0917  the five things that a decision is made of
+    """The decision on `command`, at `now_ms` or, since a strand's time never goes back, when it was last touched."""
+    session = state.session
+    terms = bot.policy.terms(_ANY_CHANNEL if session is None else session.channel)
+    transition = Transition(strand, state, bot.policy, state, max(now_ms, state.touched_at_ms), session, terms)
+    silence.pass_deadlines(transition)
+    answer = None
+    if isinstance(command, Receive):
+        answer = _receive(transition, command)
+    elif isinstance(command, Close):
+        answer = _close(transition, command)
+    elif isinstance(command, SetVariable):
+        variables.put(transition, command)
+    elif isinstance(command, DeleteVariable):
+        variables.delete(transition, command)
+    return _decision(transition, answer)
+
+
+def _receive(transition: Transition, command: Receive) -> Answer:
+    entry, kind = command.entry, signals.kind_of(command.entry)
+    transcript.check(entry)
+    row = _end_before(transition, entry, kind)
+    opens = transition.session is None
+    session = transition.session or _open(transition, command, kind, row)
+    if session is None:
+        return _receive_between(transition, entry, kind)
+    session = _count(transition, session, command)
+    if opens:
+        transition.emit("session.started", session, at_ms=transition.now_ms, rule=session.opening_rule)
+    context.learn(transition, entry)
+    if kind in EFFECTS:
+        EFFECTS[kind](transition, session, entry, command.message_id)
+    return _keep(transition, session, command, "opened" if opens else "continued")
+
+
+def _open(transition: Transition, command: Receive, kind: EntryType, row: str | None) -> Session | None:
+    """The next session, if the entry starts one: by `row`, if it has just ended another by it."""
+    row = row or starting.rule_of(command.entry, kind)
+    return None if row is None else starting.open_session(transition, command, kind, rule=row)
+
+
+def _receive_between(transition: Transition, entry: Entry, kind: EntryType) -> Answer:
+    """No session is open, and the entry starts none: it belongs to none, and is not kept."""
+    transition.terms = transition.policy.terms(entry.channel)
+    if kind in BETWEEN:
+        BETWEEN[kind](transition)
+    return Answer(None, "none", 0, None, transition.now_ms)
+
+
+def _end_before(transition: Transition, entry: Entry, kind: EntryType) -> str | None:
+    """End the open session if the entry starts anew; the row by which it does."""
+    session = transition.session
+    if session is None or signals.is_relay(entry):
+        return None
+    for rule in ENDED_BEFORE:
+        verdict = rule(transition, session, entry, kind)
+        if verdict is not None:
+            ending.close(transition, session, verdict[0], rule=verdict[1])
+            return verdict[1]
+    return None
+
+
+def _count(transition: Transition, session: Session, command: Receive) -> Session:
+    changes: Changes = {}
+    for rule in COUNTED:
+        rule(transition, session, command.entry, changes)
+    if changes["deadline_at_ms"] != session.deadline_at_ms:
+        changes["deadline_by"] = command.message_id
+    session = transition.session = structs.replace(session, **changes)
+    return session
+
+
+def _keep(transition: Transition, session: Session, command: Receive, opening: SessionOpening) -> Answer:
+    """Answer the entry, and keep it with its answer in `session`, which it may have ended."""
+    closes_at_ms = None if transition.session is None else transition.session.deadline_at_ms
+    answer = Answer(session.id, opening, session.entries, closes_at_ms, transition.now_ms, transition.ended)
+    message = transcript.message_of(command.entry, command.message_id, session=session, answer=answer)
+    transition.messages = ((session.id, message),)
+    return answer
+
+
+def _close(transition: Transition, command: Close) -> Answer:
+    """K20: the close API. A session that is not open (any more) is left alone."""
+    session = transition.session
+    if session is None or session.id != command.session_id:
+        return Answer(None, "none", 0, None, transition.now_ms)
+    ending.close(transition, session, "api", rule="K20")
+    return Answer(session.id, "none", 0, None, transition.now_ms, transition.ended)
+
+
+def _decision(transition: Transition, answer: Answer | None) -> Decision:
+    """What was changed, with the instants that follow from it. A state that nothing has changed stays the same object."""
+    state = retention.kept(transition)
+    if transition.grew:
+        retention.check_size(state)
+    session = state.session
+    wake_at_ms = None if session is None else silence.wake_at_ms(session)
+    return Decision(state, wake_at_ms, retention.keep_until_ms(state), transition.messages, transition.events, answer)

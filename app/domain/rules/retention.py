@@ -1,0 +1,50 @@
+"""What a strand remembers between its sessions, and for how long."""
+
+from collections.abc import Iterator
+
+from msgspec import msgpack, structs
+
+from app.domain.errors import StateTooLarge
+from app.domain.records import State
+from app.domain.rules import pending, variables
+from app.domain.rules.ending import RECENT_MS
+from app.domain.rules.transition import Transition
+
+LARGEST_STATE = 65_536
+"""Bytes of a strand's live state as encoded."""
+
+
+def kept(transition: Transition) -> State:
+    """The next state: without what has expired by now. The same object if nothing has changed."""
+    state, now_ms = transition.state, transition.now_ms
+    if transition.session is state.session and state is transition.before:
+        return state
+    if state.recent:
+        state = structs.replace(state, recent=tuple(pair for pair in state.recent if now_ms - pair[1] < RECENT_MS))
+    if state.pending is not None and now_ms >= pending.over_at_ms(state):
+        state = structs.replace(state, pending=None)
+    if state.variables:
+        state = structs.replace(state, variables=variables.unexpired(state.variables, now_ms))
+    return structs.replace(state, session=transition.session, touched_at_ms=now_ms)
+
+
+def check_size(state: State) -> None:
+    """Raise `StateTooLarge` where a live state would pass its limit."""
+    size = len(msgpack.encode(state))
+    if size > LARGEST_STATE:
+        raise StateTooLarge(size, LARGEST_STATE)
+
+
+def keep_until_ms(state: State) -> int:
+    """When the state may be forgotten. While a session is open that is not asked, but its close will leave something."""
+    if state.session is not None:
+        return state.session.deadline_at_ms + RECENT_MS
+    return max(state.touched_at_ms, pending.over_at_ms(state), *_ends(state))
+
+
+def _ends(state: State) -> Iterator[int]:
+    for _, closed_at_ms in state.recent:
+        yield closed_at_ms + RECENT_MS
+    for variable in state.variables.values():
+        # One without a TTL, set before its session opens, waits for it as long as anything that is expected.
+        yield state.touched_at_ms + pending.WAIT_MS if variable.expires_at_ms is None else variable.expires_at_ms

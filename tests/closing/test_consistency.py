@@ -1,0 +1,109 @@
+"""What must always hold of the live state is put right where somebody broke it, and what is gone is told."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from app.domain.entry import Entry
+from app.domain.records import Close, Receive
+from app.domain.strand import Strand
+from app.live import keys
+from app.live.event_stream import GROUP
+from app.resources import Resources
+from app.worker import Worker
+
+ANN = Strand("shop", "web:ann")
+
+SaveBot = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def session(resources: Resources, save_bot: SaveBot) -> str:
+    await save_bot("shop", version=1, minutes=15)
+    outcome = await resources.ledger.submit(ANN, Receive(Entry(user_id="ann", role="user", text="hello"), "m1"))
+    assert outcome.answer is not None
+    return outcome.answer.session_id or ""
+
+
+def shard(resources: Resources) -> int:
+    return keys.shard_of(ANN, resources.settings.shards)
+
+
+@pytest.mark.usefixtures("session")
+async def test_nothing_to_repair_where_nothing_is_broken(resources: Resources, worker: Worker) -> None:
+    """The look itself changes nothing."""
+    assert await worker.invariants.run_once(resources.config.ever_known()) == 0
+
+
+@pytest.mark.usefixtures("session")
+async def test_open_session_without_a_deadline_gets_one(resources: Resources, worker: Worker) -> None:
+    """Somebody took it out of `due`: without a repair it would be open for ever."""
+    due, member = keys.due(shard(resources)), keys.member(ANN)
+    before = await resources.redis.zscore(due, member)
+    await resources.redis.zrem(due, member)
+
+    repairs = await worker.invariants.run_once(resources.config.ever_known())
+
+    assert repairs == 1
+    assert await resources.redis.zscore(due, member) == before
+
+
+@pytest.mark.usefixtures("session")
+async def test_conversation_that_cannot_be_read_ends_no_repair(resources: Resources, worker: Worker) -> None:
+    """It has no deadline either, and stands first: the others get theirs back."""
+    due, member = keys.due(shard(resources)), keys.member(ANN)
+    stuck = next(
+        each
+        for each in (Strand("bot", f"web:stuck{number}") for number in range(100))
+        if keys.shard_of(each, resources.settings.shards) == shard(resources)
+    )
+    await resources.redis.zadd(keys.live(shard(resources), "bot"), {keys.member(stuck): 0})
+    await resources.redis.set(keys.state(shard(resources), keys.member(stuck)), b"v:\xc1")
+    await resources.redis.zrem(due, member)
+
+    repairs = await worker.invariants.run_once(resources.config.ever_known())
+
+    assert repairs == 1
+    assert await resources.redis.zscore(due, member) is not None
+
+
+@pytest.mark.parametrize("besides", (0, 12_000))
+async def test_record_in_nobodys_hands_is_given_out_again(
+    resources: Resources, worker: Worker, session: str, besides: int
+) -> None:
+    """Delivered to a consumer that somebody deleted: neither new nor pending. There may be many of them."""
+    await worker.archivist.run_once()
+    await resources.ledger.submit(ANN, Close(session))
+    events = keys.events(shard(resources))
+    ((_, (_, record)),) = await resources.pipe.call("XRANGE", events, "-", "+")
+    await resources.pipe.call_all([("XADD", events, "*", "e", record)] * besides)
+    await resources.redis.xreadgroup(GROUP, "gone", {events: ">"})
+    await resources.redis.xgroup_delconsumer(events, GROUP, "gone")
+
+    repairs = await worker.invariants.run_once(resources.config.ever_known())
+    await worker.archivist.run_once()
+
+    assert repairs == 1
+    assert await resources.redis.xlen(events) == 0
+
+
+async def test_everything_is_accounted_for_through_a_sessions_life(resources: Resources, worker: Worker, session: str) -> None:
+    """Open, closed and waiting, archived: at each step what was counted in is somewhere."""
+    bots = resources.config.ever_known()
+    accounts = [await worker.invariants.account(bots)]
+    await resources.ledger.submit(ANN, Close(session))
+    accounts.append(await worker.invariants.account(bots))
+    await worker.archivist.run_once()
+    accounts.append(await worker.invariants.account(bots))
+
+    assert [(account.open, account.pending, account.unaccounted) for account in accounts] == [(1, 0, 0), (0, 1, 0), (0, 0, 0)]
+
+
+async def test_lost_record_is_told(resources: Resources, worker: Worker, session: str) -> None:
+    """What cannot be repaired must at least be seen."""
+    await resources.ledger.submit(ANN, Close(session))
+    await resources.redis.xtrim(keys.events(shard(resources)), maxlen=0, approximate=False)
+
+    account = await worker.invariants.account(resources.config.ever_known())
+
+    assert account.unaccounted == 1

@@ -1,0 +1,257 @@
+"""The directory: what is saved in Postgres is known to every process, whatever happens to Redis in between."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
+
+from app.api.auth import principal_of
+from app.archive.engine import make_engine
+from app.config.follower import ConfigReplica, mark_held
+from app.config.publish import publish
+from app.errors import Unauthenticated, Unavailable
+from app.live import keys
+
+DIGEST = sha256(b"adj_one").digest()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url, protocol=2, socket_timeout=1)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    made = make_engine(database_url, pool_size=4)
+    yield made
+    await made.dispose()
+
+
+@asynccontextmanager
+async def following(redis: Redis) -> AsyncIterator[ConfigReplica]:
+    config = ConfigReplica(redis)
+    task = asyncio.create_task(config.follow())
+    try:
+        yield config
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def run(engine: AsyncEngine, *statements: str, **values: object) -> None:
+    async with engine.begin() as conn:
+        for statement in statements:
+            await conn.execute(text(statement), {"digest": DIGEST} if ":digest" in statement else values)
+
+
+ADD_BOT = "INSERT INTO bots (id, name) VALUES ('shop', 'Shop')"
+ADD_POLICY = """INSERT INTO policies (bot_id, version, policy, effective_at)
+                VALUES ('shop', 1, '{"inactivity_minutes"\\: 20}', '2026-11-21')"""
+ADD_KEY = """INSERT INTO api_keys (id, name, digest, prefix, scopes, bots)
+             VALUES (gen_random_uuid(), 'one', :digest, 'adj_on', '{ingest,read}', '{shop}')"""
+ADD_ENDPOINT = """INSERT INTO endpoints (id, bot_id, url, events, secret)
+                  VALUES (gen_random_uuid(), 'shop', 'https\\://example.org', '{session.closed}', 'whsec_x')"""
+
+
+async def test_what_is_saved_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:
+    """A bot, its policy, a key and an endpoint reach two processes that were running before."""
+    async with following(redis) as one, following(redis) as other:
+        await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_ENDPOINT)
+        mark = await publish(engine, redis)
+        both = [await config.caught_up(mark, timeout_s=2) for config in (one, other)]
+
+        assert both == [True, True]
+        for config in (one, other):
+            bot, key = config.bot("shop"), config.key(DIGEST)
+            assert bot is not None
+            assert (bot.rules.policy.version, bot.rules.policy.policy.inactivity_minutes) == (1, 20)
+            assert bot.subscribed == {"session.closed"}
+            assert key is not None
+            assert key.scopes == {"ingest", "read"}
+            assert key.bots == frozenset({"shop"})
+
+
+async def test_a_change_is_known_within_two_seconds(engine: AsyncEngine, redis: Redis) -> None:
+    """A second version of the policy, a revoked key, a disabled endpoint and a deleted bot, each by plain SQL."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_ENDPOINT)
+    async with following(redis) as config:
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await run(engine, "INSERT INTO policies VALUES ('shop', 2, '{\"inactivity_minutes\"\\: 30}', now())")
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+        bot = config.bot("shop")
+        assert bot is not None
+        assert (bot.rules.policy.version, bot.rules.policy.policy.inactivity_minutes) == (2, 30)
+
+        await run(engine, "UPDATE api_keys SET revoked_at = now()", "UPDATE endpoints SET enabled = false")
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+        bot = config.bot("shop")
+        assert config.key(DIGEST) is None
+        assert bot is not None
+        assert bot.subscribed == frozenset()
+
+        await run(engine, "UPDATE bots SET deleted_at = now()")
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+        assert config.bot("shop") is None
+        assert config.known("shop") is not None  # its open sessions still have to close
+
+
+async def test_an_emptied_redis_is_filled_again_and_nobody_forgets_meanwhile(engine: AsyncEngine, redis: Redis) -> None:
+    """FLUSHALL loses no bot and no key: processes go on with what they know, and the next publication writes it again."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    async with following(redis) as config:
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await redis.flushall()
+        assert await mark_held(redis) is None
+        assert config.bot("shop") is not None
+
+        await run(engine, "UPDATE bots SET name = 'Shop 2'")
+        mark = await publish(engine, redis)
+        assert await config.caught_up(mark, timeout_s=2)
+        bot = config.bot("shop")
+        assert bot is not None
+        assert bot.name == "Shop 2"
+        assert config.key(DIGEST) is not None
+    fresh = ConfigReplica(redis)
+    await fresh.load()
+    assert fresh.key(DIGEST) is not None
+
+
+async def test_a_lost_stream_of_changes_is_noticed(engine: AsyncEngine, redis: Redis) -> None:
+    """Changes whose messages are gone (trimmed, deleted) reach a follower all the same."""
+    await run(engine, ADD_BOT, ADD_POLICY)
+    async with following(redis) as config:
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+
+        await run(engine, ADD_KEY)
+        mark = await publish(engine, redis)
+        await redis.delete(keys.CONFIG_CHANGES)
+
+        assert await config.caught_up(mark, timeout_s=2)
+        assert config.key(DIGEST) is not None
+
+
+async def test_another_database_replaces_the_whole_copy(engine: AsyncEngine, redis: Redis) -> None:
+    """A Redis that holds another database's configuration, or a later state of a restored one, keeps nothing of it."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    await publish(engine, redis)
+
+    await run(engine, "UPDATE instance SET id = gen_random_uuid()", "DELETE FROM api_keys")
+    async with following(redis) as config:
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+        assert config.key(DIGEST) is None
+        assert config.bot("shop") is not None
+
+
+async def test_publishers_that_race_lose_no_change(engine: AsyncEngine, redis: Redis) -> None:
+    """Ten bots saved and published at once: all of them are known at the end."""
+
+    async def add(number: int) -> None:
+        await run(engine, "INSERT INTO bots (id, name) VALUES (:bot, 'x')", bot=f"bot-{number}")
+        await publish(engine, redis)
+
+    await asyncio.gather(*(add(number) for number in range(10)))
+    config = ConfigReplica(redis)
+    await config.load()
+
+    assert sorted(bot.id for bot in config.bots()) == [f"bot-{number}" for number in range(10)]
+
+
+async def test_publishing_nothing_new_writes_nothing(engine: AsyncEngine, redis: Redis) -> None:
+    """The worker's publication every second leaves no trace where nothing changed."""
+    await run(engine, ADD_BOT)
+    first = await publish(engine, redis)
+    length = await redis.xlen(keys.CONFIG_CHANGES)
+    second = await publish(engine, redis)
+
+    assert second == first
+    assert await redis.xlen(keys.CONFIG_CHANGES) == length
+
+
+async def test_a_policy_that_is_no_longer_accepted_leaves_the_bot_with_the_default(engine: AsyncEngine, redis: Redis) -> None:
+    """What an older version saved and this one refuses takes no bot out of service."""
+    await run(engine, ADD_BOT, "INSERT INTO policies VALUES ('shop', 1, '{\"inactivity_minutes\"\\: 4}', now())")
+    await publish(engine, redis)
+    config = ConfigReplica(redis)
+    await config.load()
+    bot = config.bot("shop")
+
+    assert bot is not None
+    assert bot.rules.policy.policy.inactivity_minutes == 15
+
+
+async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngine) -> None:
+    """A copy that cannot be read, then one that can: the follower has gone on trying."""
+    await redis.set(keys.CONFIG, "no hash")
+    async with following(redis) as config:
+        async with asyncio.timeout(5):
+            with capture_logs() as logs:
+                while not logs:
+                    await asyncio.sleep(0.01)
+        assert logs[0]["event"] == "directory.redis_away"
+        assert not config.loaded
+
+        await redis.delete(keys.CONFIG)
+        await run(engine, ADD_BOT)
+        assert await config.caught_up(await publish(engine, redis), timeout_s=2)
+        assert config.bot("shop") is not None
+
+
+async def _spoil(redis: Redis, name: str, engine: AsyncEngine) -> None:
+    """A newer version saves something that this one does not know, and tells of it."""
+    stored: Any = await redis.hget(keys.CONFIG, name)
+    await redis.hset(keys.CONFIG, name, stored.replace(b'"clock_mode":null', b'"clock_mode":"newer"'))
+    await run(engine, "UPDATE bots SET name = 'Other 2' WHERE id = 'other'")
+
+
+ADD_OTHER = "INSERT INTO bots (id, name) VALUES ('other', 'Other')"
+ADD_OTHERS_POLICY = """INSERT INTO policies (bot_id, version, policy, effective_at) VALUES ('other', 1, '{}', '2026-11-21')"""
+
+
+async def test_a_record_that_cannot_be_read_concerns_nobody_else(engine: AsyncEngine, redis: Redis) -> None:
+    """It stays as it was known; all others are followed; whoever never knew it says so, and does not say that there is none."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_OTHER, ADD_OTHERS_POLICY)
+    mark = await publish(engine, redis)
+    async with following(redis) as config:
+        assert await config.caught_up(mark, timeout_s=5)
+        await _spoil(redis, "bot:shop", engine)
+        assert await config.caught_up(await publish(engine, redis), timeout_s=5)
+        await config.load()
+        async with following(redis) as newcomer:
+            assert await newcomer.caught_up(mark, timeout_s=5)
+
+            old, other = config.bot("shop"), config.bot("other")
+            assert old is not None
+            assert other is not None
+            assert (old.name, other.name) == ("Shop", "Other 2")
+            assert config.key(DIGEST) is not None
+            assert (newcomer.bot("shop"), newcomer.is_unreadable("shop"), config.is_unreadable("shop")) == (None, True, False)
+            assert newcomer.bot("other") is not None
+            assert newcomer.key(DIGEST) is not None
+            assert "1 of the bots and keys" in config.shortcomings
+            assert "1 of the bots and keys" in newcomer.shortcomings
+
+
+async def test_a_key_that_cannot_be_read_is_not_told_as_unknown(engine: AsyncEngine, redis: Redis) -> None:
+    """To be told that its key is not known would have a bot give up; told to come again, it finds a process that can read it."""
+    await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
+    await publish(engine, redis)
+    await redis.hset(keys.CONFIG, f"key:{DIGEST.hex()}", b'{"scopes":7}')
+    config = ConfigReplica(redis)
+    await config.load()
+
+    with pytest.raises(Unavailable, match="too old"):
+        principal_of(config, "Bearer adj_one")
+    with pytest.raises(Unauthenticated):
+        principal_of(config, "Bearer adj_two")

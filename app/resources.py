@@ -34,7 +34,7 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 # What happens to nobody's knowledge where nobody subscribes to it; `session.closed` is what the archive is made of.
-OPTIONAL_EVENTS = frozenset({"session.started", "session.reminder", "session.closure_message"})
+OPTIONAL_EVENTS = frozenset({"session.opened", "session.reminder", "session.closure_message"})
 
 
 class ConfigurationError(CannotStart):

@@ -34,7 +34,7 @@ Reason = Literal[
 Trade = Literal["bot", "agent"]
 Outcome = Literal["resolved", "escalated", "handed_off", "abandoned", "completed"]
 SessionOpening = Literal["opened", "continued", "none"]
-EventType = Literal["session.started", "session.reminder", "session.closure_message", "session.closed", "session.continuation"]
+EventType = Literal["session.opened", "session.reminder", "session.closure_message", "session.closed", "session.continuation"]
 
 
 class BotRules(Struct, frozen=True, gc=False):

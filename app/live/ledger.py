@@ -217,7 +217,7 @@ class Ledger:
 
 def _count(fold: Fold, *, now_ms: int) -> None:
     for event in fold.events(without=frozenset()):
-        if event.type == "session.started":
+        if event.type == "session.opened":
             OPENED.inc()
         elif event.type == "session.closed":
             CLOSED.labels(event.session.reason).inc()

@@ -133,7 +133,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         last.wake_at_ms if last.wake_at_ms is not None else "",
         _opened(fold, last),
         _keep_ms(fold, last, now_ms=now_ms),
-        fold.count("session.started"),
+        fold.count("session.opened"),
         fold.count("session.closed"),
     ]
     _add_checks(args, fold, names)
@@ -178,7 +178,7 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
         for session, message in decision.messages:
             fields.setdefault(session, []).extend((message.message_id, encode_message(message)))
         for event in decision.events:
-            if event.type == "session.started":
+            if event.type == "session.opened":
                 fields.setdefault(event.session.id, []).extend((keys.STRAND_FIELD, keys.member(fold.strand)))
             elif event.type == "session.closed":
                 fields.setdefault(event.session.id, []).extend((keys.CLOSED_FIELD, encode_session(event.session)))

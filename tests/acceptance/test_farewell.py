@@ -14,7 +14,7 @@ async def _set_up(api: httpx.AsyncClient, hook: str) -> str:
     policy = {"closure_message": {"texts": {"default": "Bye!"}}}
     bot = {"id": BOT, "name": "Polite", "sandbox": True, "clock_mode": "manual", "policy": policy}
     await asked(api, "POST", "/v1/bots", bot)
-    events = ["session.started", "session.closure_message", "session.closed"]
+    events = ["session.opened", "session.closure_message", "session.closed"]
     endpoint = await asked(api, "POST", f"/v1/bots/{BOT}/endpoints", {"url": hook, "events": events})
     return str(endpoint["secret"])
 

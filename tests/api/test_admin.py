@@ -162,11 +162,11 @@ async def test_an_endpoint_lives_from_its_creation_to_its_deletion(admin: Client
     assert await admin.ok("GET", path) == shown
     assert (await admin.ok("GET", "/v1/bots/shop/endpoints"))["endpoints"] == [shown]
 
-    changed = await admin.ok("PATCH", path, {"events": ["session.closed", "session.started"], "url": "http://127.0.0.1:9999/b"})
-    assert (changed["events"], changed["url"]) == (["session.started", "session.closed"], "http://127.0.0.1:9999/b")
+    changed = await admin.ok("PATCH", path, {"events": ["session.closed", "session.opened"], "url": "http://127.0.0.1:9999/b"})
+    assert (changed["events"], changed["url"]) == (["session.opened", "session.closed"], "http://127.0.0.1:9999/b")
     bot = resources.config.bot("shop")
     assert bot is not None
-    assert bot.subscribed == {"session.closed", "session.started"}
+    assert bot.subscribed == {"session.closed", "session.opened"}
 
     assert (await admin.ok("PATCH", path, {"enabled": False}))["enabled"] is False
     bot = resources.config.bot("shop")

@@ -82,7 +82,7 @@ def test_split_by_an_agent_who_just_joins() -> None:
     answer = talk.say("agent", type="agent.joined", at=1)
 
     assert (answer.session, answer.sequence) == ("opened", 1)
-    assert talk.told[1:] == [("session.closed", "B05"), ("session.started", "B05")]
+    assert talk.told[1:] == [("session.closed", "B05"), ("session.opened", "B05")]
     closed = talk.closed[0]
     assert (closed.outcome, closed.contained, minute(closed.handed_off_at_ms)) == ("handed_off", False, 1)
     assert talk.open.trade == "agent"

@@ -331,7 +331,7 @@ def test_default_policy_in_words() -> None:
         "It goes on after `escalated` and `survey.answered` within 24 hours of `survey.sent`.",
         "Each started block of 15 minutes with user activity is one billing session.",
     ]
-    assert timeline == [(0, "session.started", "the user's first entry"), (15, "session.closed", "closes as `inactivity`")]
+    assert timeline == [(0, "session.opened", "the user's first entry"), (15, "session.closed", "closes as `inactivity`")]
 
 
 def test_talkative_policy_in_words() -> None:
@@ -361,7 +361,7 @@ def test_talkative_policy_in_words() -> None:
         "Each started block of 90 minutes with user activity is one billing session.",
     ]
     assert timeline == [
-        (0, "session.started", "the user's first entry"),
+        (0, "session.opened", "the user's first entry"),
         (59, "session.reminder", "the reminder"),
         (60, "session.closure_message", "the closure message"),
         (60, "session.closed", "closes as `inactivity`"),
@@ -400,7 +400,7 @@ def test_longest_duration_before_the_silence_in_words() -> None:
     told = describe(policy)
     sms = told["channels"]["sms"]
 
-    assert [step["event"] for step in sms["timeline"]] == ["session.started", "session.closed"]
+    assert [step["event"] for step in sms["timeline"]] == ["session.opened", "session.closed"]
     assert sms["timeline"][-1] == {"after_minutes": 60, "event": "session.closed", "what": "closes as `max_duration`"}
     assert "A hand-off to a human closes it as `handoff`." in sms["words"]
     assert "The user is told when silence closes it, on no channel." in told["words"]

@@ -90,7 +90,7 @@ class Life(RuleBasedStateMachine):
     def hear(self, event: Event) -> None:
         self.events.append(event)
         assert event.rule in RULES
-        if event.type == "session.started":
+        if event.type == "session.opened":
             assert event.session.id not in self.opened
             self.opened[event.session.id] = event.session
         elif event.type == "session.closed":

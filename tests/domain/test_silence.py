@@ -236,7 +236,7 @@ def test_no_reminder_where_none_can_be_shown_or_none_is_due() -> None:
         talk.wake(at=59)
         talk.wake(at=9 * DAY)
 
-        assert [event.type for event in talk.events] == ["session.started", "session.closed"]
+        assert [event.type for event in talk.events] == ["session.opened", "session.closed"]
         assert talk.closed[0].reminded_at_ms is None
 
 
@@ -279,7 +279,7 @@ def test_closure_message_is_only_for_silence_and_only_where_it_shows() -> None:
     lazy.wake(at=8 * DAY)
 
     for talk in (ended, elsewhere, lazy):
-        assert [event.type for event in talk.events] == ["session.started", "session.closed"]
+        assert [event.type for event in talk.events] == ["session.opened", "session.closed"]
 
 
 def test_channel_has_its_own_silence() -> None:
@@ -313,7 +313,7 @@ def test_new_intent_after_the_silence(intent: str | None, valid: bool, expected:
     if expected == "opened":
         rule = "K05" if valid else "K06"
         assert talk.closings == [("new_intent", 15)]
-        assert talk.told == [("session.started", "B04"), ("session.closed", rule), ("session.started", rule)]
+        assert talk.told == [("session.opened", "B04"), ("session.closed", rule), ("session.opened", rule)]
 
 
 def test_first_intent_after_the_silence_is_new() -> None:
@@ -348,7 +348,7 @@ def test_return_after_the_silence() -> None:
         talk.say(role, at=15, **fields)
 
         assert talk.closings == [("returned", 15)]
-        assert talk.told[1:] == [("session.closed", "K11"), ("session.started", "K11")]
+        assert talk.told[1:] == [("session.closed", "K11"), ("session.opened", "K11")]
 
 
 def test_typing_does_not_undo_a_silence_that_has_passed() -> None:
@@ -437,7 +437,7 @@ def test_policy_that_drops_the_reminder_drops_it_for_open_sessions() -> None:
     talk.change_policy(at=11)
     talk.wake(at=12)
 
-    assert [event.type for event in talk.events] == ["session.started"]
+    assert [event.type for event in talk.events] == ["session.opened"]
 
 
 def test_reminder_due_before_a_close_under_the_older_policy() -> None:
@@ -446,7 +446,7 @@ def test_reminder_due_before_a_close_under_the_older_policy() -> None:
     talk.say("user", "hi", at=0)
     talk.change_policy(at=20)
 
-    assert [event.type for event in talk.events] == ["session.started", "session.closed"]
+    assert [event.type for event in talk.events] == ["session.opened", "session.closed"]
     assert talk.closings == [("inactivity", 15)]
 
 
@@ -482,7 +482,7 @@ def test_reminder_is_left_out_where_the_change_closes() -> None:
     talk.say("user", "hi", at=0)
     talk.change_policy(reminder=reminder, at=15)
 
-    assert [event.type for event in talk.events] == ["session.started", "session.closed"]
+    assert [event.type for event in talk.events] == ["session.opened", "session.closed"]
     assert talk.closings == [("inactivity", 15)]
 
 

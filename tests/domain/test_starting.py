@@ -39,7 +39,7 @@ def test_a_message_of_any_role_starts_a_session(role: str, rule: str) -> None:
 
     assert (answer.session, answer.sequence) == ("opened", 1)
     assert talk.open.opening_rule == rule
-    assert talk.told == [("session.started", rule)]
+    assert talk.told == [("session.opened", rule)]
 
 
 def test_a_session_knows_how_it_began() -> None:
@@ -62,7 +62,7 @@ def test_started_is_told_with_the_first_entry_counted() -> None:
     talk.say("user", "start over", type="session.end", refresh=True, language="en")
 
     assert [(event.type, event.session.entries, event.session.language) for event in talk.events] == [
-        ("session.started", 1, "en"),
+        ("session.opened", 1, "en"),
         ("session.closed", 1, "en"),
     ]
     assert [event.session.closed_at_ms is None for event in talk.events] == [True, False]
@@ -81,7 +81,7 @@ def test_a_start_signal_supersedes_by_its_row(fields: dict[str, Any], rule: str)
     talk.say("bot", at=0, **fields)
     second = talk.open
 
-    assert talk.told[1:] == [("session.closed", rule), ("session.started", rule)]
+    assert talk.told[1:] == [("session.closed", rule), ("session.opened", rule)]
     assert talk.closed[0].closed_by is None
     assert second.id != first.id
     assert second.previous_session_id == first.id
@@ -104,7 +104,7 @@ def test_refresh_opens_where_none_is_open_and_whatever_its_type() -> None:
     answer = talk.say("user", type="activity", refresh=True)
 
     assert answer.session == "opened"
-    assert talk.told == [("session.started", "K22")]
+    assert talk.told == [("session.opened", "K22")]
 
 
 def test_an_entry_may_end_one_session_and_its_own() -> None:

@@ -102,7 +102,7 @@ def _signals(policy: Policy) -> Iterator[tuple[str, bool]]:
 def _timeline(policy: Policy) -> Iterator[dict[str, Any]]:
     """What happens if the user says one thing and nothing more comes, in order."""
     closes, reason = _close(policy)
-    yield _step(0, "session.started", "the user's first entry")
+    yield _step(0, "session.opened", "the user's first entry")
     if policy.method == "inactivity" and policy.closing != "proactive":
         yield _step(policy.inactivity_minutes, "silence", "from here on the user's return may start another session")
     if reason == "inactivity":

@@ -117,7 +117,7 @@ def _receive(transition: Transition, command: Receive) -> Answer:
         return _receive_between(transition, entry, kind)
     session = _count(transition, session, command)
     if opens:
-        transition.emit("session.started", session, at_ms=transition.now_ms, rule=session.opening_rule)
+        transition.emit("session.opened", session, at_ms=transition.now_ms, rule=session.opening_rule)
     context.learn(transition, entry)
     if kind in EFFECTS:
         EFFECTS[kind](transition, session, entry, command.message_id)

@@ -25,6 +25,7 @@ from app.domain.rules.continuation import continuation
 from app.domain.rules.continuation import told as continued
 from app.errors import Unavailable
 from app.failpoints import failpoint
+from app.failures import BadData
 from app.live import keys
 from app.live.event_stream import EventStream, StreamRecord
 from app.live.pipe import Pipe
@@ -44,6 +45,7 @@ REFUSED = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
+    BadData,
     ValueError,
     OverflowError,
 )

@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from app.clock import monotonic_ms
 from app.domain.records import Event
 from app.domain.strand import Strand
+from app.failures import BadData
 from app.live import keys
 from app.live.fold import Record
 from app.live.pipe import Argument, Pipe
@@ -50,7 +51,7 @@ class StreamRecord(Struct, frozen=True):
     raw: bytes
     strand: Strand = _NO_STRAND
     events: tuple[Event, ...] = ()
-    fault: ValueError | None = None
+    fault: BadData | None = None
 
     @property
     def ended(self) -> list[str]:
@@ -142,7 +143,7 @@ def _taken(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
     try:
         record = _decode_record(raw)
     except ValueError as error:
-        return StreamRecord(shard, entry, raw, fault=error)
+        return StreamRecord(shard, entry, raw, fault=BadData(f"the record cannot be read: {error}"))
     return StreamRecord(shard, entry, raw, Strand(record.bot, record.conversation, record.thread), record.events)
 
 

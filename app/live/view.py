@@ -4,10 +4,11 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
 
 from app.domain.records import Message, Session, State
 from app.domain.strand import Strand
+from app.failures import BadData
 from app.live import keys
 from app.live.fold import decode_message, decode_session, decode_state
 from app.live.members import strands_in
@@ -137,9 +138,12 @@ class View:
 
 
 def messages_of(fields: list[bytes]) -> list[Message]:
-    """The messages among a hash's fields and values, by sequence."""
+    """The messages among a hash's fields and values, by sequence. Raises `BadData` if one cannot be read."""
     kept = (fields[i + 1] for i in range(0, len(fields), 2) if not fields[i].startswith(b"\x1f"))
-    return sorted(map(decode_message, kept), key=lambda message: message.sequence)
+    try:
+        return sorted(map(decode_message, kept), key=lambda message: message.sequence)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise BadData(f"a message cannot be read: {error}") from error
 
 
 def _state(stored: bytes | None) -> State:

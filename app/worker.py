@@ -17,16 +17,16 @@ from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlche
 
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
-from app.closing.deleted_sandboxes import run_out_deleted
 from app.closing.failures import raise_first
 from app.closing.policy_change import PolicyChange
+from app.closing.sweep import close_deleted_sandboxes
 from app.config.follower import BotConfig
 from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
 from app.live.event_stream import EventStream
 from app.live.pipe import Away, Pipe
-from app.live.shard_lease import Share
+from app.live.shard_lease import ShardLease
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
 from app.resources import Resources, open_resources
 from app.settings import Settings
@@ -89,8 +89,10 @@ class Worker:
             shards=settings.shards,
             worker=self.name,
         )
-        self.invariants = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
-        self.share = Share(pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms)
+        self.consistency = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
+        self.shard_lease = ShardLease(
+            pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms
+        )
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         self._running: set[asyncio.Task[object]] = set()
 
@@ -106,8 +108,8 @@ class Worker:
             "publish": (self.publish, 1_000),
             "change policies": (self.change_policies, 500),
             "measure": (self.measure, 5_000),
-            "look for what is lost": (self.look, 60_000),
-            "tick": (self.tick, 1_000),
+            "repair": (self.repair, 60_000),
+            "heartbeat": (self.heartbeat, 1_000),
         }
 
     def start(self) -> None:
@@ -136,16 +138,16 @@ class Worker:
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         with suppress(Unavailable):  # then the others wait for the lease to end
-            await self.share.give_back()
+            await self.shard_lease.release()
         await self._archive_pipe.close()
 
     async def sweep(self) -> None:
         """With the time as it is: a worker that ran late would find nothing due, and never know."""
         now_ms = await self._resources.synced_ms()
-        await self._resources.sweep.run_once(now_ms, shards=await self.share.shards(now_ms))
+        await self._resources.sweep.run_once(now_ms, shards=await self.shard_lease.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
-        shards = await self.share.shards(self._resources.clock.now_ms())
+        shards = await self.shard_lease.shards(self._resources.clock.now_ms())
         await _each(self._sandboxes(partial(self._resources.sweep.run_bot, shards=shards)))
 
     async def sweep_for_others(self) -> None:
@@ -163,7 +165,7 @@ class Worker:
     def _sandboxes(self, sweep: Callable[[str, int], Awaitable[object]]) -> list[Job]:
         """A job for each sandbox bot: `sweep` it, at the instant at which its clock stands, if it does.
 
-        The deleted ones' clocks are run out instead, see `look`.
+        The deleted ones' clocks are run out instead, see `repair`.
         """
         return [partial(self._sweep_sandbox, bot, sweep) for bot in self._resources.config.sandbox_bots()]
 
@@ -182,21 +184,21 @@ class Worker:
         await self.policy_change.run_once(self._resources.clock.now_ms())
 
     async def measure(self) -> None:
-        account = await self.invariants.account(self._resources.config.ever_known())
+        account = await self.consistency.totals(self._resources.config.ever_known())
         OPEN.set(account.open)
         BACKLOG.set(account.pending)
         UNACCOUNTED.set(account.unaccounted)
 
-    async def look(self) -> None:
+    async def repair(self) -> None:
         resources = self._resources
         bots = resources.config.ever_known()
-        run_out = partial(run_out_deleted, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
+        close = partial(close_deleted_sandboxes, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
         deleted = [bot for bot in bots if bot.deleted and bot.sandbox]
-        await _each([*(partial(run_out, [bot]) for bot in deleted), partial(self.invariants.run_once, bots)])
+        await _each([*(partial(close, [bot]) for bot in deleted), partial(self.consistency.run_once, bots)])
 
-    async def tick(self) -> None:
+    async def heartbeat(self) -> None:
         """A sign of life: for `/readyz`, and for the workers who share the shards."""
-        await self.share.tick(self._resources.clock.now_ms())
+        await self.shard_lease.heartbeat(self._resources.clock.now_ms())
 
     async def _guarded(self, name: str, job: Job) -> None:
         """A job that fails runs again at its next tick: nothing is lost by it, but somebody should know."""

@@ -17,7 +17,7 @@ from app.archive.tables import attempts, deliveries, endpoints
 ENDED_BADLY = ("failed", "cancelled")
 
 
-class Wanted(Struct, frozen=True, kw_only=True):
+class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Which deliveries; None: whatever. `bots`: those that the asker may see."""
 
     bots: frozenset[str] | None = None
@@ -29,7 +29,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
     since_ms: int | None = None
 
 
-class Place(Struct, frozen=True):
+class DeliveryPlace(Struct, frozen=True):
     """Where a page ended: the last delivery on it."""
 
     created_at: datetime
@@ -52,7 +52,7 @@ class TestDelivery(Struct, frozen=True, kw_only=True):
     reply: str
 
 
-async def page(conn: AsyncConnection, wanted: Wanted, *, after: Place | None, limit: int) -> list[Row[Any]]:
+async def page(conn: AsyncConnection, wanted: DeliveryFilter, *, after: DeliveryPlace | None, limit: int) -> list[Row[Any]]:
     """Deliveries without their bodies, the newest first; `since_ms` goes by when they were made."""
     listed = select(*(column for column in deliveries.c if column.name != "body")).where(*_conditions(wanted))
     if after is not None:
@@ -78,7 +78,7 @@ async def replay(conn: AsyncConnection, delivery_id: str, *, now_ms: int) -> boo
     return changed.first() is not None
 
 
-async def replay_failed(conn: AsyncConnection, wanted: Wanted, *, room: int, now_ms: int) -> int:
+async def replay_failed(conn: AsyncConnection, wanted: DeliveryFilter, *, room: int, now_ms: int) -> int:
     """Make up to `room` dead letters (failed, cancelled) pending again whose endpoints still want something; gives how many.
 
     `since_ms` goes by when they failed.
@@ -88,7 +88,7 @@ async def replay_failed(conn: AsyncConnection, wanted: Wanted, *, room: int, now
         select(deliveries.c.id)
         .join(endpoints, endpoints.c.id == deliveries.c.endpoint_id)
         .where(
-            *_conditions(Wanted(bots=wanted.bots, bot=wanted.bot, endpoint_id=wanted.endpoint_id)),
+            *_conditions(DeliveryFilter(bots=wanted.bots, bot=wanted.bot, endpoint_id=wanted.endpoint_id)),
             deliveries.c.status.in_(ENDED_BADLY),
             deliveries.c.failed_at >= since,
             endpoints.c.enabled,
@@ -100,37 +100,37 @@ async def replay_failed(conn: AsyncConnection, wanted: Wanted, *, room: int, now
     return len((await conn.execute(_replayed(deliveries.c.id.in_(chosen), now_ms=now_ms))).all())
 
 
-async def keep_trial(conn: AsyncConnection, trial: TestDelivery) -> None:
+async def insert_test(conn: AsyncConnection, test: TestDelivery) -> None:
     """Keep a test of an endpoint and its one attempt: told of like any delivery, though it never was in the outbox."""
-    at = instant(trial.at_ms)
-    status = "delivered" if trial.delivered else "failed"
+    at = instant(test.at_ms)
+    status = "delivered" if test.delivered else "failed"
     await conn.execute(
         insert(deliveries).values(
-            id=trial.id,
-            endpoint_id=trial.endpoint_id,
-            bot_id=trial.bot,
-            event=trial.event,
-            body=trial.body,
+            id=test.id,
+            endpoint_id=test.endpoint_id,
+            bot_id=test.bot,
+            event=test.event,
+            body=test.body,
             event_at=at,
             created_at=at,
             queued_at=at,
             next_attempt_at=at,
             status=status,
             attempt=1,
-            last_status=trial.replied,
-            last_error=trial.error,
+            last_status=test.replied,
+            last_error=test.error,
             **{f"{status}_at": at},
         )
     )
     await conn.execute(
         insert(attempts).values(
-            delivery_id=trial.id,
+            delivery_id=test.id,
             attempt=1,
             started_at=at,
-            duration_ms=trial.duration_ms,
-            status=trial.replied,
-            error=trial.error,
-            reply=trial.reply,
+            duration_ms=test.duration_ms,
+            status=test.replied,
+            error=test.error,
+            reply=test.reply,
         )
     )
 
@@ -153,7 +153,7 @@ def _replayed(*conditions: ColumnElement[bool], now_ms: int) -> ReturningUpdate[
     )
 
 
-def _conditions(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _conditions(wanted: DeliveryFilter) -> list[ColumnElement[bool]]:
     pairs = (
         (deliveries.c.bot_id, wanted.bot),
         (deliveries.c.endpoint_id, wanted.endpoint_id),

@@ -119,7 +119,7 @@ _DISABLE = text("""
 """)
 
 
-class Due(Struct, frozen=True):
+class DueEndpoint(Struct, frozen=True):
     """An endpoint that something is due for, locked for this transaction. `failures`: how many in a row."""
 
     endpoint_id: str
@@ -137,7 +137,7 @@ class Claim(Struct, frozen=True):
     """
 
     id: str
-    endpoint: Due
+    endpoint: DueEndpoint
     bot: str
     event: str
     event_at_ms: int
@@ -174,18 +174,18 @@ def valid_secrets(endpoint: Row[Any], *, now_ms: int) -> tuple[str, ...]:
     return (endpoint.secret, endpoint.previous_secret)
 
 
-async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[Due]:
+async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[DueEndpoint]:
     """Up to `room` endpoints that have something due and may be sent to: the least busy first, then the longest waiting."""
     now = instant(now_ms)
     rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
     return [
-        Due(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures, row.private_allowed)
+        DueEndpoint(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures, row.private_allowed)
         for row in rows
     ]
 
 
 async def lease(
-    conn: AsyncConnection, endpoints: Sequence[tuple[Due, int]], *, room: int, now_ms: int, lease_ms: int
+    conn: AsyncConnection, endpoints: Sequence[tuple[DueEndpoint, int]], *, room: int, now_ms: int, lease_ms: int
 ) -> list[Claim]:
     """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have under way."""
     known = {endpoint.endpoint_id: endpoint for endpoint, _ in endpoints}
@@ -219,7 +219,7 @@ async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: s
         await audit.record(conn, Actor("adjourn"), "endpoint.disabled", endpoint_id, bot=row.bot_id, reason=reason)
 
 
-def _claim(row: Row[Any], endpoint: Due, *, claimed_at_ms: int) -> Claim:
+def _claim(row: Row[Any], endpoint: DueEndpoint, *, claimed_at_ms: int) -> Claim:
     return Claim(
         id=str(row.id),
         endpoint=endpoint,

@@ -26,7 +26,7 @@ _DETAIL = cast(sessions.c.detail, Text).label("detail")
 _COLUMNS = (sessions.c.bot_id, sessions.c.conversation_id, sessions.c.thread, sessions.c.continuation_of, _DETAIL)
 
 
-class Archived(Struct, frozen=True):
+class ArchivedSession(Struct, frozen=True):
     """A closed session as it stands in Postgres."""
 
     strand: Strand
@@ -34,14 +34,14 @@ class Archived(Struct, frozen=True):
     continuation_of: str | None
 
 
-class Place(Struct, frozen=True):
+class SessionPlace(Struct, frozen=True):
     """Where a page of a list ended: the last session on it."""
 
     opened_at_ms: int
     id: str
 
 
-class Filter(Struct, frozen=True, kw_only=True):
+class SessionFilter(Struct, frozen=True, kw_only=True):
     """Which sessions are wanted; None: all. `bots` are those that the asker may see."""
 
     bots: frozenset[str] | None = None
@@ -57,7 +57,7 @@ class Filter(Struct, frozen=True, kw_only=True):
     closed_to_ms: int | None = None
 
 
-async def find(conn: AsyncConnection, session_id: str) -> Archived | None:
+async def find(conn: AsyncConnection, session_id: str) -> ArchivedSession | None:
     """The session of this id. The id must be a UUID."""
     opened_at = instant(opened_at_ms_of(session_id))
     wanted = select(*_COLUMNS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
@@ -65,7 +65,7 @@ async def find(conn: AsyncConnection, session_id: str) -> Archived | None:
     return None if row is None else _archived(row)
 
 
-async def page(conn: AsyncConnection, wanted: Filter, *, after: Place | None, limit: int) -> list[Archived]:
+async def page(conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int) -> list[ArchivedSession]:
     """Sessions in the order of their opening, the latest first; those after `after`. From is included, to is not."""
     listed = select(*_COLUMNS).where(*conditions(wanted)).order_by(sessions.c.opened_at.desc(), sessions.c.id.desc()).limit(limit)
     return [_archived(row) for row in await conn.execute(_after(listed, after))]
@@ -92,7 +92,7 @@ async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[s
     return [_message(row) for row in await conn.execute(wanted)]
 
 
-def _after(listed: Select[Any], place: Place | None) -> Select[Any]:
+def _after(listed: Select[Any], place: SessionPlace | None) -> Select[Any]:
     if place is None:
         return listed
     at = instant(place.opened_at_ms)
@@ -100,7 +100,7 @@ def _after(listed: Select[Any], place: Place | None) -> Select[Any]:
     return listed.where(sessions.c.opened_at <= at, tuple_(sessions.c.opened_at, sessions.c.id) < (at, place.id))
 
 
-def conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     """What a filter asks of a row, in SQL."""
     return [
         *_bots(wanted.bots),
@@ -128,7 +128,7 @@ def _bots(bots: frozenset[str] | None) -> list[ColumnElement[bool]]:
     return [sessions.c.bot_id == names[0]] if len(names) == 1 else [sessions.c.bot_id.in_(names)]
 
 
-def _times(wanted: Filter) -> list[ColumnElement[bool]]:
+def _times(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     opened_from_ms, opened_to_ms = wanted.opened_from_ms, wanted.opened_to_ms
     if wanted.closed_from_ms is not None:
         # No session is open for longer, and the bound on `opened_at` says which months to look into.
@@ -144,9 +144,9 @@ def _times(wanted: Filter) -> list[ColumnElement[bool]]:
     return [compare(instant(at_ms)) for compare, at_ms in bounds if at_ms is not None]
 
 
-def _archived(row: Row[Any]) -> Archived:
+def _archived(row: Row[Any]) -> ArchivedSession:
     strand = Strand(row.bot_id, row.conversation_id, row.thread)
-    return Archived(strand, _decode_session(row.detail), row.continuation_of)
+    return ArchivedSession(strand, _decode_session(row.detail), row.continuation_of)
 
 
 def _message(row: Row[Any]) -> Message:

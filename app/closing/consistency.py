@@ -5,7 +5,7 @@
 2. Every event record is still to be given to an archivist or pending with one; else all records are given out again.
 
 Neither can be broken by what the product does, since one script writes all of it; they hold against what is done to Redis
-from outside. What cannot be repaired, because it is gone, shows in `Account.unaccounted`, which must be 0.
+from outside. What cannot be repaired, because it is gone, shows in `Totals.unaccounted`, which must be 0.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 _A_PAGE = 1_000
 
 # KEYS [1] counts, [2] event stream, then the bots' sets of open sessions. Returns what was counted and what is there, at once.
-_ACCOUNT = """
+_TOTALS = """
 local open = 0
 for i = 3, #KEYS do
   open = open + redis.call('ZCARD', KEYS[i])
@@ -60,7 +60,7 @@ return 0
 """
 
 
-class Account(Struct, frozen=True):
+class Totals(Struct, frozen=True):
     """What all shards have counted, and what is there."""
 
     opened: int = 0
@@ -84,12 +84,12 @@ class ConsistencyCheck:
         self._ledger = ledger
         self._shards = shards
 
-    async def account(self, bots: Sequence[BotConfig]) -> Account:
+    async def totals(self, bots: Sequence[BotConfig]) -> Totals:
         """What there is of `bots`, which must be all there have ever been."""
         replies = await self._pipe.call_all(
-            [("EVAL", _ACCOUNT, 2 + len(bots), *_names(shard, bots)) for shard in range(self._shards)]
+            [("EVAL", _TOTALS, 2 + len(bots), *_names(shard, bots)) for shard in range(self._shards)]
         )
-        return Account(*(sum(map(int, column)) for column in zip(*replies, strict=True)))
+        return Totals(*(sum(map(int, column)) for column in zip(*replies, strict=True)))
 
     async def run_once(self, bots: Sequence[BotConfig]) -> int:
         """Look at everything once and repair it; returns how many repairs were made."""

@@ -8,17 +8,21 @@ ever; a shard that Redis has trouble with is left for the next sweep. Both are r
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from app.archive.session_reads import LONGEST_SESSION_MS
 from app.closing.failures import concerns_one, raise_first
+from app.config.follower import BotConfig
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
 from app.live.due import Due, DueStrands
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
+from app.live.sandbox import SandboxClocks
+from app.live.view import View
 
 _PUT_OFF_MS = 60_000
 
@@ -90,3 +94,23 @@ class Sweep:
         results = await asyncio.gather(*wakes, return_exceptions=True)
         failpoint("sweep.after_commit")
         return [(*item, result) for item, result in zip(strands, results, strict=True) if isinstance(result, BaseException)]
+
+
+async def close_deleted_sandbox(bot: str, *, clocks: SandboxClocks, sweep: Sweep) -> None:
+    """Close all open sessions of a deleted sandbox bot, each at its own deadline.
+
+    Its clock no longer moves by itself, so it is moved past the deadline of the last session that can be open.
+    """
+    now_ms = await clocks.stands_ms(bot)
+    if now_ms is not None:
+        await sweep.run_bot(bot, await clocks.forward(bot, to_ms=now_ms + LONGEST_SESSION_MS))
+
+
+async def close_deleted_sandboxes(bots: Iterable[BotConfig], *, live: View, clocks: SandboxClocks, sweep: Sweep) -> None:
+    """Close what is still open of deleted sandbox bots.
+
+    A process that had not received the deletion yet may have opened a session, or Redis was unreachable at the deletion.
+    """
+    for bot in bots:
+        if bot.deleted and bot.sandbox and await live.count(bot.id):
+            await close_deleted_sandbox(bot.id, clocks=clocks, sweep=sweep)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import outbox
-from app.archive.outbox import Claim, Due
+from app.archive.outbox import Claim, DueEndpoint
 from app.clock import monotonic_ms
 from app.delivery import breaker
 from app.delivery.maintenance import OutboxMaintenance
@@ -146,12 +146,12 @@ class Dispatcher:
                 log.error("endpoint_not_claimed", endpoint=due.endpoint_id, error=str(error.orig))  # noqa: TRY400
         return claims
 
-    async def _lock_due(self, conn: AsyncConnection, *, room: int) -> list[tuple[Due, int]]:
+    async def _lock_due(self, conn: AsyncConnection, *, room: int) -> list[tuple[DueEndpoint, int]]:
         full = max(1, self._settings.delivery_concurrency // SHARE_OF_ONE)
         due = await outbox.lock_due(conn, room=room, now_ms=self._now_ms())
         return [(each, breaker.width(each.failures, full=full)) for each in due]
 
-    async def _lease(self, conn: AsyncConnection, endpoints: Sequence[tuple[Due, int]], *, room: int) -> list[Claim]:
+    async def _lease(self, conn: AsyncConnection, endpoints: Sequence[tuple[DueEndpoint, int]], *, room: int) -> list[Claim]:
         if not endpoints:
             return []
         # It covers one attempt and what may come between: a slow commit, a busy machine.

@@ -14,7 +14,7 @@ CLOSED_FIELD = "\x1fclosed"
 SHARDS = "adj:shards"
 CONFIG = "adj:{directory}"
 CONFIG_CHANGES = "adj:{directory}:changes"
-TICKS = "adj:ticks"
+HEARTBEATS = "adj:heartbeats"
 # Bot to the policy version that its open sessions' deadlines stand by.
 POLICIES_APPLIED = "adj:policies:applied"
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads
-from app.archive.session_reads import Archived, Filter, Place
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
@@ -27,7 +27,7 @@ class Sessions:
         self._live = live
         self._engine = engine
 
-    async def find(self, session_id: str) -> Archived | None:
+    async def find(self, session_id: str) -> ArchivedSession | None:
         """The session of this id, open or closed; the id must be a UUID. Raises `Unavailable` if neither server can tell."""
         away: Unavailable | None = None
         try:
@@ -59,20 +59,22 @@ class Sessions:
         async with self._engine.connect() as conn:
             return await session_reads.messages_by_id(conn, session.id, ids)
 
-    async def page(self, wanted: Filter, *, after: Place | None, limit: int) -> tuple[list[Archived], Place | None]:
+    async def page(
+        self, wanted: SessionFilter, *, after: SessionPlace | None, limit: int
+    ) -> tuple[list[ArchivedSession], SessionPlace | None]:
         """Closed sessions, the latest opened first, and the place to go on from; None at the end."""
         async with self._engine.connect() as conn:
             found = await session_reads.page(conn, wanted, after=after, limit=limit + 1)
         shown = found[:limit]
         last = shown[-1].session if len(found) > limit else None
-        return shown, None if last is None else Place(last.opened_at_ms, last.id)
+        return shown, None if last is None else SessionPlace(last.opened_at_ms, last.id)
 
-    async def live_page(self, bot: str, *, after: LivePlace | None, limit: int) -> tuple[list[Archived], LivePlace | None]:
+    async def live_page(self, bot: str, *, after: LivePlace | None, limit: int) -> tuple[list[ArchivedSession], LivePlace | None]:
         """A bot's open sessions, the longest open first, and the place to go on from; None at the end."""
         found, place = await self._live.page(bot, after=after, limit=limit)
         return [_as_archived(one) for one in found], place
 
-    async def lately_in(self, bot: str, conversation: str) -> list[Archived]:
+    async def lately_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
         """A conversation's open sessions (with method `client` or in help windows, several side by side).
 
         And the one that closed last, as long as Redis knows it: Postgres may not have it yet.
@@ -82,7 +84,7 @@ class Sessions:
         for strand in sorted(strands):
             state = await self._live.state(strand)
             if state.session is not None:
-                found.append(Archived(strand, state.session, None))
+                found.append(ArchivedSession(strand, state.session, None))
             closed = await self._live.find(state.last_session_id) if state.last_session_id else None
             if closed is not None:
                 found.append(_as_archived(closed))
@@ -98,10 +100,10 @@ class Sessions:
             return []
 
 
-def told(found: Archived) -> dict[str, Any]:
+def told(found: ArchivedSession) -> dict[str, Any]:
     """A session as JSON."""
     return session_view(found.strand, found.session) | {"continuation_of": found.continuation_of}
 
 
-def _as_archived(found: LiveSession) -> Archived:
-    return Archived(found.strand, found.session, None)
+def _as_archived(found: LiveSession) -> ArchivedSession:
+    return ArchivedSession(found.strand, found.session, None)

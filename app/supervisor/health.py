@@ -40,7 +40,7 @@ def check_worker(settings: Settings) -> str:
     try:
         with Redis.from_url(redis_url, socket_timeout=_TIMEOUT_S) as redis:
             seconds, _ = redis.time()
-            ticks = redis.hgetall(keys.TICKS)
+            ticks = redis.hgetall(keys.HEARTBEATS)
     except RedisError as error:
         raise CannotStart(str(error)) from None
     mine = [int(at_ms) for name, at_ms in ticks.items() if name.decode().startswith(f"{socket.gethostname()}-")]

@@ -69,7 +69,7 @@ class Serving:
         try:
             ready = httpx.get(f"{self.url}/readyz", params={"strict": True}, timeout=5).status_code == 200
             with Redis(unix_socket_path=str(self.var_dir / "run" / "redis.sock")) as redis:
-                ticking = {int(name.rpartition(b"-")[2]) for name in redis.hgetall(keys.TICKS)}
+                ticking = {int(name.rpartition(b"-")[2]) for name in redis.hgetall(keys.HEARTBEATS)}
         except (httpx.HTTPError, RedisError):
             return False
         return ready and {worker.pid for worker in self.processes().get("worker", [])} <= ticking

@@ -20,7 +20,7 @@ async def restored(resources: Resources) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def client(clients: ClientMaker, worker: Worker) -> Client:
-    await worker.tick()
+    await worker.heartbeat()
     return await clients("read")
 
 

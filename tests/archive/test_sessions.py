@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads, sessions
 from app.archive.partitions import month_of
-from app.archive.session_reads import Filter, Place
+from app.archive.session_reads import SessionFilter, SessionPlace
 from app.archive.sessions import ClosedSession, existing_message_ids, insert_closed
 from app.clock import wall_ms
 from app.domain.instants import ms_of
@@ -153,14 +153,14 @@ async def test_a_walk_through_pages_meets_every_session_once(engine: AsyncEngine
     await insert(engine, *batch)
 
     seen: list[str] = []
-    after: Place | None = None
+    after: SessionPlace | None = None
     while True:
         async with engine.connect() as conn:
-            page = await session_reads.page(conn, Filter(), after=after, limit=7)
+            page = await session_reads.page(conn, SessionFilter(), after=after, limit=7)
         if not page:
             break
         seen += [archived.session.id for archived in page]
-        after = Place(page[-1].session.opened_at_ms, page[-1].session.id)
+        after = SessionPlace(page[-1].session.opened_at_ms, page[-1].session.id)
         newer = [closed_session(1000 + len(seen) + at, opened_at_ms=NOVEMBER_MS + 1000 + len(seen) + at) for at in range(3)]
         await insert(engine, *newer)
 
@@ -174,27 +174,27 @@ async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
     await insert(engine, one, other)
     border_ms = NOVEMBER_MS + 5_000_000
     filters = [
-        (Filter(bots=frozenset({"one"})), one),
-        (Filter(bots=frozenset({"one", "three"})), one),
-        (Filter(user="user-2"), other),
-        (Filter(channel="sms"), one),
-        (Filter(conversation="c1"), one),
-        (Filter(reason="api"), one),
-        (Filter(interactive=False), other),
-        (Filter(developer=True), one),
-        (Filter(opened_from_ms=border_ms), other),
-        (Filter(opened_to_ms=border_ms), one),
-        (Filter(closed_from_ms=border_ms), other),
-        (Filter(closed_to_ms=border_ms), one),
-        (Filter(closed_from_ms=one.session.closed_at_ms, closed_to_ms=border_ms), one),
+        (SessionFilter(bots=frozenset({"one"})), one),
+        (SessionFilter(bots=frozenset({"one", "three"})), one),
+        (SessionFilter(user="user-2"), other),
+        (SessionFilter(channel="sms"), one),
+        (SessionFilter(conversation="c1"), one),
+        (SessionFilter(reason="api"), one),
+        (SessionFilter(interactive=False), other),
+        (SessionFilter(developer=True), one),
+        (SessionFilter(opened_from_ms=border_ms), other),
+        (SessionFilter(opened_to_ms=border_ms), one),
+        (SessionFilter(closed_from_ms=border_ms), other),
+        (SessionFilter(closed_to_ms=border_ms), one),
+        (SessionFilter(closed_from_ms=one.session.closed_at_ms, closed_to_ms=border_ms), one),
     ]
 
     async with engine.connect() as conn:
         for wanted, expected in filters:
             page = await session_reads.page(conn, wanted, after=None, limit=10)
             assert [archived.session.id for archived in page] == [expected.session.id], wanted
-        assert await session_reads.page(conn, Filter(bots=frozenset()), after=None, limit=10) == []
-        assert await session_reads.page(conn, Filter(opened_to_ms=one.session.opened_at_ms), after=None, limit=10) == []
+        assert await session_reads.page(conn, SessionFilter(bots=frozenset()), after=None, limit=10) == []
+        assert await session_reads.page(conn, SessionFilter(opened_to_ms=one.session.opened_at_ms), after=None, limit=10) == []
 
 
 async def test_a_page_of_a_list_reads_only_the_months_it_shows(engine: AsyncEngine) -> None:

@@ -215,7 +215,7 @@ async def test_record_set_aside_can_be_put_back(resources: Resources, worker: Wo
 
     assert await archived(resources) == {session: ["hello", "again"]}
     assert await waiting(resources) == 0
-    assert (await worker.invariants.account(resources.config.ever_known())).unaccounted == 0
+    assert (await worker.consistency.totals(resources.config.ever_known())).unaccounted == 0
 
 
 async def test_record_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import outbox as outbox_store
 from app.archive.engine import make_engine
-from app.archive.outbox import Claim, Due
+from app.archive.outbox import Claim, DueEndpoint
 from app.clock import wall_ms
 from app.delivery import dispatcher as dispatcher_module
 from app.delivery.breaker import width
@@ -29,7 +29,7 @@ LEASE_MS = 15_000 + 15_000
 async def claim_and_die(engine: AsyncEngine, *, now_ms: int, room: int = 50) -> list[Claim]:
     """What a worker does that is killed between its claim and its first POST."""
     async with engine.begin() as conn:
-        due: list[Due] = await outbox_store.lock_due(conn, room=room, now_ms=now_ms)
+        due: list[DueEndpoint] = await outbox_store.lock_due(conn, room=room, now_ms=now_ms)
         endpoints = [(each, width(each.failures, full=room)) for each in due]
         return await outbox_store.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=LEASE_MS)
 

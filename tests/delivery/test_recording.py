@@ -3,12 +3,12 @@
 import pytest
 
 from app.archive.endpoint_health import HEALTHY, Health
-from app.archive.outbox import Claim, Due
+from app.archive.outbox import Claim, DueEndpoint
 from app.delivery.recorder import Attempt, Interrupted, health_after, settled
 from app.delivery.retry import DELAYS_MS
 from app.delivery.sender import Delivered, Gone, Outcome, Retry
 
-ENDPOINT = Due("endpoint", "http://example.com/", ("whsec_x",), sandbox=False, failures=0)
+ENDPOINT = DueEndpoint("endpoint", "http://example.com/", ("whsec_x",), sandbox=False, failures=0)
 CLAIMED_MS, STARTED_MS, ENDED_MS = 999_990, 1_000_000, 1_000_250
 
 

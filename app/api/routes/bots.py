@@ -15,7 +15,7 @@ from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
 from app.archive.instants import instant
-from app.closing.deleted_sandboxes import run_out
+from app.closing.sweep import close_deleted_sandbox
 from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Fault, Invalid
 from app.queries.cursor import cursor_of, page_of, place_of
@@ -91,12 +91,12 @@ async def delete_bot(bot: str, resources: ResourcesDep, principal: Administering
         row = found_bot(await bots.delete(change.conn, bot), bot)
         await change.record("bot.deleted", bot, bot=bot)
     if row.sandbox:
-        await _run_out(resources, bot)
+        await _close_sandbox(resources, bot)
 
 
-async def _run_out(resources: Resources, bot: str) -> None:
+async def _close_sandbox(resources: Resources, bot: str) -> None:
     try:
-        await run_out(bot, clocks=resources.sandboxes, sweep=resources.sweep)
+        await close_deleted_sandbox(bot, clocks=resources.sandboxes, sweep=resources.sweep)
     except (RedisError, AdjournError) as error:  # the bot is deleted all the same, and a worker does this again
         _log.warning("deleted_bot.sessions_still_open", bot=bot, error=str(error))
 

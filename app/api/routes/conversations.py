@@ -12,7 +12,7 @@ from app.api.routes.sessions import bots_asked_for, reads_of
 from app.api.schemas.common import PRINTABLE
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import ConversationQuery, SessionPage
-from app.archive.session_reads import Archived, Filter, Place
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.domain.strand import LONGEST_CONVERSATION
 from app.queries.cursor import cursor_of, place_of
 from app.queries.sessions import told
@@ -28,9 +28,9 @@ async def list_conversation(
     conversation: Conversation, resources: ResourcesDep, principal: Reading, asked: Annotated[ConversationQuery, Query()]
 ) -> JsonResponse:
     """The conversation's sessions, the latest opened first; on the first page, open ones come on top of `limit`."""
-    wanted = Filter(bots=bots_asked_for(resources, principal, asked.bot), conversation=conversation)
+    wanted = SessionFilter(bots=bots_asked_for(resources, principal, asked.bot), conversation=conversation)
     of = ["conversation", wanted]
-    after = place_of(asked.cursor, of=of, kind=Place)
+    after = place_of(asked.cursor, of=of, kind=SessionPlace)
     live = [] if after is not None else await _live(resources, principal, asked.bot, conversation)
     shown, last = await reads_of(resources).page(wanted, after=after, limit=asked.limit)
     archived = {one.session.id for one in shown}
@@ -38,7 +38,7 @@ async def list_conversation(
     return JsonResponse({"sessions": [told(one) for one in sessions], "next": None if last is None else cursor_of(last, of=of)})
 
 
-async def _live(resources: Resources, principal: Principal, bot: str | None, conversation: str) -> list[Archived]:
+async def _live(resources: Resources, principal: Principal, bot: str | None, conversation: str) -> list[ArchivedSession]:
     names = [bot] if bot is not None else [known.id for known in resources.config.bots() if principal.covers(known.id)]
     reads = reads_of(resources)
     found = await asyncio.gather(*(reads.lately_in(name, conversation) for name in names))

@@ -28,7 +28,7 @@ from app.api.schemas.deliveries import (
 from app.api.schemas.problems import PROBLEMS
 from app.archive import audit, delivery_log, endpoint_health, endpoints
 from app.archive.audit import Actor
-from app.archive.delivery_log import Place, Wanted
+from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
 from app.archive.endpoint_health import HEALTHY
 from app.archive.instants import instant
 from app.archive.outbox import valid_secrets
@@ -52,11 +52,11 @@ async def list_deliveries(
     principal.require("admin", bot=asked.bot)
     wanted = asked.wanted(principal.key.bots)
     of = ["deliveries", wanted]
-    after = place_of(asked.cursor, of=of, kind=Place)
+    after = place_of(asked.cursor, of=of, kind=DeliveryPlace)
     async with resources.engine.connect() as conn:
         rows = await delivery_log.page(conn, wanted, after=after, limit=asked.limit + 1)
     shown, last = page_of(rows, limit=asked.limit)
-    following = None if last is None else cursor_of(Place(last.created_at, last.id), of=of)
+    following = None if last is None else cursor_of(DeliveryPlace(last.created_at, last.id), of=of)
     return DeliveryPage(deliveries=[DeliveryView.of(row) for row in shown], next=following)
 
 
@@ -74,7 +74,7 @@ async def replay_deliveries(asked: ReplayMany, resources: ResourcesDep, principa
     principal.require("admin", bot=asked.bot)
     endpoint = id_or_none(asked.endpoint_id)
     bot = asked.bot or await _bot_of(resources, principal, str(endpoint))
-    wanted = Wanted(bots=principal.key.bots, bot=bot, endpoint_id=endpoint, since_ms=ms_of(asked.since))
+    wanted = DeliveryFilter(bots=principal.key.bots, bot=bot, endpoint_id=endpoint, since_ms=ms_of(asked.since))
     replayed = await _replay_all(resources, wanted)
     detail = {"since": rfc3339(ms_of(asked.since)), "replayed": replayed}
     async with resources.engine.begin() as conn:
@@ -105,7 +105,7 @@ async def test_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Ad
     # No connection is held while the receiver takes its time.
     trial = await send_trial(resources.settings, endpoint, now_ms=now_ms)
     async with resources.engine.begin() as conn:
-        await delivery_log.keep_trial(conn, trial)
+        await delivery_log.insert_test(conn, trial)
         if trial.delivered:
             await endpoint_health.save(conn, {endpoint.id: HEALTHY})
     return TestResult.of(trial)
@@ -141,7 +141,7 @@ def _check_previous_over(endpoint: Row[Any], *, now_ms: int) -> None:
         )
 
 
-async def _replay_all(resources: Resources, wanted: Wanted) -> int:
+async def _replay_all(resources: Resources, wanted: DeliveryFilter) -> int:
     """In portions: one transaction over all would hold up the dispatcher, and be undone whole by a time-out."""
     replayed, done = 0, REPLAY_ROOM
     while done == REPLAY_ROOM:

@@ -104,7 +104,7 @@ async def _postgres(resources: Resources) -> str:
 
 
 async def _worker(resources: Resources) -> str:
-    ticks = await resources.pipe.call("HVALS", keys.TICKS)
+    ticks = await resources.pipe.call("HVALS", keys.HEARTBEATS)
     if not ticks:
         return "no worker has ever ticked"
     age_ms = resources.clock.now_ms() - max(map(int, ticks))

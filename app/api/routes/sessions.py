@@ -10,7 +10,7 @@ from app.api.dependencies import ResourcesDep
 from app.api.responses import JsonResponse, telling
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import Explanation, MessagePage, MessagesQuery, SessionPage, SessionQuery, SessionView
-from app.archive.session_reads import Archived, Place
+from app.archive.session_reads import ArchivedSession, SessionPlace
 from app.domain.records import Close
 from app.domain.session_view import explain, message_view
 from app.errors import NotFound
@@ -26,7 +26,7 @@ async def list_sessions(resources: ResourcesDep, principal: Reading, asked: Anno
     """Closed sessions, the latest opened first, of the bots that the key covers. Open ones: `GET /v1/bots/{bot}/live`."""
     wanted = asked.filter(bots_asked_for(resources, principal, asked.bot))
     of = ["sessions", wanted]
-    after = place_of(asked.cursor, of=of, kind=Place)
+    after = place_of(asked.cursor, of=of, kind=SessionPlace)
     shown, last = await reads_of(resources).page(wanted, after=after, limit=asked.limit)
     return JsonResponse({"sessions": [told(one) for one in shown], "next": None if last is None else cursor_of(last, of=of)})
 
@@ -70,7 +70,7 @@ async def close_session(session_id: str, resources: ResourcesDep, principal: Rea
     return JsonResponse(told(found))
 
 
-async def found_session(resources: Resources, principal: Principal, session_id: str) -> Archived:
+async def found_session(resources: Resources, principal: Principal, session_id: str) -> ArchivedSession:
     """A session that exists and is of a bot that the key covers: the two are not to be told apart. Raises `NotFound`."""
     found = await reads_of(resources).find(_id(session_id))
     if found is None or not principal.covers(found.strand.bot):

@@ -8,7 +8,7 @@ from app.api.auth import Reading, known_bot
 from app.api.dependencies import ResourcesDep
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.summary import SummaryQuery, SummaryView
-from app.archive.session_totals import totals
+from app.archive.summary import summarise
 
 router = APIRouter(prefix="/v1/bots/{bot}/summary", tags=["sessions"], responses=PROBLEMS)
 
@@ -18,4 +18,4 @@ async def read_summary(bot: str, resources: ResourcesDep, _: Reading, asked: Ann
     """Sessions, billing sessions, interactions, outcomes, containment. Those of developers are left out unless asked for."""
     known_bot(resources.config, bot)
     async with resources.engine.connect() as conn:
-        return SummaryView.of(await totals(conn, asked.filter(bot)))
+        return SummaryView.of(await summarise(conn, asked.filter(bot)))

@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from app.api.schemas.common import Body, Next, Slug
 from app.api.schemas.sessions import PageQuery, Text, When
-from app.archive.delivery_log import TestDelivery, Wanted
+from app.archive.delivery_log import DeliveryFilter, TestDelivery
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 
 Status = Literal["pending", "delivered", "failed", "cancelled"]
@@ -26,9 +26,9 @@ class DeliveryQuery(PageQuery):
     status: Status | None = None
     since: When = None
 
-    def wanted(self, bots: frozenset[str] | None) -> Wanted:
+    def wanted(self, bots: frozenset[str] | None) -> DeliveryFilter:
         """What is asked for, among the bots that the asker may see."""
-        return Wanted(
+        return DeliveryFilter(
             bots=bots,
             bot=self.bot,
             endpoint_id=id_or_none(self.endpoint),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.api.schemas.common import PRINTABLE, Cursor, Limit, Next, Slug
-from app.archive.session_reads import Filter
+from app.archive.session_reads import SessionFilter
 from app.domain.entry import EntryType, Role
 from app.domain.instants import ms_of
 from app.domain.records import Outcome, Reason, Trade
@@ -63,9 +63,9 @@ class SessionQuery(PageQuery):
     closed_from: When = None
     closed_to: When = None
 
-    def filter(self, bots: frozenset[str] | None) -> Filter:
+    def filter(self, bots: frozenset[str] | None) -> SessionFilter:
         """What is asked for, of those bots that the asker may see."""
-        return Filter(
+        return SessionFilter(
             bots=bots,
             user=self.user,
             channel=self.channel,

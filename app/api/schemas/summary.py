@@ -6,8 +6,8 @@ from pydantic import BaseModel, Field
 
 from app.api.schemas.common import Slug
 from app.api.schemas.sessions import When
-from app.archive.session_reads import Filter
-from app.archive.session_totals import Totals
+from app.archive.session_reads import SessionFilter
+from app.archive.summary import SessionSummary
 from app.domain.instants import ms_of
 from app.domain.ratio import Share
 
@@ -20,8 +20,8 @@ class SummaryQuery(BaseModel):
     opened_to: When = None
     developers: Annotated[bool, Field(description="Count the sessions in which a developer took part, too.")] = False
 
-    def filter(self, bot: str) -> Filter:
-        return Filter(
+    def filter(self, bot: str) -> SessionFilter:
+        return SessionFilter(
             bots=frozenset({bot}),
             channel=self.channel,
             developer=None if self.developers else False,
@@ -56,15 +56,15 @@ class SummaryView(BaseModel):
     by_trade: dict[str, int]
 
     @classmethod
-    def of(cls, totals: Totals) -> "SummaryView":
+    def of(cls, summary: SessionSummary) -> "SummaryView":
         return cls(
-            sessions=totals.sessions,
-            not_counted=totals.not_counted,
-            interactive=totals.interactive,
-            billing_sessions=totals.billing_sessions,
-            interactions=totals.interactions,
-            contained=RatioView.of(totals.contained),
-            by_outcome=totals.by_outcome,
-            by_reason=totals.by_reason,
-            by_trade=totals.by_trade,
+            sessions=summary.sessions,
+            not_counted=summary.not_counted,
+            interactive=summary.interactive,
+            billing_sessions=summary.billing_sessions,
+            interactions=summary.interactions,
+            contained=RatioView.of(summary.contained),
+            by_outcome=summary.by_outcome,
+            by_reason=summary.by_reason,
+            by_trade=summary.by_trade,
         )

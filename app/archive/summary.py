@@ -7,7 +7,7 @@ from msgspec import Struct
 from sqlalchemy import Column, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.session_reads import Filter, conditions
+from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import sessions
 from app.domain.ratio import Share
 
@@ -21,7 +21,7 @@ _GROUPS = (
 )
 
 
-class Totals(Struct, frozen=True):
+class SessionSummary(Struct, frozen=True):
     """Sums over the sessions that count; `not_counted` are those that the policy keeps without counting them."""
 
     sessions: int
@@ -35,7 +35,7 @@ class Totals(Struct, frozen=True):
     by_trade: dict[str, int]
 
 
-async def totals(conn: AsyncConnection, wanted: Filter) -> Totals:
+async def summarise(conn: AsyncConnection, wanted: SessionFilter) -> SessionSummary:
     """The totals of the sessions wanted. One pass: sessions by all that they are told apart by, then added up here."""
     summed = (
         func.count().label("sessions"),
@@ -45,7 +45,7 @@ async def totals(conn: AsyncConnection, wanted: Filter) -> Totals:
     rows = (await conn.execute(select(*_GROUPS, *summed).where(*conditions(wanted)).group_by(*_GROUPS))).all()
     counted = [row for row in rows if row.counted]
     count = _sum(counted, "sessions")
-    return Totals(
+    return SessionSummary(
         sessions=count,
         not_counted=_sum(rows, "sessions") - count,
         interactive=_sum([row for row in counted if row.interactive], "sessions"),

@@ -46,11 +46,11 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("POST", "/v1/sessions/{session_id}/close"): None,
     ("GET", "/v1/bots/{bot}/live"): None,
     ("GET", "/v1/bots/{bot}/summary"): None,
-    ("GET", "/v1/bots/{bot}/conversations/{conversation}/context"): None,
-    ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables"): None,
-    ("GET", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): None,
-    ("PUT", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): {"value": 1},
-    ("DELETE", "/v1/bots/{bot}/conversations/{conversation}/variables/{name}"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation_id}/context"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation_id}/variables"): None,
+    ("GET", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
+    ("PUT", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): {"value": 1},
+    ("DELETE", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
     ("GET", "/v1/bots/{bot}/clock"): None,
     ("POST", "/v1/bots/{bot}/clock/advance"): {"seconds": 10_000},
     ("GET", "/v1/deliveries/{delivery_id}"): None,
@@ -64,7 +64,7 @@ FOREIGN: dict[tuple[str, str], Any] = {
 
 NAMING: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/sessions"): {"params": {"bot": MARK}},
-    ("GET", "/v1/conversations/{conversation}/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/conversations/{conversation_id}/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/audit"): {"params": {"bot": MARK}},
     ("GET", "/v1/deliveries"): {"params": {"bot": MARK}},
     ("POST", "/v1/deliveries/replay"): {"json": {"bot": MARK, "since": "2020-01-01T00:00:00Z"}},
@@ -76,8 +76,8 @@ LISTS = {
     "/v1/keys",
     "/v1/audit",
     "/v1/sessions",
-    "/v1/sessions?conversation=web:bank-user",
-    "/v1/sessions?user=bank-user",
+    "/v1/sessions?conversation_id=web:bank-user",
+    "/v1/sessions?user_id=bank-user",
     "/v1/conversations/web:bank-user/sessions",
     "/v1/deliveries",
     "/v1/rejects",
@@ -118,7 +118,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
         "endpoint_id": endpoint["id"],
         "key_id": key["id"],
         "session_id": closed["session_id"],
-        "conversation": "web:bank-user",
+        "conversation_id": "web:bank-user",
         "delivery_id": delivery["id"],
         "reject_id": str(reject["id"]),
         "name": "bank-variable",
@@ -129,7 +129,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
 def test_the_tables_name_every_route(app: FastAPI) -> None:
     """A route that is added without a row here fails the build."""
     every = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
-    listed = {("GET", path.partition("?")[0].replace("web:bank-user", "{conversation}")) for path in LISTS}
+    listed = {("GET", path.partition("?")[0].replace("web:bank-user", "{conversation_id}")) for path in LISTS}
 
     assert FOREIGN.keys() | NAMING.keys() | listed | OPEN == every
 
@@ -137,7 +137,7 @@ def test_the_tables_name_every_route(app: FastAPI) -> None:
 async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: ClientMaker, theirs: Theirs) -> None:
     """404 on every route, in the words that are said of what does not exist, and for open sessions as for archived ones."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
-    nothing = {name: "none" if name in {"bot", "conversation", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {name: "none" if name in {"bot", "conversation_id", "name"} else str(uuid4()) for name in theirs.names}
     for (method, path), body in FOREIGN.items():
         for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
             foreign = await stranger.refused(method, path.format_map(names), body)
@@ -190,7 +190,7 @@ async def test_after_all_that_nothing_of_theirs_has_changed(
 async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, scope: str) -> None:
     """With one scope alone a key gets 403 wherever that scope is not the one, before anything is looked up."""
     client = await clients(scope, bots=[MARK])
-    nothing = {name: "none" if name in {"bot", "conversation", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {name: "none" if name in {"bot", "conversation_id", "name"} else str(uuid4()) for name in theirs.names}
     for (method, path), body in FOREIGN.items():
         reply = await client.request(method, path.format_map(nothing), json=body)
         assert reply.status_code == (404 if scope in _scopes(method, path) else 403), f"{scope}: {method} {path}"

@@ -121,9 +121,9 @@ async def test_filters_find_what_they_say(admin: Client, resources: Resources) -
         await insert_closed(conn, [one, two])
     for query, found in (
         ("bot=shop", one),
-        ("user=user-2", two),
+        ("user_id=user-2", two),
         ("channel=sms", one),
-        ("conversation=c1", one),
+        ("conversation_id=c1", one),
         ("reason=inactivity", two),
         ("interactive=true", one),
         ("developer=false", two),

@@ -136,8 +136,8 @@ async def test_a_list_is_filtered(admin: Client, outbox: Outbox) -> None:
 
     assert await count() == 4
     assert await count(bot="shop") == 2
-    assert await count(endpoint=first) == 2
-    assert await count(session=session) == 2
+    assert await count(endpoint_id=first) == 2
+    assert await count(session_id=session) == 2
     assert await count(event=CLOSED) == 3
     assert await count(status="failed") == 1
     assert await count(since=rfc3339(wall_ms() - MINUTE_MS)) == 4
@@ -145,7 +145,7 @@ async def test_a_list_is_filtered(admin: Client, outbox: Outbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ("status=lost", "limit=0", "limit=201", "cursor=nonsense", "endpoint=x", "since=yesterday", "colour=red")
+    "query", ("status=lost", "limit=0", "limit=201", "cursor=nonsense", "endpoint_id=x", "since=yesterday", "colour=red")
 )
 async def test_what_makes_no_sense_is_refused(admin: Client, query: str) -> None:
     """A filter that is misspelt must not be taken for no filter."""

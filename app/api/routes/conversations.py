@@ -23,15 +23,15 @@ router = APIRouter(prefix="/v1/conversations", tags=["conversations"], responses
 Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)]
 
 
-@router.get("/{conversation:path}/sessions", **telling(SessionPage))
+@router.get("/{conversation_id:path}/sessions", **telling(SessionPage))
 async def list_conversation(
-    conversation: Conversation, resources: ResourcesDep, principal: Reading, asked: Annotated[ConversationQuery, Query()]
+    conversation_id: Conversation, resources: ResourcesDep, principal: Reading, asked: Annotated[ConversationQuery, Query()]
 ) -> JsonResponse:
     """The conversation's sessions, the latest opened first; on the first page, open ones come on top of `limit`."""
-    wanted = SessionFilter(bots=bots_asked_for(resources, principal, asked.bot), conversation=conversation)
+    wanted = SessionFilter(bots=bots_asked_for(resources, principal, asked.bot), conversation=conversation_id)
     of = ["conversation", wanted]
     after = place_of(asked.cursor, of=of, kind=SessionPlace)
-    live = [] if after is not None else await _live(resources, principal, asked.bot, conversation)
+    live = [] if after is not None else await _live(resources, principal, asked.bot, conversation_id)
     shown, last = await reads_of(resources).page(wanted, after=after, limit=asked.limit)
     archived = {one.session.id for one in shown}
     sessions = [one for one in live if one.session.id not in archived] + shown

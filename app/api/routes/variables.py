@@ -17,7 +17,7 @@ from app.domain.strand import LONGEST_CONVERSATION, Strand
 from app.errors import NotFound
 from app.resources import Resources
 
-router = APIRouter(prefix="/v1/bots/{bot}/conversations/{conversation:path}", tags=["conversations"])
+router = APIRouter(prefix="/v1/bots/{bot}/conversations/{conversation_id:path}", tags=["conversations"])
 
 _NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Conversation = Annotated[str, Path(min_length=1, max_length=LONGEST_CONVERSATION, pattern=_NO_CONTROL)]
@@ -37,49 +37,53 @@ class VariableBody(BaseModel):
 
 @router.get("/variables/{name}")
 async def read_variable(
-    request: Request, bot: str, conversation: Conversation, *, name: str, _: Reading, thread: Thread = ""
+    request: Request, bot: str, conversation_id: Conversation, *, name: str, _: Reading, thread: Thread = ""
 ) -> dict[str, Any]:
     """One variable: `value` and `expires_at`."""
-    found = variables_view(*await _state(request, bot, conversation, thread)).get(name)
+    found = variables_view(*await _state(request, bot, conversation_id, thread)).get(name)
     if found is None:
         raise NotFound(f"there is no variable {name!r} in this conversation", hint="it may have ended with its session")
     return {"name": name, **found}
 
 
 @router.get("/context")
-async def read_context(request: Request, bot: str, conversation: Conversation, _: Reading, thread: Thread = "") -> dict[str, Any]:
+async def read_context(
+    request: Request, bot: str, conversation_id: Conversation, _: Reading, thread: Thread = ""
+) -> dict[str, Any]:
     """Topic and details of the dialog, tags of now and of before (the latest last), tones."""
-    state, _now_ms = await _state(request, bot, conversation, thread)
+    state, _now_ms = await _state(request, bot, conversation_id, thread)
     return context_view(state)
 
 
 @router.get("/variables")
 async def list_variables(
-    request: Request, bot: str, conversation: Conversation, _: Reading, thread: Thread = ""
+    request: Request, bot: str, conversation_id: Conversation, _: Reading, thread: Thread = ""
 ) -> dict[str, Any]:
     """All variables that live on, by name."""
-    return {"variables": variables_view(*await _state(request, bot, conversation, thread))}
+    return {"variables": variables_view(*await _state(request, bot, conversation_id, thread))}
 
 
 @router.put("/variables/{name}")
 async def set_variable(
-    request: Request, bot: str, conversation: Conversation, *, name: str, body: VariableBody, _: Ingesting, thread: Thread = ""
+    request: Request, bot: str, conversation_id: Conversation, *, name: str, body: VariableBody, _: Ingesting, thread: Thread = ""
 ) -> dict[str, Any]:
     """Set or replace one. Its TTL counts from now."""
     if "value" not in body.model_fields_set:
         raise InvalidVariable("value", "it is required", "send null to keep a null")
     ttl_ms = None if body.ttl_s is None else max(1, round(body.ttl_s * 1000))
-    await _submit(request, Strand(bot, conversation, thread), SetVariable(name, body.value, ttl_ms))
-    found = variables_view(*await _state(request, bot, conversation, thread)).get(name, {"value": body.value, "expires_at": None})
+    await _submit(request, Strand(bot, conversation_id, thread), SetVariable(name, body.value, ttl_ms))
+    found = variables_view(*await _state(request, bot, conversation_id, thread)).get(
+        name, {"value": body.value, "expires_at": None}
+    )
     return {"name": name, **found}
 
 
 @router.delete("/variables/{name}", status_code=204)
 async def delete_variable(
-    request: Request, bot: str, conversation: Conversation, *, name: str, _: Ingesting, thread: Thread = ""
+    request: Request, bot: str, conversation_id: Conversation, *, name: str, _: Ingesting, thread: Thread = ""
 ) -> Response:
     """Forget one; nothing happens if there is none of this name."""
-    await _submit(request, Strand(bot, conversation, thread), DeleteVariable(name))
+    await _submit(request, Strand(bot, conversation_id, thread), DeleteVariable(name))
     return Response(status_code=204)
 
 
@@ -89,9 +93,9 @@ async def _submit(request: Request, strand: Strand, command: Command) -> None:
     await resources.ledger.submit(strand, command, at_ms=at_ms)
 
 
-async def _state(request: Request, bot: str, conversation: str, thread: str) -> tuple[State, int]:
+async def _state(request: Request, bot: str, conversation_id: str, thread: str) -> tuple[State, int]:
     """The state, and the instant that it is looked at."""
     resources: Resources = request.app.state.resources
     at_ms = await resources.sandbox_ms(known_bot(resources.config, bot))
-    state = await resources.live.state(Strand(bot, conversation, thread))
+    state = await resources.live.state(Strand(bot, conversation_id, thread))
     return state, resources.clock.now_ms() if at_ms is None else at_ms

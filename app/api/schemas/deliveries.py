@@ -20,8 +20,8 @@ class DeliveryQuery(PageQuery):
     """Which deliveries to list. `since`: only those made at or after this instant."""
 
     bot: Slug | None = None
-    endpoint: UUID | None = None
-    session: UUID | None = None
+    endpoint_id: UUID | None = None
+    session_id: UUID | None = None
     event: Text = None
     status: Status | None = None
     since: When = None
@@ -31,8 +31,8 @@ class DeliveryQuery(PageQuery):
         return DeliveryFilter(
             bots=bots,
             bot=self.bot,
-            endpoint_id=id_or_none(self.endpoint),
-            session_id=id_or_none(self.session),
+            endpoint_id=id_or_none(self.endpoint_id),
+            session_id=id_or_none(self.session_id),
             event=self.event,
             status=self.status,
             since_ms=None if self.since is None else ms_of(self.since),

@@ -52,9 +52,9 @@ class SessionQuery(PageQuery):
     """Which sessions. An instant `…_from` is included, one `…_to` is not."""
 
     bot: Slug | None = None
-    user: Text = None
+    user_id: Text = None
     channel: Slug | None = None
-    conversation: Annotated[str | None, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)] = None
+    conversation_id: Annotated[str | None, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=PRINTABLE)] = None
     reason: Reason | None = None
     interactive: bool | None = None
     developer: bool | None = None
@@ -67,9 +67,9 @@ class SessionQuery(PageQuery):
         """What is asked for, of those bots that the asker may see."""
         return SessionFilter(
             bots=bots,
-            user=self.user,
+            user=self.user_id,
             channel=self.channel,
-            conversation=self.conversation,
+            conversation=self.conversation_id,
             reason=self.reason,
             interactive=self.interactive,
             developer=self.developer,

@@ -1,6 +1,6 @@
 """The entry: the one thing a bot reports. It is decoded straight from the wire into this record.
 
-Field meanings: `RULES.md`, "Entry". Anything a bot wants to keep beside these goes in `metadata`.
+Field meanings: `docs/api.md`, "Report entries". Anything a bot wants to keep beside these goes in `metadata`.
 """
 
 from datetime import datetime
@@ -42,7 +42,7 @@ Tag = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One message or event as reported. `RULES.md`, "Entry"."""
+    """One message or event as reported. `docs/api.md`, "Report entries"."""
 
     user_id: Id
     role: Role

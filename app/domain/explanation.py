@@ -36,7 +36,7 @@ RULES = {
     "rollback": "the live data came back without its last moments, when the archive held the session already",
     "reminder": "the policy has the user reminded before the silence closes the session",
 }
-"""What the rows of RULES.md, and the fields of a policy, say of a session in which they decided something."""
+"""What the rows of docs/rules.md, and the fields of a policy, say of a session in which they decided something."""
 
 DEADLINE_RULES: dict[Reason, str] = {
     "inactivity": "K07",

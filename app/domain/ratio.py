@@ -1,4 +1,4 @@
-"""Rates as exact fractions, and the whole percent that people are shown: cut, not rounded (`RULES.md`, ruling 5, R10)."""
+"""Rates as exact fractions, and the whole percent that people are shown: cut, not rounded (`docs/rules.md`, ruling 5, R10)."""
 
 from msgspec import Struct
 

@@ -21,7 +21,7 @@ from app.live.pipe import Argument, Pipe
 log = structlog.get_logger(__name__)
 
 GROUP = "archive"
-# A repeat of an entry is known for this long after its session closed (`RULES.md`, "Entry").
+# A repeat of an entry is known for this long after its session closed (`docs/rules.md`, "What is remembered").
 REPEATS_KNOWN_MS = 15 * 60_000
 
 # KEYS [1] the shard's event stream, [2] its counts, then message hashes of archived sessions.

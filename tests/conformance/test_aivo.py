@@ -1,5 +1,5 @@
-"""Aivo's rows of RULES.md, through the HTTP API."""
-# ruff: noqa: N802, D403, D415  the tests are named and told as RULES.md has the rows
+"""Aivo's rows of docs/rules.md, through the HTTP API."""
+# ruff: noqa: N802, D403, D415  the tests are named and told as docs/rules.md has the rows
 
 from tests.conformance.bot import Bot, Json, minutes, reasons
 from tests.conformance.conftest import BotMaker

@@ -1,5 +1,5 @@
-"""Kore.ai's rows of RULES.md, through the HTTP API."""
-# ruff: noqa: N802, D210, D403, D415, E501  the tests are named and told as RULES.md has the rows
+"""Kore.ai's rows of docs/rules.md, through the HTTP API."""
+# ruff: noqa: N802, D210, D403, D415, E501  the tests are named and told as docs/rules.md has the rows
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Where sessions begin and end, worked out a second time: slowly, from the whole list of what happened, straight from RULES.md.
+"""Where sessions begin and end, computed a second time: slowly, from the list of what happened, straight from docs/rules.md.
 
 It shares no code with `app.domain` but the records that entries and policies come in.
 """

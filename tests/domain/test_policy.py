@@ -23,7 +23,7 @@ def problems_of(given: object) -> dict[str, str]:
 
 
 def test_defaults_are_those_of_the_rules() -> None:
-    """Every field, as in RULES.md."""
+    """Every field, as in docs/rules.md."""
     assert policy_view(policy_from({})) == {
         "method": "inactivity",
         "closing": "proactive",

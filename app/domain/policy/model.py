@@ -1,4 +1,4 @@
-"""A bot's session policy: its fields, their ranges and defaults (`RULES.md`, "Policy"), and what it means for one channel.
+"""A bot's session policy: its fields, their ranges and defaults (`docs/rules.md`, "Policy"), and what it means for one channel.
 
 It owns the records. What a caller sends becomes one of them by `app.domain.policy.parse.policy_from`.
 """

@@ -1,4 +1,4 @@
-"""The eight presets: what each of the four systems means by a session, as values of a policy. `RULES.md`, "Presets"."""
+"""The eight presets: what each of the four systems means by a session, as values of a policy. `docs/rules.md`, "Presets"."""
 
 from typing import Any
 

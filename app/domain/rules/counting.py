@@ -5,7 +5,7 @@ from app.domain.records import Session
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
 
-# The user's, but no interaction: typing, arriving and leaving (K13, and RULES.md's table of types).
+# The user's, but no interaction: typing, arriving and leaving (K13, and docs/rules.md's table of types).
 _NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
 _FIELDS = {role: (f"{role}_entries", f"first_{role}_at_ms", f"last_{role}_at_ms") for role in ("user", "bot", "agent", "system")}
 

@@ -1,4 +1,4 @@
-"""`decide`: what follows from a command. It reads as RULES.md's table of contents; each rule is a function of its family.
+"""`decide`: what follows from a command. It reads as docs/rules.md's table of contents; each rule is a function of its family.
 
     deadlines that passed  ->  what the entry ends  ->  what it opens  ->  what it counts for  ->  what its kind does
 

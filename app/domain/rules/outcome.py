@@ -1,4 +1,4 @@
-"""What a session came to: its outcome, and whether the bot contained it. `RULES.md`, ruling 5, R10."""
+"""What a session came to: its outcome, and whether the bot contained it. `docs/rules.md`, ruling 5, R10."""
 
 from app.domain.records import Outcome, Reason, Session
 from app.domain.rules.transition import Changes

@@ -14,20 +14,17 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive.engine import make_engine
-from app.clock import Clock, monotonic_ms
+from app.clock import Clock
 from app.closing.sweep import Sweep
 from app.config.follower import BotConfig, ConfigReplica
 from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules
-from app.errors import CannotStart
 from app.ingest.intake import Intake
-from app.live import keys
-from app.live.client import open_redis
-from app.live.durability import shortcomings
+from app.live.commit import CommitScript
 from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
-from app.live.script import Script
+from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
 from app.live.view import View
 from app.settings import Settings
 
@@ -35,10 +32,6 @@ log = structlog.get_logger(__name__)
 
 # What happens to nobody's knowledge where nobody subscribes to it; `session.closed` is what the archive is made of.
 OPTIONAL_EVENTS = frozenset({"session.opened", "session.reminder", "session.closure_message"})
-
-
-class ConfigurationError(CannotStart):
-    """The settings do not fit the servers; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +60,7 @@ class Resources:
 
     async def synced_ms(self) -> int:
         """The time, asked of Redis: a process that commits nothing for long learns of it by this alone."""
-        await _set_clock(self.pipe, self.clock)
+        await synchronize(self.clock, self.pipe)
         return self.clock.now_ms()
 
 
@@ -83,10 +76,10 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         pipe = Pipe(redis, timeout_s=settings.redis_timeout_s)
         stack.push_async_callback(pipe.close)
         clock = Clock()
-        await _check_shards(pipe, settings.shards)
-        await _set_clock(pipe, clock)
-        for shortcoming in await shortcomings(pipe, appendfsync=settings.appendfsync):
-            log.warning("Redis keeps less than it should", setting=shortcoming)
+        await check_shards(pipe, settings.shards)
+        await synchronize(clock, pipe)
+        for warning in await durability_warnings(pipe, appendfsync=settings.appendfsync):
+            log.warning("Redis is less durable than expected", setting=warning)
         engine = make_engine(
             settings.database_url,
             pool_size=settings.database_pool_size,
@@ -113,7 +106,7 @@ def _assemble(
     grounds = _Grounds(config)
     ledger = Ledger(
         pipe=pipe,
-        script=Script(pipe, clock, max_skew_ms=settings.max_skew_ms),
+        script=CommitScript(pipe, clock, max_skew_ms=settings.max_skew_ms),
         clock=clock,
         shards=shards,
         ground=grounds.of,
@@ -152,21 +145,6 @@ class _Grounds:
             unwanted = OPTIONAL_EVENTS - known.subscribed
             made = self._made[bot] = known, BotContext(known.rules, known.sandbox, unwanted)
         return made[1]
-
-
-async def _check_shards(pipe: Pipe, shards: int) -> None:
-    """The number of shards is part of every key: it is fixed at the first start."""
-    await pipe.call("SET", keys.SHARDS, shards, "NX")
-    kept = int(await pipe.call("GET", keys.SHARDS))
-    if kept != shards:
-        raise ConfigurationError(f"this Redis was started with SHARDS={kept}, and now SHARDS={shards}: set it back")
-
-
-async def _set_clock(pipe: Pipe, clock: Clock) -> None:
-    """The machine's clock may be far from Redis's, and its monotonic one stands still while it is suspended."""
-    sent_ms = monotonic_ms()
-    seconds, micros = await pipe.call("TIME")
-    clock.observe(int(seconds) * 1000 + int(micros) / 1000, sent_ms=sent_ms, received_ms=monotonic_ms())
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
 from app.live.event_stream import EventStream
-from app.live.pipe import Away, Pipe
+from app.live.pipe import Pipe, RedisUnreachable
 from app.live.shard_lease import ShardLease
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
 from app.resources import Resources, open_resources
@@ -225,7 +225,7 @@ async def _each(jobs: Iterable[Job]) -> None:
     for job in jobs:
         try:
             await job()
-        except Away:
+        except RedisUnreachable:
             raise
         except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
             failures.append(error)

@@ -17,7 +17,7 @@ from app.api.parameters import refuse_unknown
 from app.config.follower import BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
-from app.ingest.intake import Refusal
+from app.ingest.intake import EntryRefusal
 from app.ingest.wire import Receipt, encode, entries_from, entry_from
 from app.resources import Resources
 
@@ -111,7 +111,7 @@ async def _many(resources: Resources, bot: BotConfig, body: bytes, *, media: str
     return 200, _OK, encode({"accepted": len(results) - len(refused), "refused": len(refused), "answers": told})
 
 
-def _told(result: Receipt | Refusal) -> Receipt | dict[str, object]:
+def _told(result: Receipt | EntryRefusal) -> Receipt | dict[str, object]:
     return result if isinstance(result, Receipt) else {"error": problem_of(result)}
 
 

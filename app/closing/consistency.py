@@ -19,10 +19,10 @@ from app.config.follower import BotConfig
 from app.domain.records import Wake
 from app.live import keys
 from app.live.event_stream import GROUP
-from app.live.fold import Outcome
+from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
-from app.live.members import strands_in
 from app.live.pipe import Pipe
+from app.live.view import strands_in
 from app.metrics import REPAIRS
 
 log = structlog.get_logger(__name__)
@@ -115,7 +115,7 @@ class ConsistencyCheck:
             wakes = (self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost)
             results = await asyncio.gather(*wakes, return_exceptions=True)
             raise_first([result for result in results if isinstance(result, BaseException) and not concerns_one(result)])
-            woken += sum(isinstance(result, Outcome) for result in results)
+            woken += sum(isinstance(result, CommandOutcome) for result in results)
         return woken
 
     async def _pages(self, name: str) -> AsyncIterator[list[bytes]]:

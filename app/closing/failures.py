@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from app.domain.errors import DomainError
-from app.live.fold import Stuck
+from app.live.fold import StuckConversation
 
 
 def concerns_one(error: BaseException) -> bool:
     """Whether it says something of one conversation alone, which the ledger has logged; else it is about Redis, or about us."""
-    return isinstance(error, Stuck | DomainError)
+    return isinstance(error, StuckConversation | DomainError)
 
 
 def raise_first(failures: Sequence[BaseException]) -> None:

@@ -19,9 +19,9 @@ from app.domain.records import ApplyPolicy
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.ledger import Ledger
-from app.live.members import strands_in
-from app.live.pipe import Away, Pipe
+from app.live.pipe import Pipe, RedisUnreachable
 from app.live.sandbox import SandboxClocks
+from app.live.view import strands_in
 
 # By then every process has heard of a change.
 _ALL_KNOW_MS = 3_000
@@ -72,7 +72,7 @@ class PolicyChange:
             elif not self._waits(bot, now_ms):
                 try:
                     looked_at += await self._apply(bot, now_ms)
-                except Away:
+                except RedisUnreachable:
                     raise
                 except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
                     failures.append(error)

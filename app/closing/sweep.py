@@ -18,7 +18,7 @@ from app.config.follower import BotConfig
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
-from app.live.due import Due, DueStrands
+from app.live.due import DueBatch, DueStrands
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
@@ -84,7 +84,7 @@ class Sweep:
         woken = sum(map(len, due.strands.values())) - len(failed)
         return _Round(woken, [shard for shard in due.strands if shard not in troubled], failures)
 
-    async def _wake(self, due: Due, *, at_ms: int | None) -> list[tuple[int, Strand, BaseException]]:
+    async def _wake(self, due: DueBatch, *, at_ms: int | None) -> list[tuple[int, Strand, BaseException]]:
         """Wake them all; those that failed, each with its shard and what it raised."""
         strands = [(shard, strand) for shard, of_shard in due.strands.items() for strand in of_shard]
         if not strands:

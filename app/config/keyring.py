@@ -20,7 +20,7 @@ from app.config.change import writing_config
 from app.config.publish import publish
 from app.errors import AdjournError, CannotStart
 from app.ids import new_id, new_key
-from app.live.client import open_redis
+from app.live.server import open_redis
 
 SCOPES = ("ingest", "read", "admin")
 ACTOR = audit.Actor("command line")

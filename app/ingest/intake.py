@@ -14,12 +14,12 @@ from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
 from app.ingest.wire import Receipt, receipt
-from app.live.fold import Outcome
+from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
 from app.live.sandbox import SandboxClocks, followed_ms
 from app.metrics import ENTRIES
 
-Refusal = AdjournError | DomainError
+EntryRefusal = AdjournError | DomainError
 
 
 class Intake:
@@ -31,7 +31,7 @@ class Intake:
         self._clock = clock
         self._deadline_s = deadline_s
 
-    async def take(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | Refusal]:
+    async def take(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | EntryRefusal]:
         """Receipts once everything is committed. Raises `Unavailable` only where nothing could be told at all."""
         try:
             async with asyncio.timeout(self._deadline_s):
@@ -49,9 +49,9 @@ class Intake:
 
     async def _submit(
         self, bot: BotConfig, entries: Sequence[Entry | AdjournError], instants: Sequence[int | None]
-    ) -> list[Receipt | Refusal]:
+    ) -> list[Receipt | EntryRefusal]:
         """All entries go to the ledger before the first is waited for, so that they share commits."""
-        under_way: list[tuple[str, asyncio.Future[Outcome]] | Refusal] = []
+        under_way: list[tuple[str, asyncio.Future[CommandOutcome]] | EntryRefusal] = []
         for entry, at_ms in zip(entries, instants, strict=True):
             if isinstance(entry, AdjournError):
                 under_way.append(entry)
@@ -106,14 +106,14 @@ def _followed(
     return taken, instants
 
 
-async def _result(message_id: str, future: asyncio.Future[Outcome]) -> Receipt | Refusal:
+async def _result(message_id: str, future: asyncio.Future[CommandOutcome]) -> Receipt | EntryRefusal:
     try:
         return receipt(message_id, await future)
     except (AdjournError, DomainError) as error:
         return error
 
 
-def _count(results: Sequence[Receipt | Refusal]) -> None:
+def _count(results: Sequence[Receipt | EntryRefusal]) -> None:
     for result in results:
         if isinstance(result, Receipt):
             ENTRIES.labels("duplicate" if result.duplicate else result.session).inc()

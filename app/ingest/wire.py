@@ -14,7 +14,7 @@ from app.domain.instants import rfc3339
 from app.errors import Invalid, TooLarge
 from app.ingest.elements import elements_of
 from app.ingest.faults import unreadable
-from app.live.fold import Outcome
+from app.live.fold import CommandOutcome
 
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
@@ -69,7 +69,7 @@ def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Inval
     return [_entry_or_error(bytes(part)) for part in parts]
 
 
-def receipt(message_id: str, outcome: Outcome) -> Receipt:
+def receipt(message_id: str, outcome: CommandOutcome) -> Receipt:
     """What a bot is told of an entry."""
     answer = outcome.answer
     if answer is None:

@@ -12,13 +12,12 @@ from redis.exceptions import ResponseError
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
-from app.live.members import strand_or_none
 from app.live.pipe import Pipe
 
 log = structlog.get_logger(__name__)
 
 
-class Due(Struct, frozen=True):
+class DueBatch(Struct, frozen=True):
     """Strands by shard, and the shards of which Redis could not tell."""
 
     strands: dict[int, list[Strand]]
@@ -32,7 +31,7 @@ class DueStrands:
         self._pipe = pipe
         self._shards = shards
 
-    async def read(self, *, shards: Sequence[int], now_ms: int, bot: str | None, limit: int) -> Due:
+    async def read(self, *, shards: Sequence[int], now_ms: int, bot: str | None, limit: int) -> DueBatch:
         """What is due at `now_ms`, at most `limit` of a shard; `bot` for one with a time of its own."""
         calls = [("ZRANGEBYSCORE", keys.due(shard, bot), "-inf", now_ms, "LIMIT", 0, limit) for shard in shards]
         replies = dict(zip(shards, await self._pipe.call_all(calls), strict=True))
@@ -42,7 +41,7 @@ class DueStrands:
             for shard, members in replies.items()
             if members and shard not in broken
         }
-        return Due(strands, broken)
+        return DueBatch(strands, broken)
 
     async def postpone(self, strands: Sequence[Strand], *, to_ms: int, bot: str | None) -> None:
         """Let others go first: these are due again at `to_ms`, unless somebody has taken them out since. Raises `Unavailable`."""
@@ -54,7 +53,7 @@ class DueStrands:
                 raise Unavailable(f"what is due cannot be postponed: {reply}", retry_after_s=1)
 
     async def _strands(self, shard: int, members: Sequence[bytes], bot: str | None) -> list[Strand]:
-        found = {member: strand_or_none(member) for member in members}
+        found = {member: keys.strand_or_none(member) for member in members}
         strands = {member: strand for member, strand in found.items() if strand is not None and self._belongs(strand, shard, bot)}
         junk = [member for member in members if member not in strands]
         if junk:

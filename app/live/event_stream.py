@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from msgspec import Struct, msgpack
+from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from app.clock import monotonic_ms
@@ -15,7 +15,8 @@ from app.domain.records import Event
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
-from app.live.fold import Record
+from app.live.codec import UNREADABLE, decode_record
+from app.live.lua import LuaScript, read_source
 from app.live.pipe import Argument, Pipe
 
 log = structlog.get_logger(__name__)
@@ -24,22 +25,7 @@ GROUP = "archive"
 # A repeat of an entry is known for this long after its session closed (`docs/rules.md`, "What is remembered").
 REPEATS_KNOWN_MS = 15 * 60_000
 
-# KEYS [1] the shard's event stream, [2] its counts, then message hashes of archived sessions.
-# ARGV [1] consumer group, [2] how long the hashes live on, in ms, then ids of records. Done twice, it does nothing.
-_RELEASE = """
-for i = 3, #KEYS do
-  redis.call('PEXPIRE', KEYS[i], ARGV[2])
-end
-for i = 3, #ARGV do
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
-    redis.call('HINCRBY', KEYS[2], 'released', 1)
-  end
-end
-return #ARGV - 2
-"""
-
-_decode_record = msgpack.Decoder(Record).decode
+_RELEASE = LuaScript(read_source("app.live", "release.lua"))
 _NO_STRAND = Strand("", "")
 
 
@@ -141,22 +127,14 @@ def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:
 
 def _taken(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
     try:
-        record = _decode_record(raw)
-    except ValueError as error:
+        record = decode_record(raw)
+    except UNREADABLE as error:
         return StreamRecord(shard, entry, raw, fault=BadData(f"the record cannot be read: {error}"))
     return StreamRecord(shard, entry, raw, Strand(record.bot, record.conversation, record.thread), record.events)
 
 
 def _release(shard: int, items: Sequence[StreamRecord]) -> tuple[Argument, ...]:
     names = [keys.messages(shard, session) for item in items for session in item.ended]
-    return (
-        "EVAL",
-        _RELEASE,
-        2 + len(names),
-        keys.events(shard),
-        keys.counts(shard),
-        *names,
-        GROUP,
-        REPEATS_KNOWN_MS,
-        *(item.id for item in items),
+    return _RELEASE.command(
+        [keys.events(shard), keys.counts(shard), *names], GROUP, REPEATS_KNOWN_MS, *(item.id for item in items)
     )

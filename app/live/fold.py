@@ -4,43 +4,27 @@ import asyncio
 from dataclasses import dataclass, field
 
 import structlog
-from msgspec import DecodeError, Struct, msgpack
+from msgspec import Struct
 
 from app.domain.errors import DomainError
-from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Message, Receive, Session, State
+from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Receive, State
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
+from app.live.codec import UNREADABLE, decode_message, decode_state, encode
 
 log = structlog.get_logger(__name__)
 
-encode_state = msgpack.Encoder().encode
-decode_state = msgpack.Decoder(State).decode
-encode_message = msgpack.Encoder().encode
-decode_message = msgpack.Decoder(Message).decode
-encode_record = msgpack.Encoder().encode
-encode_session = msgpack.Encoder().encode
-decode_session = msgpack.Decoder(Session).decode
 
-
-class Stuck(Unavailable):
+class StuckConversation(Unavailable):
     """Something is wrong with this one conversation: again would end the same way, and others have no part in it."""
 
 
-class Outcome(Struct, frozen=True, gc=False):
+class CommandOutcome(Struct, frozen=True, gc=False):
     """What became of a command: its answer, and whether it is the answer to an earlier entry with the same id."""
 
     answer: Answer | None
     duplicate: bool = False
-
-
-class Record(Struct, frozen=True, gc=False, array_like=True):
-    """One record of the event stream: all that happened to a strand in one commit."""
-
-    bot: str
-    conversation: str
-    thread: str
-    events: tuple[Event, ...]
 
 
 def size_of(command: Command) -> int:
@@ -51,22 +35,22 @@ def size_of(command: Command) -> int:
     size = 0 if entry.text is None else len(entry.text)
     if entry.metadata is not None or entry.context is not None:
         try:
-            size += len(encode_message((entry.metadata, entry.context)))
+            size += len(encode((entry.metadata, entry.context)))
         except Exception:  # noqa: BLE001 - what cannot be encoded cannot be kept: the decision on it says so, to its sender alone
             return size
     return size
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class PendingCommand:
     """A command that waits for its outcome. `at_ms` is its instant where the bot keeps a clock of its own."""
 
     strand: Strand
     command: Command
     at_ms: int | None
-    future: asyncio.Future[Outcome]
+    future: asyncio.Future[CommandOutcome]
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: CommandOutcome) -> None:
         if not self.future.done():
             self.future.set_result(outcome)
 
@@ -85,17 +69,17 @@ class Fold:
     strand: Strand
     rules: BotRules
     sandbox: bool
-    pending: list[Pending]
+    pending: list[PendingCommand]
     version: str = ""
     state: State = field(default_factory=State)
-    decided: list[tuple[Pending, Decision]] = field(default_factory=list)
-    repeated: list[tuple[Pending, Pending]] = field(default_factory=list)
+    decided: list[tuple[PendingCommand, Decision]] = field(default_factory=list)
+    repeated: list[tuple[PendingCommand, PendingCommand]] = field(default_factory=list)
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
     def decide(self, now_ms: int) -> None:
         """Decide all pending commands on `state`; a command that the domain refuses fails alone."""
         state, decided, repeated = self.state, [], []
-        first: dict[str, Pending] = {}
+        first: dict[str, PendingCommand] = {}
         for pending in self.pending:
             if pending.future.done():
                 continue  # refused by an earlier try, or nobody waits for it any more
@@ -116,7 +100,7 @@ class Fold:
                 # A mistake of ours with one conversation must not hold up the others of its commit.
                 log.exception("decision failed", bot=self.strand.bot, command=type(command).__name__)
                 first = {message_id: known for message_id, known in first.items() if known is not pending}
-                pending.fail(Stuck("this cannot be decided; it was logged", retry_after_s=60))
+                pending.fail(StuckConversation("this cannot be decided; it was logged", retry_after_s=60))
                 continue
             state = decision.state
             decided.append((pending, decision))
@@ -126,7 +110,7 @@ class Fold:
         """Take what Redis holds for what decisions stand on. False if it cannot be read: then nobody gets an answer."""
         try:
             self.state = decode_state(stored) if stored else State()
-        except (DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             self.give_up()
             return False
         self.version = version
@@ -144,7 +128,7 @@ class Fold:
         """What Redis holds of this conversation cannot be read: nobody gets an answer, and nothing is written over it."""
         log.error("state cannot be read", bot=self.strand.bot)
         for pending in self.pending:
-            pending.fail(Stuck("the state of this conversation cannot be read; it was logged", retry_after_s=60))
+            pending.fail(StuckConversation("the state of this conversation cannot be read; it was logged", retry_after_s=60))
 
     def message_ids(self) -> list[str]:
         """The ids that may be repeats: those that the bot chose, and after a lost reply the generated ones."""
@@ -167,14 +151,14 @@ class Fold:
 
     def settle(self) -> None:
         """The commit stands: tell everyone who waits."""
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, CommandOutcome] = {}
         for pending, decision in self.decided:
-            outcome = outcomes[id(pending)] = Outcome(decision.answer)
+            outcome = outcomes[id(pending)] = CommandOutcome(decision.answer)
             pending.settle(outcome)
         for pending, earlier in self.repeated:
             known = outcomes.get(id(earlier))
             if known is not None:
-                pending.settle(Outcome(known.answer, duplicate=True))
+                pending.settle(CommandOutcome(known.answer, duplicate=True))
 
     def drop_repeats(self, stored: dict[str, bytes]) -> None:
         """Answer the commands whose entries are kept already, and forget them."""
@@ -189,9 +173,9 @@ class Fold:
                 self._answer(pending, message, duplicate=chosen)
         self.pending = rest
 
-    def _answer(self, pending: Pending, message: bytes, *, duplicate: bool) -> None:
+    def _answer(self, pending: PendingCommand, message: bytes, *, duplicate: bool) -> None:
         try:
-            pending.settle(Outcome(decode_message(message).answer, duplicate=duplicate))
-        except (DecodeError, UnicodeDecodeError):
+            pending.settle(CommandOutcome(decode_message(message).answer, duplicate=duplicate))
+        except UNREADABLE:
             log.exception("message cannot be read", bot=self.strand.bot)
-            pending.fail(Stuck("the earlier answer to this entry cannot be read; it was logged", retry_after_s=60))
+            pending.fail(StuckConversation("the earlier answer to this entry cannot be read; it was logged", retry_after_s=60))

@@ -33,9 +33,17 @@ def member(strand: Strand) -> str:
 
 
 def strand_from(member: str) -> Strand:
-    """Raises `ValueError` for what is no member that `member` makes."""
+    """The strand that a member names. Raises `ValueError` for text that `member` did not make."""
     bot, conversation, thread = member.split(SEPARATOR)
     return Strand(bot, conversation, thread)
+
+
+def strand_or_none(member: bytes) -> Strand | None:
+    """The strand that a member names; None for a member that this product did not write."""
+    try:
+        return strand_from(member.decode())
+    except ValueError:
+        return None
 
 
 def state(shard: int, member: str) -> str:

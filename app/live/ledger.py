@@ -20,10 +20,10 @@ from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wak
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live import keys
-from app.live.fold import Fold, Outcome, Pending, size_of
-from app.live.lua import Full
-from app.live.pipe import Away, Pipe
-from app.live.script import Call, Commit, Conflict, Refusal, Repeats, Script, Unreadable
+from app.live.commit import Commit, CommitCall, CommitRefusal, CommitScript, Repeats, UnreadableState, VersionConflict
+from app.live.fold import CommandOutcome, Fold, PendingCommand, size_of
+from app.live.lua import RedisFull
+from app.live.pipe import Pipe, RedisUnreachable
 from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
@@ -49,7 +49,7 @@ class Ledger:
         self,
         *,
         pipe: Pipe,
-        script: Script,
+        script: CommitScript,
         clock: Clock,
         shards: int,
         ground: Callable[[str], BotContext],
@@ -60,20 +60,20 @@ class Ledger:
         self._clock = clock
         self._shards = shards
         self._ground = ground
-        self._waiting: list[list[Pending]] = [[] for _ in range(shards)]
+        self._waiting: list[list[PendingCommand]] = [[] for _ in range(shards)]
         self._writers: list[asyncio.Task[None] | None] = [None] * shards
         self._cache: OrderedDict[Strand, tuple[str, State]] = OrderedDict()
         self._cache_size = cache_size
 
-    def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[Outcome]:
+    def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[CommandOutcome]:
         """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a time of its own.
 
         The future raises `Unavailable` if Redis does not take it (it may have been executed: submit it again with the
         same message id), or the domain's own error if the command is refused.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
         shard = keys.shard_of(strand, self._shards)
-        self._waiting[shard].append(Pending(strand, command, at_ms, future))
+        self._waiting[shard].append(PendingCommand(strand, command, at_ms, future))
         if self._writers[shard] is None:
             self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
         return future
@@ -106,16 +106,16 @@ class Ledger:
 
         If Redis is away that is everything, if it is full only what is of the commit's kind; else nothing is known of the others.
         """
-        if not isinstance(error, Away | Full):
+        if not isinstance(error, RedisUnreachable | RedisFull):
             return
         waiting, self._waiting[shard] = self._waiting[shard], []
         for pending in waiting:
-            if isinstance(error, Away) or _closes(pending) == closing:
+            if isinstance(error, RedisUnreachable) or _closes(pending) == closing:
                 pending.fail(error)
             else:
                 self._waiting[shard].append(pending)
 
-    def _take(self, waiting: list[Pending]) -> tuple[list[Pending], list[Pending]]:
+    def _take(self, waiting: list[PendingCommand]) -> tuple[list[PendingCommand], list[PendingCommand]]:
         """As many as fit one commit, and the rest. Commands of one kind go together: closing goes on when Redis is full."""
         closing = _closes(waiting[0])
         strands: set[Strand] = set()
@@ -128,7 +128,7 @@ class Ledger:
                 return waiting[:count], waiting[count:]
         return waiting, []
 
-    def _folds(self, batch: list[Pending]) -> list[Fold]:
+    def _folds(self, batch: list[PendingCommand]) -> list[Fold]:
         folds: dict[Strand, Fold] = {}
         for pending in batch:
             fold = folds.get(pending.strand)
@@ -159,7 +159,7 @@ class Ledger:
                 return
         _fail(folds, Unavailable("too many others write to the same conversation", retry_after_s=1))
 
-    async def _send(self, call: Call, folds: Sequence[Fold]) -> dict[int, Refusal] | None:
+    async def _send(self, call: CommitCall, folds: Sequence[Fold]) -> dict[int, CommitRefusal] | None:
         """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""
         try:
             return await self._script.send(call)
@@ -170,16 +170,18 @@ class Ledger:
                 fold.maybe_committed = True
             return await self._script.send(call)
 
-    def _sort_out(self, folds: list[Fold], commits: list[Commit], refused: dict[int, Refusal], *, now_ms: int) -> list[Fold]:
+    def _sort_out(
+        self, folds: list[Fold], commits: list[Commit], refused: dict[int, CommitRefusal], *, now_ms: int
+    ) -> list[Fold]:
         """Settle what stands; the rest is to be decided again."""
         again = []
         for index, (fold, commit) in enumerate(zip(folds, commits, strict=True)):
             match refused.get(index):
-                case Conflict(version, value) if version != commit.version:
+                case VersionConflict(version, value) if version != commit.version:
                     CONFLICTS.inc()
                     if fold.stand_on(version, value):
                         again.append(fold)
-                case Unreadable():
+                case UnreadableState():
                     fold.give_up()
                 case Repeats(stored):
                     fold.drop_repeats(stored)
@@ -225,7 +227,7 @@ def _count(fold: Fold, *, now_ms: int) -> None:
                 CLOSE_LAG.observe(max(now_ms - event.at_ms, 0) / 1000)
 
 
-def _closes(pending: Pending) -> bool:
+def _closes(pending: PendingCommand) -> bool:
     return isinstance(pending.command, Wake | Close | ApplyPolicy)
 
 

@@ -1,7 +1,7 @@
 """One connection to Redis on which many commands are under way at once.
 
 An await of a redis-py command costs 60 µs of CPU; here a call is a write, and one reader hands the replies out in order.
-It does not retry: a call whose reply is lost raises `Away`, and may have been executed.
+It does not retry: a call whose reply is lost raises `RedisUnreachable`, and may have been executed.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from redis.exceptions import RedisError, ResponseError
 from app.errors import Unavailable
 from app.failpoints import failpoint
 
-Reply = Any
+RedisReply = Any
 Argument = str | bytes | int
 
 
-class Away(Unavailable):
+class RedisUnreachable(Unavailable):
     """Redis does not answer: nothing else that it is asked would be answered either."""
 
 
@@ -36,21 +36,21 @@ class Pipe:
         self._timeout_s = timeout_s
         self._connection: AbstractConnection | None = None
         self._connecting = asyncio.Lock()
-        self._waiting: deque[Future[Reply]] = deque()
+        self._waiting: deque[Future[RedisReply]] = deque()
         self._reader: asyncio.Task[None] | None = None
         self._outgoing: list[bytes] = []
 
-    async def call(self, *args: Argument) -> Reply:
+    async def call(self, *args: Argument) -> RedisReply:
         """The reply to one command.
 
-        Raises `ResponseError` for an error that Redis answers, `Away` if no answer came within the timeout.
+        Raises `ResponseError` for an error that Redis answers, `RedisUnreachable` if no answer came within the timeout.
         """
         (reply,) = await self.call_all([args])
         if isinstance(reply, ResponseError):
             raise reply
         return reply
 
-    async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[Reply]:
+    async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
         """The replies to several commands that go out together; an error that Redis answers is returned, not raised."""
         connection = self._connection
         try:
@@ -63,14 +63,14 @@ class Pipe:
                 await self._drop(_too_late(error))
             raise _too_late(error) from error
         except (RedisError, OSError) as error:
-            raise Away("Redis cannot be reached", retry_after_s=1) from error
+            raise RedisUnreachable("Redis cannot be reached", retry_after_s=1) from error
 
-    def _send(self, connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Future[Reply]]:
+    def _send(self, connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Future[RedisReply]]:
         writer = connection._writer  # noqa: SLF001 - redis-py's own send waits for the socket with every command
         if writer is None or writer.is_closing():  # the server has gone, and the reader has not noticed yet
             raise ConnectionError("the connection was closed")
         loop = asyncio.get_running_loop()
-        futures: list[Future[Reply]] = [loop.create_future() for _ in commands]
+        futures: list[Future[RedisReply]] = [loop.create_future() for _ in commands]
         if not self._outgoing:
             loop.call_soon(self._flush, connection, writer)
         # redis-py packs in Python, at five times the cost; hiredis's stub knows tuples of one item only.
@@ -110,7 +110,7 @@ class Pipe:
             if self._connection is connection:
                 await self._drop(error)
 
-    def _hand_out(self, reply: Reply) -> None:
+    def _hand_out(self, reply: RedisReply) -> None:
         failpoint("redis.after_execution")
         future = self._waiting.popleft()
         if not future.done():
@@ -133,12 +133,12 @@ class Pipe:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
-        await self._drop(Away("shutting down", retry_after_s=1))
+        await self._drop(RedisUnreachable("shutting down", retry_after_s=1))
         await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed
 
 
-def _too_late(error: TimeoutError) -> Away:
+def _too_late(error: TimeoutError) -> RedisUnreachable:
     """With its cause, also for those who did not wait so long: by it they know that trying again would take as long."""
-    away = Away("Redis did not answer in time", retry_after_s=1)
+    away = RedisUnreachable("Redis did not answer in time", retry_after_s=1)
     away.__cause__ = error
     return away

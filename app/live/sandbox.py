@@ -3,6 +3,7 @@
 from app.domain.instants import DAY_MS, rfc3339
 from app.errors import Conflict, Fault, Invalid
 from app.live import keys
+from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
 
 BEGINNING_MS = 0
@@ -13,15 +14,7 @@ PAST_MS = 30 * _YEAR_MS
 AHEAD_MS = 10 * _YEAR_MS
 """How far from real time a clock may be moved: recorded traffic may be old, but the archive has a partition for each year."""
 
-# KEYS [1] the bot's clock. ARGV [1] where it should stand at least, in ms. Returns where it stands.
-_FORWARD = """
-local at = tonumber(redis.call('GET', KEYS[1]) or '0')
-if tonumber(ARGV[1]) > at then
-  redis.call('SET', KEYS[1], ARGV[1])
-  return ARGV[1]
-end
-return tostring(at)
-"""
+_FORWARD = LuaScript(read_source("app.live", "forward.lua"))
 
 
 class SandboxClocks:
@@ -44,7 +37,7 @@ class SandboxClocks:
 
     async def forward(self, bot: str, *, to_ms: int) -> int:
         """Move a clock forward; if it stands later already it stays. Returns where it stands."""
-        return int(await self._pipe.call("EVAL", _FORWARD, 1, keys.sandbox_clock(bot), to_ms))
+        return int(await _FORWARD.call(self._pipe, [keys.sandbox_clock(bot)], to_ms))
 
 
 def forward_target_ms(now_ms: int, *, by_ms: int | None, to_ms: int | None, real_ms: int) -> int:

@@ -2,17 +2,19 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
-from msgspec import DecodeError, Struct
+import structlog
+from msgspec import Struct
 
 from app.domain.records import Message, Session, State
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
-from app.live.fold import decode_message, decode_session, decode_state
-from app.live.members import strands_in
+from app.live.codec import UNREADABLE, decode_message, decode_session, decode_state
 from app.live.pipe import Pipe
+
+log = structlog.get_logger(__name__)
 
 
 class LiveSession(Struct, frozen=True):
@@ -25,7 +27,7 @@ class LiveSession(Struct, frozen=True):
 _PORTION_BYTES = 4 << 20
 _MOST_AT_ONCE = 1_000
 
-Place = tuple[int, bytes]
+OpenPosition = tuple[int, bytes]
 """Where a session stands in a bot's list of open ones: `opened_at_ms` and the strand as a member."""
 
 
@@ -86,7 +88,7 @@ class View:
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
         return [decode_message(stored) for stored in await self._pipe.call("HMGET", name, *ids) if stored is not None]
 
-    async def page(self, bot: str, *, after: Place | None, limit: int) -> tuple[list[LiveSession], Place | None]:
+    async def page(self, bot: str, *, after: OpenPosition | None, limit: int) -> tuple[list[LiveSession], OpenPosition | None]:
         """Open sessions of a bot, the longest open first, and the place to go on from; None where there are no more.
 
         A session that closes while the list is walked may be left out; one that stays open is given exactly once.
@@ -115,7 +117,7 @@ class View:
             if cursor == b"0":
                 return sorted(strands_in(members, of=name))
 
-    async def _places(self, shard: int, bot: str, *, after: Place | None, count: int) -> list[Place]:
+    async def _places(self, shard: int, bot: str, *, after: OpenPosition | None, count: int) -> list[OpenPosition]:
         """At least `count` places of one shard after `after`, if there are so many."""
         start, asked = ("-inf", count) if after is None else (str(after[0]), 2 * count)
         while True:
@@ -142,8 +144,20 @@ def messages_of(fields: list[bytes]) -> list[Message]:
     kept = (fields[i + 1] for i in range(0, len(fields), 2) if not fields[i].startswith(b"\x1f"))
     try:
         return sorted(map(decode_message, kept), key=lambda message: message.sequence)
-    except (DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise BadData(f"a message cannot be read: {error}") from error
+
+
+def strands_in(members: Iterable[bytes], *, of: str) -> list[Strand]:
+    """The strands that members of the set `of` name. Members that this product did not write are logged and skipped."""
+    strands = []
+    for member in members:
+        strand = keys.strand_or_none(member)
+        if strand is None:
+            log.error("a member of a Redis set names no conversation", key=of, member=repr(member)[:300])
+        else:
+            strands.append(strand)
+    return strands
 
 
 def _state(stored: bytes | None) -> State:

@@ -17,7 +17,7 @@ from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live.view import LiveSession, View
-from app.live.view import Place as LivePlace
+from app.live.view import OpenPosition as LivePlace
 
 
 class Sessions:

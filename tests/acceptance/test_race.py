@@ -22,7 +22,8 @@ from app.domain.strand import Strand, strand_of
 from app.errors import Unavailable
 from app.ingest.wire import Receipt, receipt
 from app.live import keys
-from app.live.fold import Outcome, Record
+from app.live.codec import EventRecord
+from app.live.fold import CommandOutcome
 from app.live.view import messages_of
 from app.resources import Resources, open_resources
 from app.settings import Settings, environment_with
@@ -129,10 +130,10 @@ async def test_the_clock_does_not_pass_an_entry_that_redis_did_not_take(
     entries = [_sent(number, f"2026-11-21T1{number}:00:00Z") for number in range(3)]
     submit = resources.ledger.submit
 
-    def refuse_one(strand: Strand, command: Receive, **more: int) -> asyncio.Future[Outcome]:
+    def refuse_one(strand: Strand, command: Receive, **more: int) -> asyncio.Future[CommandOutcome]:
         if command.message_id != "m1":
             return submit(strand, command, **more)
-        refused: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        refused: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
         refused.set_exception(Unavailable("not now"))
         return refused
 
@@ -163,7 +164,7 @@ async def _everything(resources: Resources) -> Everything:
     events: list[Event] = []
     for shard in range(resources.settings.shards):
         for _, fields in await resources.pipe.call("XRANGE", keys.events(shard), "-", "+"):
-            events.extend(msgspec.msgpack.decode(fields[1], type=Record).events)
+            events.extend(msgspec.msgpack.decode(fields[1], type=EventRecord).events)
     closes = [event.session for event in events if event.type == "session.closed"]
     kept = []
     for session in {session.id: session for session in closes}.values():

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 from fastapi import FastAPI
 
-from app.live.durability import shortcomings_of
+from app.live.server import warnings_of
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
@@ -75,6 +75,6 @@ async def test_readiness_falls_as_soon_as_a_stop_begins(client: Client, app: Fas
 )
 def test_each_shortcoming_is_told_once(found: Mapping[str, str], expected: str, words: str) -> None:
     """What is at least as strong as expected is not found fault with, nor what cannot be read."""
-    told = shortcomings_of(found, appendfsync=expected)
+    told = warnings_of(found, appendfsync=expected)
 
     assert [words in sentence for sentence in told] == ([True] if words else [])

@@ -10,7 +10,7 @@ from app.domain.records import Receive, Session
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
-from app.live.fold import Stuck
+from app.live.fold import StuckConversation
 from app.resources import Resources
 from app.worker import Worker
 
@@ -115,7 +115,7 @@ async def test_conversation_that_cannot_be_decided_stops_no_change(
         for bot in BOTS:
             await save_bot(bot, version=version, minutes=minutes)
         for pass_ms in (now_ms, now_ms + 5_000):
-            with pytest.raises(Stuck):
+            with pytest.raises(StuckConversation):
                 await worker.policy_change.run_once(pass_ms)
         assert [await minutes_of(resources, session) for session in sessions] == [minutes] * 3
         assert await resources.redis.hgetall(keys.POLICIES_APPLIED) == {bot.encode(): b"%d" % version for bot in BOTS}

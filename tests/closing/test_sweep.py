@@ -9,7 +9,7 @@ from app.domain.records import Receive
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
-from app.live.fold import Stuck
+from app.live.fold import StuckConversation
 from app.resources import Resources
 
 MINUTE_MS = 60_000
@@ -44,12 +44,12 @@ async def test_state_that_cannot_be_read_keeps_nobody_else_open(resources: Resou
     await spoil(resources, strands[0])
     now_ms = resources.clock.now_ms()
 
-    with pytest.raises(Stuck):
+    with pytest.raises(StuckConversation):
         await resources.sweep.run_once(now_ms)
 
     assert await resources.live.count("shop") == 1
     assert await resources.sweep.run_once(now_ms) == 0
-    with pytest.raises(Stuck):
+    with pytest.raises(StuckConversation):
         await resources.sweep.run_once(now_ms + MINUTE_MS)
 
 
@@ -61,7 +61,7 @@ async def test_many_that_cannot_be_read_leave_room_for_the_others(resources: Res
         await spoil(resources, strand)
         await resources.redis.zadd(keys.due(shard_of(resources, strand)), {keys.member(strand): 1})
 
-    with pytest.raises(Stuck):
+    with pytest.raises(StuckConversation):
         await resources.sweep.run_once(resources.clock.now_ms())
 
     assert await resources.redis.zscore(keys.live(shard_of(resources, good), "shop"), keys.member(good)) is None

@@ -8,7 +8,7 @@ from app.domain.entry import Entry
 from app.domain.records import Receive
 from app.domain.strand import Strand
 from app.live import keys
-from app.live.fold import Stuck
+from app.live.fold import StuckConversation
 from app.resources import Resources
 from app.worker import Worker
 
@@ -41,7 +41,7 @@ async def spoil_clock(resources: Resources, bot: str) -> None:
     await resources.redis.set(keys.sandbox_clock(bot), "no instant")
 
 
-@pytest.mark.parametrize(("spoil", "error"), ((spoil_state, Stuck), (spoil_clock, ValueError)))
+@pytest.mark.parametrize(("spoil", "error"), ((spoil_state, StuckConversation), (spoil_clock, ValueError)))
 @pytest.mark.parametrize("job", ("sweep sandboxes", "sweep for others"))
 @pytest.mark.usefixtures("overdue")
 async def test_trouble_with_one_sandbox_keeps_no_other_open(

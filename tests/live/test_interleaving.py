@@ -18,10 +18,10 @@ from app.domain.records import BotRules, Event, Message, Receive, Session, State
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.live import keys
-from app.live.fold import Record
+from app.live.codec import EventRecord
+from app.live.commit import CommitScript
 from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Pipe
-from app.live.script import Script
 from app.live.view import messages_of
 from tests.domain.strategies import PAUSES, entries, policies
 from tests.domain.talk import NOON_MS
@@ -81,7 +81,7 @@ async def all_at_once(steps: list[tuple[Strand, int, Receive]], rules: BotRules,
 def _ledger(pipe: Pipe, rules: BotRules) -> Ledger:
     clock = Clock()
     ground = BotContext(rules, sandbox=True)
-    script = Script(pipe, clock, max_skew_ms=500)
+    script = CommitScript(pipe, clock, max_skew_ms=500)
     return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground, cache_size=2)
 
 
@@ -89,7 +89,7 @@ async def _sessions(redis: Redis) -> Sessions:
     found: Sessions = {}
     for shard in range(SHARDS):
         for _, fields in await redis.execute_command("XRANGE", keys.events(shard), "-", "+"):
-            for event in msgpack.decode(fields[b"e"], type=Record).events:
+            for event in msgpack.decode(fields[b"e"], type=EventRecord).events:
                 if event.type == "session.closed":
                     assert event.session.id not in found
                     transcript = await redis.execute_command("HGETALL", keys.messages(shard, event.session.id))

@@ -15,11 +15,11 @@ from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
-from app.live.fold import Outcome, Stuck
+from app.live.commit import CommitScript
+from app.live.fold import CommandOutcome, StuckConversation
 from app.live.ledger import BotContext, Ledger
-from app.live.lua import Full
-from app.live.pipe import Pipe, Reply
-from app.live.script import Script
+from app.live.lua import RedisFull
+from app.live.pipe import Pipe, RedisReply
 from app.live.view import View
 
 SHARDS = 4
@@ -50,7 +50,7 @@ async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
         own = pipe or Pipe(redis, timeout_s=5)
         pipes.append(own)
         known = clock or Clock()
-        script = Script(own, known, max_skew_ms=500)
+        script = CommitScript(own, known, max_skew_ms=500)
         return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, ground=lambda _: BotContext(RULES))
 
     yield make
@@ -111,7 +111,7 @@ async def test_repeat_gets_the_first_answer_and_changes_nothing(make_ledger: Mak
     after = await there.submit(STRAND, said("next", "m2"))
 
     assert first.duplicate is False
-    assert (same_batch, later) == (Outcome(first.answer, duplicate=True), Outcome(first.answer, duplicate=True))
+    assert (same_batch, later) == (CommandOutcome(first.answer, duplicate=True), CommandOutcome(first.answer, duplicate=True))
     assert after.answer is not None
     assert after.answer.sequence == 2
     assert [message.message_id for message in await view.messages(after.answer.session_id or "")] == ["m1", "m2"]
@@ -126,7 +126,7 @@ async def test_repeat_of_an_entry_of_the_session_before_is_known(make_ledger: Ma
 
     repeat = await ledger.submit(STRAND, said("hello", "m1"))
 
-    assert repeat == Outcome(first.answer, duplicate=True)
+    assert repeat == CommandOutcome(first.answer, duplicate=True)
 
 
 async def test_processes_that_write_at_once_agree(make_ledger: MakeLedger) -> None:
@@ -191,7 +191,7 @@ class LosesReplies(Pipe):
 
     losses = 0
 
-    async def call(self, *args: str | bytes | int) -> Reply:
+    async def call(self, *args: str | bytes | int) -> RedisReply:
         reply = await super().call(*args)
         if args[0] == "EVALSHA" and self.losses:
             self.losses -= 1
@@ -242,7 +242,7 @@ async def test_state_that_cannot_be_read_holds_up_nobody_else(make_ledger: MakeL
     )
 
     assert isinstance(spoilt, Unavailable)
-    assert isinstance(good, Outcome)
+    assert isinstance(good, CommandOutcome)
     assert good.answer is not None
 
 
@@ -264,7 +264,7 @@ async def test_mistake_with_one_conversation_holds_up_nobody_else(
     )
 
     assert isinstance(bad, Unavailable)
-    assert isinstance(good, Outcome)
+    assert isinstance(good, CommandOutcome)
     assert good.answer is not None
     assert good.answer.sequence == 1
 
@@ -285,8 +285,8 @@ async def test_value_that_no_commit_wrote_holds_up_nobody_else(
         ledger.submit(STRAND, command), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
-    assert isinstance(spoilt, Stuck)
-    assert isinstance(good, Outcome)
+    assert isinstance(spoilt, StuckConversation)
+    assert isinstance(good, CommandOutcome)
     assert await redis.dump(name) == before
 
 
@@ -309,8 +309,8 @@ async def test_message_that_cannot_be_read_holds_up_nobody_else(
         ledger.submit(STRAND, said("hello", "m1")), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
-    assert isinstance(spoilt, Stuck)
-    assert isinstance(good, Outcome)
+    assert isinstance(spoilt, StuckConversation)
+    assert isinstance(good, CommandOutcome)
 
 
 async def test_close_behind_an_entry_goes_on_when_redis_is_full(make_ledger: MakeLedger, redis: Redis) -> None:
@@ -330,9 +330,9 @@ async def test_close_behind_an_entry_goes_on_when_redis_is_full(make_ledger: Mak
     finally:
         await redis.config_set("maxmemory", 0)
 
-    assert isinstance(entry, Full)
-    assert isinstance(behind, Full)
-    assert isinstance(close, Outcome)
+    assert isinstance(entry, RedisFull)
+    assert isinstance(behind, RedisFull)
+    assert isinstance(close, CommandOutcome)
     assert close.answer is not None
     assert close.answer.session_id == session
 
@@ -367,4 +367,4 @@ async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeL
     )
 
     assert isinstance(refused, InvalidEntry)
-    assert isinstance(good, Outcome)
+    assert isinstance(good, CommandOutcome)

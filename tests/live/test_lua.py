@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from app.embedded import embedded_servers, redis_server
-from app.live.lua import Full, Lua
+from app.live.lua import LuaScript, RedisFull
 from app.live.pipe import Pipe
 
 ENLARGE = b"return redis.call('SET', KEYS[1], ARGV[1])"
@@ -51,7 +51,7 @@ async def fill(redis: Redis) -> None:
 async def test_what_frees_first_goes_on_when_full(server: str, redis: Redis, pipe: Pipe) -> None:
     """With flags or without: a server that does not know them is asked once, and from then on as it can be asked."""
     await fill(redis)
-    script = Lua(FREE_AND_ENLARGE, when_full=True)
+    script = LuaScript(FREE_AND_ENLARGE, when_full=True)
 
     for value in ("one", "two"):
         await script.call(pipe, ["a"], value)
@@ -65,10 +65,10 @@ async def test_flags_are_used_where_they_are_known(server: str, redis: Redis, pi
     """There a write that enlarges memory may come first."""
     await fill(redis)
     if server == "bundled_redis":
-        with pytest.raises(Full):
-            await Lua(ENLARGE, when_full=True).call(pipe, ["a"], "one")
+        with pytest.raises(RedisFull):
+            await LuaScript(ENLARGE, when_full=True).call(pipe, ["a"], "one")
     else:
-        await Lua(ENLARGE, when_full=True).call(pipe, ["a"], "one")
+        await LuaScript(ENLARGE, when_full=True).call(pipe, ["a"], "one")
         assert await redis.get("a") == b"one"
 
 
@@ -76,12 +76,12 @@ async def test_the_others_are_refused_when_full(redis: Redis, pipe: Pipe) -> Non
     """However the server says that it is full."""
     await fill(redis)
 
-    with pytest.raises(Full):
-        await Lua(ENLARGE).call(pipe, ["a"], "one")
+    with pytest.raises(RedisFull):
+        await LuaScript(ENLARGE).call(pipe, ["a"], "one")
 
     assert await redis.get("a") is None
 
 
 async def test_a_mistake_in_a_script_is_told(pipe: Pipe) -> None:
     with pytest.raises(ResponseError, match="compiling"):
-        await Lua(b"return )", when_full=True).call(pipe, ["a"])
+        await LuaScript(b"return )", when_full=True).call(pipe, ["a"])

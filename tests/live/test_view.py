@@ -10,9 +10,9 @@ from app.domain.entry import Entry
 from app.domain.policy.parse import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive
 from app.domain.strand import Strand
+from app.live.commit import CommitScript
 from app.live.ledger import BotContext, Ledger
-from app.live.pipe import Argument, Pipe, Reply
-from app.live.script import Script
+from app.live.pipe import Argument, Pipe, RedisReply
 from app.live.view import View
 
 SHARDS = 4
@@ -32,7 +32,7 @@ def ledger_on(pipe: Pipe) -> Ledger:
     """A ledger for a bot with a time of its own."""
     clock = Clock()
     ground = BotContext(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
-    script = Script(pipe, clock, max_skew_ms=500)
+    script = CommitScript(pipe, clock, max_skew_ms=500)
     return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground)
 
 
@@ -46,7 +46,7 @@ async def test_a_long_transcript_is_read_in_portions(pipe: Pipe, monkeypatch: py
     replies = []
     call = pipe.call
 
-    async def counted(*args: Argument) -> Reply:
+    async def counted(*args: Argument) -> RedisReply:
         replies.append(await call(*args))
         return replies[-1]
 

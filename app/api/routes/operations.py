@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.archive.migrate import head_matches
 from app.errors import AdjournError
 from app.live import keys
-from app.live.durability import shortcomings
+from app.live.server import durability_warnings
 from app.resources import Resources
 
 router = APIRouter(tags=["operations"])
@@ -90,7 +90,7 @@ async def _redis(resources: Resources) -> str:
 
 
 async def _durability(resources: Resources) -> str:
-    return "; ".join(await shortcomings(resources.pipe, appendfsync=resources.settings.appendfsync)) or OK
+    return "; ".join(await durability_warnings(resources.pipe, appendfsync=resources.settings.appendfsync)) or OK
 
 
 async def _configuration(resources: Resources) -> str:

@@ -7,7 +7,7 @@ import uvloop
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.live.client import open_redis
+from app.live.server import open_redis
 
 
 def test_a_closed_socket_is_told_as_a_lost_connection(redis_url: str) -> None:

@@ -1,7 +1,6 @@
 """The call of `commit.lua`: packs decisions into its arguments and reads its reply."""
 
 from collections.abc import Sequence
-from importlib import resources
 from secrets import token_hex
 
 from msgspec import Struct
@@ -11,17 +10,18 @@ from app.clock import Clock, monotonic_ms
 from app.domain.records import Decision, Wake
 from app.errors import Unavailable
 from app.live import keys
-from app.live.fold import Fold, Record, encode_message, encode_record, encode_session, encode_state
-from app.live.lua import Lua
-from app.live.pipe import Argument, Pipe, Reply
+from app.live.codec import EventRecord, encode
+from app.live.fold import Fold
+from app.live.lua import LuaScript, read_source
+from app.live.pipe import Argument, Pipe, RedisReply
 
-_SOURCE = resources.files("app.live").joinpath("commit.lua").read_bytes()
+_SOURCE = read_source("app.live", "commit.lua")
 
 # How many arguments Lua may unpack at once is limited (8,000); even, since fields and values go in pairs.
 _A_COMMAND = 2_000
 
 
-class Conflict(Struct, frozen=True):
+class VersionConflict(Struct, frozen=True):
     """Somebody else committed first: the version and the state that stand."""
 
     version: str
@@ -34,11 +34,11 @@ class Repeats(Struct, frozen=True):
     stored: dict[str, bytes]
 
 
-class Unreadable(Struct, frozen=True):
+class UnreadableState(Struct, frozen=True):
     """What Redis holds of this conversation is nothing that a commit wrote."""
 
 
-Refusal = Conflict | Repeats | Unreadable
+CommitRefusal = VersionConflict | Repeats | UnreadableState
 
 
 class Commit(Struct, frozen=True):
@@ -48,7 +48,7 @@ class Commit(Struct, frozen=True):
     version: str
 
 
-class Call(Struct, frozen=True):
+class CommitCall(Struct, frozen=True):
     """One call of the script. Sent twice it commits once."""
 
     names: list[str]
@@ -57,27 +57,29 @@ class Call(Struct, frozen=True):
     commits: list[Commit]
 
 
-class Script:
+class CommitScript:
     """`commit.lua` on one connection, for all shards."""
 
     def __init__(self, pipe: Pipe, clock: Clock, *, max_skew_ms: int) -> None:
         self._pipe = pipe
-        self._taking, self._closing = Lua(_SOURCE), Lua(_SOURCE, when_full=True)
+        self._taking, self._closing = LuaScript(_SOURCE), LuaScript(_SOURCE, when_full=True)
         self._clock = clock
         self._max_skew_ms = max_skew_ms
         self._prefix = f"{token_hex(5)}."
         self._versions = 0
 
-    def prepare(self, shard: int, folds: Sequence[Fold], *, now_ms: int, closing: bool, silent: Sequence[frozenset[str]]) -> Call:
+    def prepare(
+        self, shard: int, folds: Sequence[Fold], *, now_ms: int, closing: bool, silent: Sequence[frozenset[str]]
+    ) -> CommitCall:
         """The call that commits decided folds of one shard; `silent[i]` are the event types that nobody wants of fold i."""
         names = _Names(shard)
         commits = [
             _commit(fold, names, version=self._new_version(), now_ms=now_ms, silent=types)
             for fold, types in zip(folds, silent, strict=True)
         ]
-        return Call(names.keys, now_ms, closing, commits)
+        return CommitCall(names.keys, now_ms, closing, commits)
 
-    async def send(self, call: Call) -> dict[int, Refusal] | None:
+    async def send(self, call: CommitCall) -> dict[int, CommitRefusal] | None:
         """By index, the commits that wrote nothing; None if `now_ms` was too far off and none did.
 
         Raises `Unavailable`.
@@ -93,7 +95,7 @@ class Script:
         self._versions += 1
         return f"{self._prefix}{self._versions:x}"
 
-    async def _evaluate(self, call: Call, *args: Argument) -> Reply:
+    async def _evaluate(self, call: CommitCall, *args: Argument) -> RedisReply:
         lua = self._closing if call.closing else self._taking
         try:
             return await lua.call(self._pipe, call.names, call.now_ms, self._max_skew_ms, int(call.closing), *args)
@@ -126,7 +128,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         names[keys.state(shard, member)],
         fold.version,
         version if written else fold.version,
-        encode_state(last.state) if written else b"",
+        encode(last.state) if written else b"",
         names[keys.due(shard, strand.bot if fold.sandbox else None)],
         names[keys.live(shard, strand.bot)],
         member,
@@ -176,12 +178,12 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
     fields: dict[str, list[Argument]] = {}
     for _, decision in fold.decided:
         for session, message in decision.messages:
-            fields.setdefault(session, []).extend((message.message_id, encode_message(message)))
+            fields.setdefault(session, []).extend((message.message_id, encode(message)))
         for event in decision.events:
             if event.type == "session.opened":
                 fields.setdefault(event.session.id, []).extend((keys.STRAND_FIELD, keys.member(fold.strand)))
             elif event.type == "session.closed":
-                fields.setdefault(event.session.id, []).extend((keys.CLOSED_FIELD, encode_session(event.session)))
+                fields.setdefault(event.session.id, []).extend((keys.CLOSED_FIELD, encode(event.session)))
     chunks = [
         (session, pairs[at : at + _A_COMMAND]) for session, pairs in fields.items() for at in range(0, len(pairs), _A_COMMAND)
     ]
@@ -193,18 +195,18 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
 def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> None:
     events = fold.events(without=silent)
     strand = fold.strand
-    records = [encode_record(Record(strand.bot, strand.conversation, strand.thread, events))] if events else []
+    records = [encode(EventRecord(strand.bot, strand.conversation, strand.thread, events))] if events else []
     args += len(records), *records
 
 
-def _refusal(item: list[bytes | int]) -> tuple[int, Refusal]:
+def _refusal(item: list[bytes | int]) -> tuple[int, CommitRefusal]:
     index, kind, *rest = item
     try:
         if kind == b"conflict":
-            return int(index) - 1, Conflict(bytes(rest[0]).decode(), bytes(rest[1]))
+            return int(index) - 1, VersionConflict(bytes(rest[0]).decode(), bytes(rest[1]))
         if kind == b"repeat":
             stored = {bytes(rest[i]).decode(): bytes(rest[i + 1]) for i in range(0, len(rest), 2)}
             return int(index) - 1, Repeats(stored)
     except UnicodeDecodeError:  # a version that nobody gave out
         pass
-    return int(index) - 1, Unreadable()
+    return int(index) - 1, UnreadableState()

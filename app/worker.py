@@ -124,6 +124,7 @@ class Worker:
                 coalesce=True,
                 max_instances=1,
             )
+        self.dispatcher.start()
         self._scheduler.start()
 
     async def stop(self) -> None:

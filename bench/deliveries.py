@@ -36,6 +36,7 @@ async def measure(resources: Resources) -> float:
         await _enqueue(resources, port=int(await sink.stdout.readline()))
         worker = Worker(resources)
         began = perf_counter()
+        worker.dispatcher.start()
         await worker.dispatcher.run_once(resources.clock.now_ms())
         await worker.dispatcher.idle()
         seconds = perf_counter() - began

@@ -27,7 +27,7 @@ _SAVE = text("""
 
 
 class Health(Struct, frozen=True):
-    """How an endpoint has been doing: failures in a row, and its breaker (`app.delivery.breaker`) where they opened it."""
+    """How an endpoint has been doing: failures in a row, and its breaker (`app.delivery.retry`) where they opened it."""
 
     failures: int = 0
     opened_at_ms: int | None = None

@@ -52,9 +52,9 @@ _LOCK_DUE = text("""
 # first delivery goes before anybody's second.
 _LEASE = text("""
     WITH open AS (
-        SELECT o.endpoint_id, o.width - (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
+        SELECT o.endpoint_id, o.max_in_flight - (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
                                          AND l.status = 'pending' AND l.leased_until > :now) AS room
-        FROM unnest(CAST(:endpoints AS uuid[]), CAST(:widths AS int[])) AS o(endpoint_id, width)
+        FROM unnest(CAST(:endpoints AS uuid[]), CAST(:limits AS int[])) AS o(endpoint_id, max_in_flight)
     ), chosen AS (
         SELECT c.id FROM open CROSS JOIN LATERAL (
             SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS turn FROM (
@@ -191,7 +191,7 @@ async def lease(
     known = {endpoint.endpoint_id: endpoint for endpoint, _ in endpoints}
     parameters = {
         "endpoints": list(known),
-        "widths": [width for _, width in endpoints],
+        "limits": [limit for _, limit in endpoints],
         "room": room,
         "now": instant(now_ms),
         "lease": instant(now_ms + lease_ms),

@@ -1,4 +1,4 @@
-"""Keeps the outbox tidy: what will never be sent is ended, what is long over is deleted, and how much waits is measured."""
+"""Maintains the outbox: ends deliveries that will never be sent, deletes old ones, measures how many are pending."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,14 +13,14 @@ from app.metrics import OUTBOX
 EVERY_MS = 5_000
 PRUNE_EVERY_MS = 600_000
 ROOM = 1_000
-# As long as one delivery is tried, and a day for attempts and breakers in between.
+# The whole retry schedule, and a day for the attempts themselves and for breakers in between.
 GIVE_UP_AFTER_MS = sum(DELAYS_MS) + DAY_MS
-# Failed ones stay longer: somebody may still want to replay them.
+# Failed deliveries are kept longer, since an admin may replay them.
 KEPT_MS = {("delivered", "cancelled"): 30 * DAY_MS, ("failed",): 90 * DAY_MS}
 
 
 class OutboxMaintenance:
-    """Done every few seconds by every worker; two at once do no harm."""
+    """Run every few seconds by every worker; two workers at once do no harm."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -43,9 +43,9 @@ class OutboxMaintenance:
         for statuses, kept_ms in KEPT_MS.items():
             await self._all(partial(outbox_maintenance.prune, statuses=statuses, created_before_ms=now_ms - kept_ms, room=ROOM))
 
-    async def _all(self, portion: Callable[[AsyncConnection], Awaitable[int]]) -> None:
-        """In portions, each a transaction of its own: a long one would hold up everybody else's clearing."""
+    async def _all(self, batch: Callable[[AsyncConnection], Awaitable[int]]) -> None:
+        """In batches, each a transaction of its own: a long one would block the others' maintenance."""
         done = ROOM
         while done == ROOM:
             async with self._engine.begin() as conn:
-                done = await portion(conn)
+                done = await batch(conn)

@@ -1,6 +1,11 @@
-"""Decides what becomes of a delivery after an attempt, and records many such decisions in one transaction."""
+"""Records attempts that have ended: what becomes of the delivery, and of its endpoint's health.
 
-from collections.abc import Callable, Sequence
+Owns the attempts between their end and their commit. Many are recorded in one transaction; a crash before the commit sends
+those deliveries again, under the same ids, when their leases expire.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from msgspec import Struct
@@ -9,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.archive import endpoint_health, outbox
 from app.archive.endpoint_health import HEALTHY, Health
 from app.archive.outbox import Claim, Settled
-from app.delivery import breaker
 from app.delivery.replies import plain
-from app.delivery.retry import next_attempt_at_ms
+from app.delivery.retry import after_failure, after_success, next_attempt_at_ms
 from app.delivery.sender import Delivered, Gone, Outcome
+from app.failpoints import failpoint
+from app.failures import failure_of
 from app.metrics import DELIVERIES
 
 log = structlog.get_logger(__name__)
@@ -21,16 +27,89 @@ GONE_REASON = "the endpoint answered 410 Gone: it wants no more webhooks"
 
 
 class Interrupted(Struct, frozen=True):
-    """The worker stopped before an answer came. The receiver may have it or not: it is sent again, at once, by another."""
+    """The worker stopped before the reply came. The receiver may have the webhook: another worker sends it again at once."""
 
 
 class Attempt(Struct, frozen=True):
-    """One attempt that is over. Instants by the dispatcher's clock."""
+    """One attempt that has ended. Instants by the dispatcher's clock."""
 
     claim: Claim
     started_at_ms: int
     ended_at_ms: int
     outcome: Outcome | Interrupted
+
+
+class Recorder:
+    """Records attempts as they end, and calls `on_recorded` after each transaction."""
+
+    def __init__(self, engine: AsyncEngine, *, jitter: Callable[[], float], on_recorded: Callable[[], Awaitable[None]]) -> None:
+        self._engine = engine
+        self._jitter = jitter
+        self._on_recorded = on_recorded
+        self._ended: list[Attempt] = []
+        self._recording = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def __len__(self) -> int:
+        """Attempts that wait to be recorded."""
+        return len(self._ended)
+
+    @property
+    def busy(self) -> bool:
+        return not self._idle.is_set()
+
+    def start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="record deliveries")
+
+    def add(self, attempt: Attempt) -> None:
+        self._ended.append(attempt)
+        self._wake.set()
+        if self._task is not None:
+            self._idle.clear()
+
+    async def run_once(self) -> None:
+        """Record all that has ended. Raises SQLAlchemy's error, and then nothing was recorded: the next call tries again."""
+        async with self._recording:
+            attempts = list(self._ended)
+            if attempts:
+                await record(self._engine, attempts, jitter=self._jitter)
+                failpoint("deliver.after_record")
+                del self._ended[: len(attempts)]
+
+    async def idle(self) -> None:
+        await self._idle.wait()
+
+    async def stop(self) -> None:
+        """Record what has ended by now; attempts that cannot be recorded are sent again when their leases expire."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        await self._drain()
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._drain()
+            if not self._wake.is_set():
+                self._idle.set()
+        self._idle.set()
+
+    async def _drain(self) -> None:
+        """Record until nothing is left. On a failure the attempts stay, and the next tick records them."""
+        try:
+            while self._ended:
+                await self.run_once()
+                await self._on_recorded()
+        except Exception as error:  # noqa: BLE001 - a task that ends here would record nothing more
+            write = log.warning if failure_of(error) == "unreachable" else log.exception
+            write("attempts not recorded", waiting=len(self._ended), error=str(error))
 
 
 def settled(attempt: Attempt, *, jitter: float) -> Settled:
@@ -42,9 +121,9 @@ def settled(attempt: Attempt, *, jitter: float) -> Settled:
         case Gone():
             return _settled(attempt, "failed", replied=outcome.status, reply=outcome.reply, error="answered 410 Gone")
         case Interrupted():
-            # Due as it was when it was claimed, so at once, even if it was interrupted because the clock jumped.
+            # Due as before the claim, so at once, also if it was interrupted because the clock jumped.
             return _settled(
-                attempt, "pending", next_at_ms=claim.claimed_at_ms, error="the worker stopped before an answer came", uncounted=1
+                attempt, "pending", next_at_ms=claim.claimed_at_ms, error="the worker stopped before the reply came", uncounted=1
             )
         case _:
             next_at_ms = next_attempt_at_ms(claim.tries, attempt.ended_at_ms, jitter=jitter, retry_after_s=outcome.retry_after_s)
@@ -54,18 +133,18 @@ def settled(attempt: Attempt, *, jitter: float) -> Settled:
 
 
 def health_after(health: Health, attempt: Attempt) -> Health:
-    """How the endpoint looks after this attempt."""
+    """The endpoint's health after this attempt."""
     match attempt.outcome:
         case Delivered():
-            return breaker.after_success()
+            return after_success()
         case Interrupted():
             return health
         case _:
-            return breaker.after_failure(health, started_at_ms=attempt.started_at_ms, ended_at_ms=attempt.ended_at_ms)
+            return after_failure(health, started_at_ms=attempt.started_at_ms, ended_at_ms=attempt.ended_at_ms)
 
 
 async def record(engine: AsyncEngine, attempts: Sequence[Attempt], *, jitter: Callable[[], float]) -> None:
-    """Record attempts that are over. Raises what SQLAlchemy raises, and then nothing was recorded: do it again."""
+    """Record attempts in one transaction. Raises SQLAlchemy's error, and then nothing was recorded."""
     decided = [settled(attempt, jitter=jitter()) for attempt in attempts]
     async with engine.begin() as conn:
         effective = await outbox.settle(conn, decided)
@@ -77,9 +156,9 @@ async def record(engine: AsyncEngine, attempts: Sequence[Attempt], *, jitter: Ca
             endpoint = attempt.claim.endpoint.endpoint_id
             after[endpoint] = health_after(after.get(endpoint, HEALTHY), attempt)
         await endpoint_health.save(conn, {each: now for each, now in after.items() if now != before.get(each, HEALTHY)})
-    # A crash here leaves an endpoint enabled that wants nothing more: its next 410 comes here again.
+    # A crash here leaves the endpoint enabled: its next 410 disables it.
     await _disable_gone(engine, counted)
-    _tell(decided, counted)
+    _report(decided, counted)
 
 
 async def _disable_gone(engine: AsyncEngine, attempts: Sequence[Attempt]) -> None:
@@ -87,7 +166,7 @@ async def _disable_gone(engine: AsyncEngine, attempts: Sequence[Attempt]) -> Non
     for endpoint, at_ms in gone.items():
         async with engine.begin() as conn:
             await outbox.disable_endpoint(conn, endpoint, reason=GONE_REASON, now_ms=at_ms)
-        log.warning("endpoint_disabled", endpoint=endpoint, reason=GONE_REASON)
+        log.warning("endpoint disabled", endpoint=endpoint, reason=GONE_REASON)
 
 
 def _settled(
@@ -114,12 +193,12 @@ def _settled(
     )
 
 
-def _tell(decided: Sequence[Settled], attempts: Sequence[Attempt]) -> None:
+def _report(decided: Sequence[Settled], attempts: Sequence[Attempt]) -> None:
     given_up = {item.id for item in decided if item.status == "failed"}
     for attempt in attempts:
         DELIVERIES.labels(_label(attempt.outcome)).inc()
         if attempt.claim.id in given_up:
-            log.warning("delivery_failed", delivery=attempt.claim.id, bot=attempt.claim.bot, attempts=attempt.claim.attempt)
+            log.warning("delivery failed", delivery=attempt.claim.id, bot=attempt.claim.bot, attempts=attempt.claim.attempt)
 
 
 def _label(outcome: Outcome | Interrupted) -> str:

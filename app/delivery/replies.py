@@ -1,4 +1,4 @@
-"""Reads what a receiver answers, and no more of it than is of use: the status, `Retry-After`, the first kilobyte."""
+"""Reads a receiver's reply within bounds: the status, `Retry-After`, the first kilobyte of the body."""
 
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -10,7 +10,7 @@ _MAX_DIGITS = 10
 
 
 class Reply:
-    """A reply as far as it has come; it outlives the reading, however that ends."""
+    """The part of a reply that has arrived; it stays readable if reading it fails."""
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -18,7 +18,7 @@ class Reply:
         self._beginning = b""
 
     async def read(self, response: httpx.Response, *, limit: int) -> None:
-        """Read up to `limit` raw bytes: unpacked, 64 KB may be 64 MB. Leaving early drops the connection."""
+        """Read up to `limit` raw bytes: decompressed, 64 KB may be 64 MB. Returning early drops the connection."""
         left = limit
         async for chunk in response.aiter_raw():
             self._beginning += chunk[: KEPT_BYTES - len(self._beginning)]
@@ -31,7 +31,7 @@ class Reply:
 
 
 def retry_after_s(header: str | None, *, now_ms: int) -> int | None:
-    """How long a receiver asks to be left alone: seconds or a date (RFC 9110, 10.2.3); None if it does not say so readably."""
+    """The wait that a `Retry-After` asks for: seconds or a date (RFC 9110, 10.2.3); None if it is missing or unreadable."""
     header = (header or "").strip()
     if header.isascii() and header.isdecimal():
         return int(header[:_MAX_DIGITS])
@@ -44,5 +44,5 @@ def retry_after_s(header: str | None, *, now_ms: int) -> int | None:
 
 
 def plain(text: str) -> str:
-    """Text that Postgres takes: without NUL and without halves of surrogate pairs."""
+    """The text without NUL and without lone surrogates, which Postgres refuses."""
     return text.encode(errors="replace").decode().replace("\x00", "\ufffd")

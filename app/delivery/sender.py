@@ -1,8 +1,8 @@
-"""Sends one webhook once, and says how it went. Whether and when it is sent again is decided elsewhere.
+"""Sends one webhook once, and returns its outcome. Retries are decided elsewhere.
 
-Whatever a receiver does becomes a value of `Outcome`; only cancellation passes through. A webhook counts as delivered when
-a 2xx was answered and its reply ended, or 64 KB of it came. Redirects are not followed. The reply is never decompressed,
-and what follows the 64 KB is never read: the connection is dropped.
+Every behaviour of a receiver becomes a value of `Outcome`; only cancellation is raised. A webhook counts as delivered when the
+status is 2xx and the reply ended, or its first 64 KB arrived. Redirects are not followed. The reply is never decompressed, and
+nothing after the 64 KB is read: the connection is dropped.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.metadata import version
+from typing import Self
 
 import httpcore
 import httpx
@@ -20,26 +21,24 @@ from standardwebhooks import Webhook
 
 from app.delivery.replies import Reply, retry_after_s
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
-from app.settings import PrivateAddresses
+from app.settings import PrivateAddresses, Settings
 
 log = structlog.get_logger(__name__)
 
-DEADLINE_S = 15.0
-REPLY_MAX_BYTES = 65_536
 KEEPALIVE_S = 5.0
 _GONE = 410
 _HEADERS = {
     "content-type": "application/json",
     "user-agent": f"Adjourn/{version('adjourn')}",
-    # Nothing here unpacks a reply, so its kept beginning is readable only if it was not packed.
+    # Replies are not decompressed, so the kept beginning is readable only if the receiver did not compress it.
     "accept-encoding": "identity",
 }
 
 
 class SignedWebhook(Struct, frozen=True):
-    """One webhook to send. `secrets`: the valid one first, then the one it replaced while that is still accepted.
+    """One webhook to send. `secrets`: the current one first, then the previous one while it is still accepted.
 
-    One that is not `private_allowed` goes to public addresses alone, whatever its sender may reach.
+    Without `private_allowed` it goes to public addresses only, also if the sender may reach others.
     """
 
     id: str
@@ -50,14 +49,14 @@ class SignedWebhook(Struct, frozen=True):
 
 
 class Delivered(Struct, frozen=True):
-    """The receiver has it."""
+    """The receiver accepted it."""
 
     status: int
     reply: str = ""
 
 
 class Retry(Struct, frozen=True):
-    """It failed in a way that may pass. `reason` is one word for a metric, `detail` words for a person."""
+    """A failure that may be temporary. `reason` is a metric label, `detail` a text for people."""
 
     reason: str
     detail: str
@@ -67,7 +66,7 @@ class Retry(Struct, frozen=True):
 
 
 class Gone(Struct, frozen=True):
-    """The receiver answered 410: it wants nothing more, ever."""
+    """The receiver answered 410 Gone: the endpoint no longer exists."""
 
     reply: str = ""
     status: int = _GONE
@@ -77,7 +76,7 @@ Outcome = Delivered | Retry | Gone
 
 
 class Sender:
-    """One sending task's HTTP client, kept over its life: one shared by 100 tasks was 4.4 times slower."""
+    """An HTTP client for one send at a time, reused: one client shared by 100 tasks was 4.4 times slower."""
 
     def __init__(
         self,
@@ -85,26 +84,37 @@ class Sender:
         resolver: Resolver,
         tls: ssl.SSLContext,
         allow_private: PrivateAddresses,
-        deadline_s: float = DEADLINE_S,
-        reply_max_bytes: int = REPLY_MAX_BYTES,
+        deadline_s: float,
+        reply_max_bytes: int,
     ) -> None:
         self._client = _client(GuardedNetwork(resolver=resolver, allow_private=allow_private), tls)
-        # Connections are kept: those that were made for endpoints that reach further must not be at hand for the others.
+        # Connections are reused, so endpoints that may reach private addresses do not share a pool with those that may not.
         self._public = _client(GuardedNetwork(resolver=resolver, allow_private=False), tls) if allow_private else self._client
         self._deadline_s = deadline_s
         self._reply_max_bytes = reply_max_bytes
+
+    @classmethod
+    def of(cls, settings: Settings, *, resolver: Resolver, tls: ssl.SSLContext) -> Self:
+        """A sender as the settings say."""
+        return cls(
+            resolver=resolver,
+            tls=tls,
+            allow_private=settings.private_webhooks_allowed,
+            deadline_s=settings.delivery_timeout_s,
+            reply_max_bytes=settings.delivery_reply_max_bytes,
+        )
 
     async def close(self) -> None:
         await self._client.aclose()
         await self._public.aclose()
 
-    async def send(self, letter: SignedWebhook, *, now_ms: int) -> Outcome:
+    async def send(self, webhook: SignedWebhook, *, now_ms: int) -> Outcome:
         """POST it, signed at `now_ms`; never raises but for cancellation."""
         reply = Reply()
         try:
-            # One deadline around everything: a limit on each read alone lets a slow drip go on for ever.
+            # One deadline for the whole exchange: a timeout per read would let a slow drip go on for ever.
             async with asyncio.timeout(self._deadline_s):
-                await self._post(letter, reply, now_ms=now_ms)
+                await self._post(webhook, reply, now_ms=now_ms)
         except TimeoutError:
             return _verdict(reply, Retry("timeout", f"no complete answer within {self._deadline_s:g} s"), now_ms=now_ms)
         except AddressRefused as refused:
@@ -112,25 +122,25 @@ class Sender:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as failed:
             return _verdict(reply, _failure(failed), now_ms=now_ms)
         except Exception as surprise:
-            log.exception("webhook_send_failed_unexpectedly", delivery=letter.id)
+            log.exception("unexpected error while sending a webhook", delivery=webhook.id)
             return _verdict(reply, Retry("unexpected", _words(surprise)), now_ms=now_ms)
         return _verdict(reply, None, now_ms=now_ms)
 
-    async def _post(self, letter: SignedWebhook, reply: Reply, *, now_ms: int) -> None:
-        headers = signed_headers(letter, now_ms=now_ms)
-        client = self._client if letter.private_allowed else self._public
-        async with client.stream("POST", letter.url, content=letter.body.encode(), headers=headers) as response:
+    async def _post(self, webhook: SignedWebhook, reply: Reply, *, now_ms: int) -> None:
+        headers = signed_headers(webhook, now_ms=now_ms)
+        client = self._client if webhook.private_allowed else self._public
+        async with client.stream("POST", webhook.url, content=webhook.body.encode(), headers=headers) as response:
             reply.status = response.status_code
             reply.retry_after = response.headers.get("retry-after")
             await reply.read(response, limit=self._reply_max_bytes)
 
 
-def signed_headers(letter: SignedWebhook, *, now_ms: int) -> dict[str, str]:
+def signed_headers(webhook: SignedWebhook, *, now_ms: int) -> dict[str, str]:
     """The three headers of Standard Webhooks; one signature for each secret, so that either verifies."""
     at = datetime.fromtimestamp(now_ms // 1000, UTC)
-    signatures = [Webhook(secret).sign(letter.id, at, letter.body) for secret in letter.secrets]
+    signatures = [Webhook(secret).sign(webhook.id, at, webhook.body) for secret in webhook.secrets]
     return {
-        "webhook-id": letter.id,
+        "webhook-id": webhook.id,
         "webhook-timestamp": str(now_ms // 1000),
         "webhook-signature": " ".join(signatures),
     }
@@ -138,7 +148,7 @@ def signed_headers(letter: SignedWebhook, *, now_ms: int) -> dict[str, str]:
 
 @cache
 def trusted_tls() -> ssl.SSLContext:
-    """Whom webhooks trust: certifi's authorities, or what `SSL_CERT_FILE` names. Made once: reading it takes 20 ms."""
+    """The TLS context: certifi's authorities, or those of `SSL_CERT_FILE`. Made once, since loading it takes 20 ms."""
     return httpx.create_ssl_context()
 
 
@@ -146,11 +156,11 @@ def _client(network: httpcore.AsyncNetworkBackend, tls: ssl.SSLContext) -> httpx
     no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
     return httpx.AsyncClient(
         transport=_GuardedTransport(network, tls),
-        cookies=no_cookies,  # a cookie of one endpoint must not come along to another on the same host
+        cookies=no_cookies,  # a cookie set by one endpoint must not be sent to another on the same host
         headers=_HEADERS,
         timeout=None,  # noqa: S113 - the deadline is around the whole of it
         follow_redirects=False,
-        trust_env=False,  # a proxy would connect in our place, and unguarded
+        trust_env=False,  # a proxy would connect instead, without the address check
     )
 
 

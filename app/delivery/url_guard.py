@@ -1,11 +1,11 @@
-"""Where a webhook may go: decided when an endpoint is saved, and again at every connection.
+"""Where a webhook may go: checked when an endpoint is saved, and again at every connection.
 
-A name can point elsewhere a second after it was checked, so the check that counts is made on the address that is
-then connected to: `GuardedNetwork` resolves a name once, refuses what is refused here, and connects to what is left.
-Host header, SNI and the certificate's name stay those of the URL. Nothing here sends anything.
+A host name can resolve to another address a second after the check, so the check that counts is made on the address of the
+connection: `GuardedNetwork` resolves the name once, drops the addresses that are not permitted, and connects to one of the rest.
+Host header, SNI and the certificate's name stay those of the URL. Nothing is sent by this module.
 
-`allow_private` lets webhooks reach loopback addresses (a trial) or all private ones (a closed network). Link-local ones, where
-clouds keep their credentials, and those that no receiver can have are refused always.
+`allow_private` permits loopback addresses (a local installation) or all private ones (a closed network). Link-local addresses,
+which serve cloud credentials, and addresses that no receiver can have are always refused.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ Address = IPv4Address | IPv6Address
 
 
 class AddressRefused(Exception):
-    """A name resolved to nothing that a webhook may be sent to."""
+    """A host name resolved to no address that a webhook may be sent to."""
 
 
 def check_url(url: str, *, allow_private: PrivateAddresses) -> None:
-    """Refuse (`Invalid`, field `url`) what no webhook may be sent to, as far as the URL alone tells."""
+    """Raise `Invalid` (field `url`) if the URL itself shows that no webhook may be sent there."""
     fault = _fault_of(url, allow_private=allow_private)
     if fault is not None:
         raise _invalid(fault)
 
 
 async def check_destination(url: str, *, allow_private: PrivateAddresses) -> None:
-    """`check_url`, and what the name resolves to now; a name that does not resolve yet is let through."""
+    """`check_url`, and the addresses that the host resolves to now; a host that does not resolve yet is accepted."""
     check_url(url, allow_private=allow_private)
     parsed = httpx.URL(url)
     resolver = Resolver(threads=1)
@@ -67,7 +67,7 @@ async def check_destination(url: str, *, allow_private: PrivateAddresses) -> Non
 
 
 def refusal(address: Address, *, allow_private: PrivateAddresses) -> str:
-    """Why nothing is sent to this address, in words, or an empty string."""
+    """Why nothing is sent to this address, or an empty string if it is permitted."""
     bare = _embedded_ipv4(address) or address
     if bare.is_link_local or bare in _METADATA:
         return "where clouds keep their credentials"
@@ -79,13 +79,13 @@ def refusal(address: Address, *, allow_private: PrivateAddresses) -> str:
 
 
 class Resolver:
-    """Names to addresses, in threads of its own: a name server that hangs must not hold up another endpoint's webhook."""
+    """Resolves host names in threads of its own, so that a slow name server does not delay other endpoints."""
 
     def __init__(self, *, threads: int = RESOLVER_THREADS) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="resolve")
 
     async def addresses(self, host: str, port: int) -> tuple[str, ...]:
-        """A name's addresses in the order of preference; `httpcore.ConnectError` if it has none."""
+        """A host's addresses in the order of preference; `httpcore.ConnectError` if it has none."""
         literal = literal_address(host)
         if literal is not None:
             return (str(literal),)
@@ -97,7 +97,7 @@ class Resolver:
 
 
 class GuardedNetwork(httpcore.AsyncNetworkBackend):
-    """httpcore's network, where each connection goes to an address that was checked a moment before."""
+    """httpcore's network, limited to permitted addresses: each connection goes to an address checked just before."""
 
     def __init__(self, *, resolver: Resolver, allow_private: PrivateAddresses) -> None:
         self._resolver = resolver
@@ -190,7 +190,7 @@ def _scheme_fault(url: httpx.URL) -> Fault | None:
     if url.scheme not in ("http", "https"):
         return Fault("url", f"has the scheme {url.scheme!r}", "start it with https:// or http://")
     if url.userinfo:
-        return Fault("url", "carries a user name or password", "leave them out: a webhook proves itself by its signature")
+        return Fault("url", "carries a user name or password", "leave them out: a webhook is authenticated by its signature")
     if url.fragment:
         return Fault("url", "has a fragment (#…), which is never sent", "leave out what follows the #")
     return None

@@ -42,6 +42,7 @@ async def dispatchers(engine: AsyncEngine) -> AsyncIterator[DispatcherMaker]:
         def make(**chosen: object) -> Dispatcher:
             settings = Settings(webhook_allow_private=True, **chosen)  # type: ignore[arg-type]  # checked by pydantic
             dispatcher = Dispatcher(engine, settings, jitter=lambda: 0.0)
+            dispatcher.start()
             stack.push_async_callback(dispatcher.stop, 0)
             return dispatcher
 
@@ -49,5 +50,5 @@ async def dispatchers(engine: AsyncEngine) -> AsyncIterator[DispatcherMaker]:
 
 
 @pytest.fixture
-def dispatcher(dispatchers: DispatcherMaker) -> Dispatcher:
+async def dispatcher(dispatchers: DispatcherMaker) -> Dispatcher:
     return dispatchers()

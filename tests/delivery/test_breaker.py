@@ -1,16 +1,16 @@
-"""A breaker opens after failures in a row, tries one at a time, and closes at the first success."""
+"""A breaker opens after failures in a row, lets one delivery through when half-open, and closes at the first success."""
 
 import pytest
 
 from app.archive.endpoint_health import HEALTHY, Health
-from app.delivery.breaker import (
+from app.delivery.retry import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_MS,
     LONGEST_PAUSE_MS,
     after_failure,
     after_success,
+    max_in_flight,
     pause_ms,
-    width,
 )
 
 
@@ -26,19 +26,19 @@ def test_it_stays_closed_for_a_few_failures() -> None:
 
 
 def test_it_opens_at_the_fifth_failure_in_a_row() -> None:
-    """From then on its deliveries wait."""
+    """Its deliveries wait from that instant."""
     assert failing(FAILURES_TO_OPEN) == Health(5, 1_000, 1_000 + FIRST_PAUSE_MS)
 
 
 def test_what_was_under_way_when_it_opened_is_not_counted() -> None:
-    """Ten requests that hang for the same reason are no ten reasons."""
+    """Requests that began before the breaker opened fail for the same reason, and are not counted again."""
     opened = failing(FAILURES_TO_OPEN, at_ms=16_000)
 
     assert after_failure(opened, started_at_ms=1_000, ended_at_ms=16_001) == opened
 
 
-def test_each_failed_try_doubles_the_pause_up_to_a_limit() -> None:
-    """A dead endpoint costs ever less, and is found alive again within minutes."""
+def test_each_failed_probe_doubles_the_pause_up_to_a_limit() -> None:
+    """A dead endpoint is tried ever more rarely, and at least every five minutes."""
     opened = failing(FAILURES_TO_OPEN)
     again = after_failure(opened, started_at_ms=20_000, ended_at_ms=20_500)
 
@@ -46,17 +46,17 @@ def test_each_failed_try_doubles_the_pause_up_to_a_limit() -> None:
     assert pause_ms(10_000) == LONGEST_PAUSE_MS
 
 
-def test_a_success_forgets_everything() -> None:
-    """Whoever answers is well."""
+def test_a_success_resets_the_count() -> None:
+    """One success closes the breaker."""
     assert after_success() == HEALTHY
 
 
-@pytest.mark.parametrize(("failures", "wide"), ((0, 10), (1, 5), (2, 2), (3, 1), (4, 1), (5, 1), (99, 1)))
-def test_an_endpoint_that_fails_gets_less_room(failures: int, wide: int) -> None:
-    """Full width when well, half with each failure, one at a time while the breaker tries."""
-    assert width(failures, full=10) == wide
+@pytest.mark.parametrize(("failures", "limit"), ((0, 10), (1, 5), (2, 2), (3, 1), (4, 1), (5, 1), (99, 1)))
+def test_an_endpoint_that_fails_gets_less_room(failures: int, limit: int) -> None:
+    """The full limit while it succeeds, half with each failure, one at a time while the breaker is half-open."""
+    assert max_in_flight(failures, limit=10) == limit
 
 
-def test_a_wide_endpoint_is_tried_one_at_a_time_all_the_same() -> None:
-    """However many a worker sends at once, a try is one."""
-    assert width(FAILURES_TO_OPEN, full=1_000) == 1
+def test_a_half_open_breaker_lets_one_through_whatever_the_limit() -> None:
+    """The number that a worker sends at once does not matter."""
+    assert max_in_flight(FAILURES_TO_OPEN, limit=1_000) == 1

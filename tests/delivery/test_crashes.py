@@ -12,10 +12,10 @@ from app.archive import outbox as outbox_store
 from app.archive.engine import make_engine
 from app.archive.outbox import Claim, DueEndpoint
 from app.clock import wall_ms
-from app.delivery import dispatcher as dispatcher_module
-from app.delivery.breaker import width
-from app.delivery.dispatcher import Dispatcher
+from app.delivery import recorder as recorder_module
+from app.delivery.dispatcher import ENDPOINT_FRACTION, Dispatcher
 from app.delivery.recorder import Attempt, record
+from app.delivery.retry import max_in_flight
 from app.delivery.sender import Delivered
 from app.errors import Unavailable
 from app.settings import Settings
@@ -30,7 +30,7 @@ async def claim_and_die(engine: AsyncEngine, *, now_ms: int, room: int = 50) -> 
     """What a worker does that is killed between its claim and its first POST."""
     async with engine.begin() as conn:
         due: list[DueEndpoint] = await outbox_store.lock_due(conn, room=room, now_ms=now_ms)
-        endpoints = [(each, width(each.failures, full=room)) for each in due]
+        endpoints = [(each, max_in_flight(each.failures, limit=room)) for each in due]
         return await outbox_store.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=LEASE_MS)
 
 
@@ -47,8 +47,8 @@ def no_recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         msg = "killed"
         raise OSError(msg)
 
-    monkeypatch.setattr(dispatcher_module, "record", die)
-    return lambda: monkeypatch.setattr(dispatcher_module, "record", record)
+    monkeypatch.setattr(recorder_module, "record", die)
+    return lambda: monkeypatch.setattr(recorder_module, "record", record)
 
 
 async def test_killed_between_claim_and_post(
@@ -134,7 +134,7 @@ async def test_one_endpoints_limit_holds_over_all_workers(
     release.set()
     await asyncio.gather(*(worker.idle() for worker in workers))
 
-    assert under_way == 20 // dispatcher_module.SHARE_OF_ONE
+    assert under_way == 20 // ENDPOINT_FRACTION
 
 
 async def test_only_one_of_several_workers_tries_a_dead_endpoint(
@@ -192,16 +192,16 @@ async def test_a_worker_that_slept_over_its_lease_does_not_send(
     """Stopped between claim and POST for a minute: by then the delivery may be somebody else's."""
     await outbox.endpoint(receiver.url())
     await outbox.add()
-    start = dispatcher._start
+    start = dispatcher._sending.start
     overslept: list[Claim] = []
 
     def sleep_then_start(claim: Claim) -> None:
         if not overslept:
             overslept.append(claim)
-            dispatcher._ahead_ms += 60_000
+            dispatcher._clock_offset_ms += 60_000
         start(claim)
 
-    monkeypatch.setattr(dispatcher, "_start", sleep_then_start)
+    monkeypatch.setattr(dispatcher._sending, "start", sleep_then_start)
     await tick(dispatcher, wall_ms())
     first, second = await outbox.attempts()
 
@@ -302,4 +302,28 @@ async def test_what_piles_up_is_bounded_while_postgres_is_away(
             await dispatcher.run_once(now_ms + round_)
 
     assert len(receiver.requests) <= 50
-    assert len(receiver.requests) == len(dispatcher._over)
+    assert len(receiver.requests) == len(dispatcher._recorder)
+
+
+async def test_an_error_while_recording_does_not_end_the_recording(
+    dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error of any kind the attempts wait, the next tick records them, and what ends later is recorded too."""
+
+    async def fail(*_: object, **__: object) -> None:
+        msg = "a mistake of ours"
+        raise ValueError(msg)
+
+    await outbox.endpoint(receiver.url())
+    await outbox.add()
+    now_ms = wall_ms()
+    monkeypatch.setattr(recorder_module, "record", fail)
+    await tick(dispatcher, now_ms)
+    waiting = await outbox.statuses()
+    monkeypatch.setattr(recorder_module, "record", record)
+    await outbox.add()
+    await tick(dispatcher, now_ms + 1_000)
+
+    assert waiting == {"pending": 1}
+    assert await outbox.statuses() == {"delivered": 2}
+    assert len(receiver.requests) == 2

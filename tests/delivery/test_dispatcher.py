@@ -8,10 +8,9 @@ import pytest
 
 from app.archive.instants import instant
 from app.clock import wall_ms
-from app.delivery.breaker import FAILURES_TO_OPEN, FIRST_PAUSE_MS
 from app.delivery.dispatcher import Dispatcher
 from app.delivery.maintenance import GIVE_UP_AFTER_MS, KEPT_MS
-from app.delivery.retry import DELAYS_MS
+from app.delivery.retry import DELAYS_MS, FAILURES_TO_OPEN, FIRST_PAUSE_MS
 from app.domain.instants import DAY_MS, MINUTE_MS, ms_of
 from app.ids import new_webhook_secret
 from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox

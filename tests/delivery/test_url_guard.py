@@ -172,7 +172,13 @@ async def test_a_connection_goes_only_to_an_address_that_was_checked() -> None:
 
 async def test_what_may_not_go_to_private_addresses_finds_no_open_connection_to_one(receiver: Receiver) -> None:
     """The same host and port, kept alive by an endpoint that may: the other one is refused all the same."""
-    sender = Sender(resolver=ScriptedResolver(*[("127.0.0.1",)] * 2), tls=trusted_tls(), allow_private=True, deadline_s=5)
+    sender = Sender(
+        resolver=ScriptedResolver(*[("127.0.0.1",)] * 2),
+        tls=trusted_tls(),
+        allow_private=True,
+        deadline_s=5,
+        reply_max_bytes=65_536,
+    )
     url, secrets = receiver.url(host="rebound.example"), (new_webhook_secret(),)
     first = await sender.send(SignedWebhook("x", url, "{}", secrets), now_ms=wall_ms())
     second = await sender.send(SignedWebhook("y", url, "{}", secrets, private_allowed=False), now_ms=wall_ms())
@@ -213,7 +219,7 @@ async def test_no_address_at_all_is_a_connect_error() -> None:
 @pytest.fixture
 async def rebinding(receiver: Receiver) -> AsyncIterator[tuple[Sender, ScriptedResolver, SignedWebhook]]:
     resolver = ScriptedResolver(("127.0.0.1",), ("169.254.169.254",))
-    sender = Sender(resolver=resolver, tls=trusted_tls(), allow_private=True, deadline_s=5)
+    sender = Sender(resolver=resolver, tls=trusted_tls(), allow_private=True, deadline_s=5, reply_max_bytes=65_536)
     yield sender, resolver, SignedWebhook("x", receiver.url(host="rebound.example"), "{}", (new_webhook_secret(),))
     await sender.close()
 

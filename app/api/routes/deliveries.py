@@ -32,7 +32,7 @@ from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
 from app.archive.endpoint_health import HEALTHY
 from app.archive.instants import instant
 from app.archive.outbox import valid_secrets
-from app.delivery.test_delivery import send_trial
+from app.delivery.endpoint_test import send_test
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound
 from app.ids import new_webhook_secret
@@ -103,12 +103,12 @@ async def test_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Ad
     async with resources.engine.connect() as conn:
         endpoint = await _endpoint(conn, principal, endpoint_id)
     # No connection is held while the receiver takes its time.
-    trial = await send_trial(resources.settings, endpoint, now_ms=now_ms)
+    test = await send_test(resources.settings, endpoint, now_ms=now_ms)
     async with resources.engine.begin() as conn:
-        await delivery_log.insert_test(conn, trial)
-        if trial.delivered:
+        await delivery_log.insert_test(conn, test)
+        if test.delivered:
             await endpoint_health.save(conn, {endpoint.id: HEALTHY})
-    return TestResult.of(trial)
+    return TestResult.of(test)
 
 
 @router.post("/endpoints/{endpoint_id}/rotate-secret")

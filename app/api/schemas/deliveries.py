@@ -140,14 +140,14 @@ class TestResult(BaseModel):
     duration_ms: int
 
     @classmethod
-    def of(cls, trial: TestDelivery) -> "TestResult":
+    def of(cls, test: TestDelivery) -> "TestResult":
         return cls(
-            delivery_id=trial.id,
-            delivered=trial.delivered,
-            status=trial.replied,
-            error=trial.error,
-            reply=trial.reply,
-            duration_ms=trial.duration_ms,
+            delivery_id=test.id,
+            delivered=test.delivered,
+            status=test.replied,
+            error=test.error,
+            reply=test.reply,
+            duration_ms=test.duration_ms,
         )
 
 

@@ -1,4 +1,4 @@
-"""Sends an endpoint a signed `webhook.test` right now, past the outbox, so that whoever set it up sees what it answers."""
+"""Sends an endpoint a signed `webhook.test` at once, without the outbox, and returns what it answered."""
 
 from typing import Any
 from uuid import uuid4
@@ -18,31 +18,25 @@ from app.settings import Settings
 TEST_EVENT = "webhook.test"
 
 
-async def send_trial(settings: Settings, endpoint: Row[Any], *, now_ms: int) -> TestDelivery:
-    """Send it and say how that went; never raises for what a receiver does. A 410 disables nothing here."""
+async def send_test(settings: Settings, endpoint: Row[Any], *, now_ms: int) -> TestDelivery:
+    """Send one test webhook; never raises for a receiver's behaviour. A 410 does not disable the endpoint."""
     body = _body(endpoint.id, endpoint.bot_id, now_ms=now_ms)
     secrets = valid_secrets(endpoint, now_ms=now_ms)
-    letter = SignedWebhook(str(uuid4()), endpoint.url, body, secrets, endpoint.private_allowed)
+    webhook = SignedWebhook(str(uuid4()), endpoint.url, body, secrets, endpoint.private_allowed)
     resolver = Resolver(threads=1)
-    sender = Sender(
-        resolver=resolver,
-        tls=trusted_tls(),
-        allow_private=settings.private_webhooks_allowed,
-        deadline_s=settings.delivery_timeout_s,
-        reply_max_bytes=settings.delivery_reply_max_bytes,
-    )
+    sender = Sender.of(settings, resolver=resolver, tls=trusted_tls())
     started_ms = monotonic_ms()
     try:
-        outcome = await sender.send(letter, now_ms=now_ms)
+        outcome = await sender.send(webhook, now_ms=now_ms)
     finally:
         await sender.close()
         resolver.close()
     return TestDelivery(
-        id=letter.id,
+        id=webhook.id,
         endpoint_id=endpoint.id,
         bot=endpoint.bot_id,
         event=TEST_EVENT,
-        body=letter.body,
+        body=webhook.body,
         at_ms=now_ms,
         duration_ms=round(monotonic_ms() - started_ms),
         delivered=isinstance(outcome, Delivered),

@@ -4,8 +4,8 @@ A host name can resolve to another address a second after the check, so the chec
 connection: `GuardedNetwork` resolves the name once, drops the addresses that are not permitted, and connects to one of the rest.
 Host header, SNI and the certificate's name stay those of the URL. Nothing is sent by this module.
 
-`allow_private` permits loopback addresses (a local installation) or all private ones (a closed network). Link-local addresses,
-which serve cloud credentials, and addresses that no receiver can have are always refused.
+`allow_private` permits loopback addresses (a local installation) or all private ones (a closed network). The table of
+`special_addresses` says which address is of which kind, and which are always refused.
 """
 
 import asyncio
@@ -13,12 +13,13 @@ import re
 import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
 
 import httpcore
 import httpx
 from typing_extensions import override
 
+from app.delivery.special_addresses import Address, refusal
 from app.errors import Fault, Invalid
 from app.settings import PrivateAddresses
 
@@ -28,15 +29,9 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_ADDRESSES = 4
 RESOLVER_THREADS = 32
 _PORTS = frozenset((80, 443, *range(1024, 65536)))
-_HOST = re.compile(r"[A-Za-z0-9_.-]+")
-
-# Azure's metadata service answers on an address that looks public.
-_METADATA = frozenset({ip_address("168.63.129.16"), ip_address("fd00:ec2::254"), ip_address("100.100.100.200")})
-_BROADCAST = IPv4Address("255.255.255.255")
-_UNICAST_IPV6 = IPv6Network("2000::/3")  # all that was ever given out
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-
-Address = IPv4Address | IPv6Address
+_LABEL = r"[A-Za-z0-9_-]{1,63}"
+# One dot may end a name; a longer label or an empty one cannot be encoded for a name server.
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 
 
 class AddressRefused(Exception):
@@ -64,18 +59,6 @@ async def check_destination(url: str, *, allow_private: PrivateAddresses) -> Non
     refusals = [refusal(ip_address(address), allow_private=allow_private) for address in addresses]
     if all(refusals):
         raise _invalid(_address_fault(f"{parsed.host} is {addresses[0]}, {refusals[0]}"))
-
-
-def refusal(address: Address, *, allow_private: PrivateAddresses) -> str:
-    """Why nothing is sent to this address, or an empty string if it is permitted."""
-    bare = _embedded_ipv4(address) or address
-    if bare.is_link_local or bare in _METADATA:
-        return "where clouds keep their credentials"
-    if bare.is_multicast or bare.is_unspecified or bare == _BROADCAST:
-        return "which no receiver can have"
-    if _is_public(bare) or allow_private is True or (allow_private == "loopback" and bare.is_loopback):
-        return ""
-    return "a private address"
 
 
 class Resolver:
@@ -160,21 +143,6 @@ def _look_up(host: str, port: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _is_public(address: Address) -> bool:
-    if isinstance(address, IPv6Address) and address not in _UNICAST_IPV6:
-        return False
-    return address.is_global and not address.is_reserved
-
-
-def _embedded_ipv4(address: Address) -> IPv4Address | None:
-    """The IPv4 address that a mapped, translated or tunnelled IPv6 one leads to."""
-    if isinstance(address, IPv4Address):
-        return None
-    if any(address in network for network in _NAT64):
-        return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-
-
 def _fault_of(url: str, *, allow_private: PrivateAddresses) -> Fault | None:
     # The parser is the sender's own: two parsers that read one URL differently are a way around any check.
     if len(url) > MAX_URL:
@@ -182,7 +150,8 @@ def _fault_of(url: str, *, allow_private: PrivateAddresses) -> Fault | None:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError) as error:
-        return Fault("url", f"is not a URL: {error}", "give a URL such as https://example.com/webhooks")
+        reason = str(error).encode("utf-8", "backslashreplace").decode()
+        return Fault("url", f"is not a URL: {reason}", "give a URL such as https://example.com/webhooks")
     return _scheme_fault(parsed) or _host_fault(parsed, allow_private=allow_private) or _port_fault(parsed)
 
 
@@ -202,7 +171,7 @@ def _host_fault(url: httpx.URL, *, allow_private: PrivateAddresses) -> Fault | N
         return Fault("url", "names no host", "give a URL such as https://example.com/webhooks")
     address = literal_address(host)
     if address is None:
-        fault = Fault("url", f"names the host {host!r}, which is no name", "use letters, digits, dots and hyphens")
+        fault = Fault("url", f"names the host {host!r}, which is no name", "use labels of 1 to 63 letters, digits and hyphens")
         return None if _HOST.fullmatch(host) else fault
     why = refusal(address, allow_private=allow_private)
     return _address_fault(f"names {host}, {why}") if why else None

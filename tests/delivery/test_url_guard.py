@@ -1,14 +1,15 @@
 """No webhook goes where none should, by whatever name or form the place is given."""
 
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import httpcore
 import pytest
 
 from app.clock import wall_ms
 from app.delivery.sender import Delivered, Retry, Sender, SignedWebhook, trusted_tls
-from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver, check_destination, check_url, refusal
+from app.delivery.special_addresses import RANGES, Kind, refusal
+from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver, check_destination, check_url
 from app.errors import Invalid
 from app.ids import new_webhook_secret
 from tests.receiver import Receiver
@@ -28,7 +29,7 @@ class ScriptedResolver(Resolver):
         return self.answers.pop(0)
 
 
-PUBLIC = ("8.8.8.8", "2001:4860:4860::8888")
+PUBLIC = ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808")
 PRIVATE = (
     "127.0.0.1",
     "127.255.255.254",
@@ -47,18 +48,34 @@ PRIVATE = (
     "::ffff:127.0.0.1",
     "::ffff:10.0.0.1",
     "64:ff9b::7f00:1",
+    "64:ff9b:1::808:808",
     "2002:7f00:1::",
+    "2002:808:808::",
     "2001:0:4136:e378:8000:63bf:f5ff:fffe",
     "::127.0.0.1",
+    "4000::1",
 )
 NEVER = (
     "169.254.169.254",
     "::ffff:169.254.169.254",
     "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::a9fe:a9fe",  # a local translation prefix of 96 bits, and below of 64, 56 and 48
+    "64:ff9b:1:0:a9:fea9:fe00:0",
+    "64:ff9b:1:a9:fe:a9fe::",
+    "64:ff9b:1:a9fe:a9:fe00::",
+    "2002:a9fe:a9fe::1",
+    "2001:0:a9fe:a9fe::f7f7:f7f7",
+    "2001:0:808:808::5601:5601",
     "fe80::1",
+    "fe80::a9fe:a9fe%eth0",
     "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fd00:42::42",
     "168.63.129.16",
     "100.100.100.200",
+    "192.0.0.192",
+    "0.1.2.3",
     "0.0.0.0",  # noqa: S104 - not bound to, but refused
     "::",
     "224.0.0.1",
@@ -83,7 +100,7 @@ def test_private_addresses_are_refused_unless_allowed(address: str) -> None:
 @pytest.mark.parametrize("address", PRIVATE + NEVER)
 def test_loopback_alone_can_be_allowed(address: str) -> None:
     """A trial's receivers are on its own machine, in whatever form that is written; the network around it is not for trials."""
-    own = {"127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"}
+    own = {"127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"}
 
     assert (refusal(ip_address(address), allow_private="loopback") == "") is (address in own)
 
@@ -93,6 +110,35 @@ def test_some_addresses_are_refused_whatever_is_allowed(address: str) -> None:
     """Cloud metadata, link-local, multicast, unspecified, broadcast: no closed network has a receiver there."""
     assert refusal(ip_address(address), allow_private=False) != ""
     assert refusal(ip_address(address), allow_private=True) != ""
+
+
+# The addresses just outside the table's ranges that belong to nobody special.
+NEIGHBOURS = {
+    "1.0.0.0", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",
+    "168.63.129.15", "168.63.129.17", "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "191.255.255.255",
+    "192.0.1.0", "192.0.1.255", "192.0.3.0", "192.31.195.255", "192.31.197.0", "192.52.192.255", "192.52.194.0",
+    "192.88.98.255", "192.88.100.0", "192.167.255.255", "192.169.0.0", "192.175.47.255", "192.175.49.0",
+    "198.17.255.255", "198.20.0.0", "198.51.99.255", "198.51.101.0", "203.0.112.255", "203.0.114.0", "223.255.255.255",
+    "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2001:200::", "2001:db7:ffff:ffff:ffff:ffff:ffff:ffff", "2001:db9::",
+    "2001:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "2003::", "2620:4f:7fff:ffff:ffff:ffff:ffff:ffff", "2620:4f:8001::",
+    "3ffe:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "kind"), RANGES, ids=str)
+def test_a_range_is_refused_from_its_first_address_to_its_last(network: IPv4Network | IPv6Network, kind: Kind) -> None:
+    """Without permission each range is closed; link-local, metadata and multicast stay closed with it."""
+    for address in (network[0], network[-1]):
+        assert refusal(address, allow_private=False) != ""
+        assert kind < Kind.UNREACHABLE or refusal(address, allow_private=True) != ""
+
+
+def test_ranges_end_where_the_registries_say() -> None:
+    """Of the addresses beside the ranges, exactly these are ordinary ones."""
+    beside = {network[0] - 1 for network, _ in RANGES if int(network[0]) > 0}
+    beside |= {network[-1] + 1 for network, _ in RANGES if set(network[-1].packed) != {0xFF}}
+
+    assert {str(address) for address in beside if not refusal(address, allow_private=False)} == NEIGHBOURS
 
 
 @pytest.mark.parametrize(
@@ -123,6 +169,12 @@ def test_ordinary_urls_are_accepted(url: str) -> None:
         ("https://exa mple.com/", "host"),
         ("https://*.example.com/", "host"),
         ("https://" + "a" * 300 + ".com/", "host"),
+        ("https://" + "a" * 64 + ".example/", "host"),
+        ("https://" + "é" * 60 + ".example/", "URL"),
+        ("https://two..dots.example/", "host"),
+        ("https://.example/", "host"),
+        ("https://\ud800.example/", "URL"),
+        ("https://\u2488example/", "URL"),
         ("https://example.com:0/", "port"),
         ("https://example.com:25/", "port"),
         ("https://example.com:70000/", "port"),
@@ -143,6 +195,7 @@ def test_other_urls_are_refused_with_what_is_wrong_and_how_to_mend_it(url: str, 
     assert fault.where == "url"
     assert word in fault.what
     assert fault.hint
+    assert len(str(refused.value).encode().splitlines()) == 1  # can be encoded, in one line
 
 
 @pytest.mark.parametrize("host", ("localhost", "127.1", "2130706433", "0x7f.0.0.1"))
@@ -211,8 +264,9 @@ async def test_the_next_address_is_tried_if_one_does_not_answer(receiver: Receiv
 async def test_no_address_at_all_is_a_connect_error() -> None:
     """It becomes an outcome like a closed port."""
     resolver = Resolver(threads=1)
-    with pytest.raises(httpcore.ConnectError):
-        await resolver.addresses("receiver.invalid", 80)
+    for host in ("receiver.invalid", "a" * 64 + ".example", "two..dots.example"):
+        with pytest.raises(httpcore.ConnectError, match="does not resolve"):
+            await resolver.addresses(host, 80)
     resolver.close()
 
 

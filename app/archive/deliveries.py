@@ -13,7 +13,7 @@ from msgspec import Struct, json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant
+from app.archive.tables import instant
 from app.domain.instants import rfc3339
 from app.domain.records import Event
 from app.domain.session_view import session_view

@@ -11,8 +11,7 @@ from sqlalchemy import ColumnElement, Row, insert, literal, select, tuple_, upda
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.archive.instants import instant, instant_or_none
-from app.archive.tables import attempts, deliveries, endpoints
+from app.archive.tables import attempts, deliveries, endpoints, instant, instant_or_none
 
 ENDED_BADLY = ("failed", "cancelled")
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant_or_none
+from app.archive.tables import instant_or_none
 from app.domain.instants import ms_of
 
 _READ = text("""

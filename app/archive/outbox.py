@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import audit
 from app.archive.audit import Actor
-from app.archive.instants import instant, instant_or_none
+from app.archive.tables import instant, instant_or_none
 from app.domain.instants import ms_of
 
 # The first row of each endpoint that has any pending is found by skipping through the index, so idle endpoints cost nothing

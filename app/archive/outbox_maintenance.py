@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant
+from app.archive.tables import instant
 
 _CANCEL = text("""
     UPDATE deliveries SET status = 'cancelled', leased_until = NULL, failed_at = :now,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant
+from app.archive.tables import instant
 
 PARTITIONED = ("sessions", "messages")
 PARTITION_LOCK = 0x61646A_02

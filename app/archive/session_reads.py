@@ -11,10 +11,10 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, Row, Select, Text, cast, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant
-from app.archive.tables import messages, sessions
-from app.domain.instants import DAY_MS, HOUR_MS, ms_of
-from app.domain.records import Answer, Message, Session
+from app.archive.rows import message_of
+from app.archive.tables import instant, messages, sessions
+from app.domain.instants import DAY_MS, HOUR_MS
+from app.domain.records import Message, Session
 from app.domain.strand import Strand, opened_at_ms_of
 
 # The longest that a policy lets a session be open (`max_duration_hours`), and a day to spare.
@@ -80,7 +80,7 @@ async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, lim
         .order_by(messages.c.sequence)
         .limit(limit)
     )
-    return [_message(row) for row in await conn.execute(wanted)]
+    return [message_of(row) for row in await conn.execute(wanted)]
 
 
 async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[str]) -> list[Message]:
@@ -89,7 +89,7 @@ async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[s
     wanted = select(messages).where(
         messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.message_id.in_(ids)
     )
-    return [_message(row) for row in await conn.execute(wanted)]
+    return [message_of(row) for row in await conn.execute(wanted)]
 
 
 def _after(listed: Select[Any], place: SessionPlace | None) -> Select[Any]:
@@ -147,23 +147,3 @@ def _times(wanted: SessionFilter) -> list[ColumnElement[bool]]:
 def _archived(row: Row[Any]) -> ArchivedSession:
     strand = Strand(row.bot_id, row.conversation_id, row.thread)
     return ArchivedSession(strand, _decode_session(row.detail), row.continuation_of)
-
-
-def _message(row: Row[Any]) -> Message:
-    received_at_ms = ms_of(row.received_at)
-    return Message(
-        row.sequence,
-        row.message_id,
-        received_at_ms,
-        row.role,
-        row.type,
-        row.text,
-        # What the bot was told is not archived: by then the entry can no longer be repeated.
-        Answer(row.session_id, "continued", row.sequence, None, received_at_ms),
-        row.user_id,
-        row.intent,
-        row.language,
-        tuple(row.tags),
-        None if row.sent_at is None else ms_of(row.sent_at),
-        row.rest,
-    )

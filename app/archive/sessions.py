@@ -10,33 +10,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import msgspec
-from msgspec import Struct
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.instants import instant, instant_or_none
 from app.archive.partitions import ensure_months, month_of
-from app.archive.tables import messages, sessions
+from app.archive.rows import MESSAGE_COLUMNS, SESSION_COLUMNS, ClosedSession, message_rows, session_row
+from app.archive.tables import instant
 from app.domain.records import Message, Session
-from app.domain.strand import Strand
-
-NUL = "\x00"
-REPLACEMENT = "\ufffd"
-_ESCAPED_NUL = "\\u0000"
-
-
-class ClosedSession(Struct, frozen=True):
-    """A session that is over, as the archive takes it. `continuation_of`: the archived session that its messages missed."""
-
-    strand: Strand
-    session: Session
-    messages: Sequence[Message]
-    continuation_of: str | None = None
-
-
-_SESSION_COLUMNS = [column.name for column in sessions.c if column.name != "archived_at"]
-_MESSAGE_COLUMNS = [column.name for column in messages.c]
 
 _A_PORTION = 10_000  # messages
 
@@ -63,18 +43,18 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
         return set()
     await ensure_months(conn, {month_of(closed.session.opened_at_ms) for closed in batch})
     await conn.execute(_STAGING)
-    await _copy(conn, "staged_sessions", _SESSION_COLUMNS, map(_session_row, batch))
+    await _copy(conn, "staged_sessions", SESSION_COLUMNS, map(session_row, batch))
     inserted = {str(session) for session in await conn.scalars(_MERGE)}
     new = {closed.session.id: closed for closed in batch if closed.session.id in inserted}  # a batch may hold one twice
-    rows = _message_rows(new.values())
+    rows = _rows_of(new.values())
     while portion := list(islice(rows, _A_PORTION)):
-        await _copy(conn, "messages", _MESSAGE_COLUMNS, portion)
+        await _copy(conn, "messages", MESSAGE_COLUMNS, portion)
     return inserted
 
 
 async def add_messages(conn: AsyncConnection, session: Session, portion: Sequence[Message]) -> None:
     """Add messages to a session that was inserted without them in this transaction."""
-    await _copy(conn, "messages", _MESSAGE_COLUMNS, _rows_of(session, portion))
+    await _copy(conn, "messages", MESSAGE_COLUMNS, message_rows(session, portion))
 
 
 async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]) -> dict[str, set[str]]:
@@ -95,89 +75,7 @@ async def _copy(conn: AsyncConnection, table: str, columns: Sequence[str], rows:
     await driver.copy_records_to_table(table, records=rows, columns=columns)
 
 
-def _session_row(closed: ClosedSession) -> tuple[Any, ...]:
-    """In the order of `_SESSION_COLUMNS`."""
-    strand, session = closed.strand, closed.session
-    return (
-        instant(session.opened_at_ms),
-        session.id,
-        strand.bot,
-        strand.conversation,
-        strand.thread,
-        session.user_id,
-        session.channel,
-        instant(session.closed_at_ms or 0),
-        session.reason,
-        session.opening_rule,
-        session.closing_rule or "",
-        session.policy_version,
-        session.interactive,
-        session.developer,
-        session.counted,
-        session.contained,
-        session.outcome,
-        session.trade,
-        session.language,
-        _clean(session.intent),
-        [_clean(tag) for tag in session.tags],
-        session.entries,
-        session.user_entries,
-        session.bot_entries,
-        session.agent_entries,
-        session.system_entries,
-        session.interactions,
-        session.billing_sessions,
-        session.first_response_ms,
-        closed.continuation_of,
-        _json(session),
-    )
-
-
-def _message_rows(batch: Iterable[ClosedSession]) -> Iterator[tuple[Any, ...]]:
-    """In the order of `_MESSAGE_COLUMNS`."""
+def _rows_of(batch: Iterable[ClosedSession]) -> Iterator[tuple[Any, ...]]:
+    """The rows of all their messages."""
     for closed in batch:
-        yield from _rows_of(closed.session, closed.messages)
-
-
-def _rows_of(session: Session, messages: Iterable[Message]) -> Iterator[tuple[Any, ...]]:
-    opened_at = instant(session.opened_at_ms)
-    for message in messages:
-        yield (
-            session.id,
-            message.sequence,
-            opened_at,
-            message.message_id,
-            instant(message.received_at_ms),
-            message.user_id,
-            message.role,
-            message.type,
-            _clean(message.text),
-            _clean(message.intent),
-            message.language,
-            [_clean(tag) for tag in message.tags],
-            instant_or_none(message.sent_at_ms),
-            None if message.rest is None else _json(message.rest),
-        )
-
-
-def _clean(value: str | None) -> str | None:
-    return value.replace(NUL, REPLACEMENT) if value is not None and NUL in value else value
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def _json(value: object) -> str:
-    encoded = _encode(value).decode()
-    # The escape may be a text's own (`\\u0000` after a backslash): only then it costs a look at every value.
-    return encoded if _ESCAPED_NUL not in encoded else _encode(_without_nul(msgspec.to_builtins(value))).decode()
-
-
-def _without_nul(value: object) -> object:
-    if isinstance(value, str):
-        return value.replace(NUL, REPLACEMENT)
-    if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nul(item) for item in value]
-    return value
+        yield from message_rows(closed.session, closed.messages)

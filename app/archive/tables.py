@@ -8,6 +8,8 @@ writes in bulk carry no foreign keys: a session must never be refused because it
 order is the order of commits: `app.config.follower` copies what is newer than what Redis holds.
 """
 
+from datetime import UTC, datetime, timedelta
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -43,6 +45,26 @@ NOW = text("now()")
 TRUE = text("true")
 FALSE = text("false")
 ZERO = text("0")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# A day within the calendar of Python: asyncpg takes its very ends for infinity.
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC)
+_LATEST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
+def instant(at_ms: int) -> datetime:
+    """A `timestamptz` from ms since the epoch, exact to the ms; beyond the calendar it is the calendar's end.
+
+    `app.domain.instants.ms_of` is the way back.
+    """
+    try:
+        return _EPOCH + timedelta(milliseconds=at_ms)
+    except OverflowError:
+        return _LATEST if at_ms > 0 else _EARLIEST
+
+
+def instant_or_none(at_ms: int | None) -> datetime | None:
+    return None if at_ms is None else instant(at_ms)
 
 
 def _revision() -> Column[int]:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import deliveries, sessions
+from app.archive.rows import ClosedSession
 from app.clock import monotonic_ms
 from app.closing.rejects import NoTranscript, is_wrong_type, set_aside
 from app.domain.records import BotRules, Event, Message, Session
@@ -138,7 +139,7 @@ class Archivist:
         failpoint("archive.after_release")
         ARCHIVED.inc(len(inserted))
 
-    async def _write(self, part: _Part, closed: Sequence[sessions.ClosedSession]) -> set[str]:
+    async def _write(self, part: _Part, closed: Sequence[ClosedSession]) -> set[str]:
         """One transaction; returns the ids of the sessions that are new to the archive."""
         async with self._engine.begin() as conn:
             inserted = await sessions.insert_closed(conn, closed)
@@ -160,9 +161,7 @@ class Archivist:
             async for portion in self._view.portions(session.id):
                 await sessions.add_messages(conn, session, messages_of(portion))
 
-    async def _continuations(
-        self, conn: AsyncConnection, known: Sequence[sessions.ClosedSession], *, long: bool
-    ) -> list[sessions.ClosedSession]:
+    async def _continuations(self, conn: AsyncConnection, known: Sequence[ClosedSession], *, long: bool) -> list[ClosedSession]:
         """What sessions that were archived before have collected since: only if Redis has lost its last moments."""
         held = await sessions.existing_message_ids(conn, [item.session for item in known])
         found = []
@@ -172,10 +171,10 @@ class Archivist:
                 CONTINUATIONS.inc()
                 log.warning("session continued after a rollback", session=item.session.id, messages=len(surplus))
                 session, messages = continuation(item.strand, item.session, surplus, self._rules_of(item.strand.bot).policy)
-                found.append(sessions.ClosedSession(item.strand, session, messages, continuation_of=item.session.id))
+                found.append(ClosedSession(item.strand, session, messages, continuation_of=item.session.id))
         return found
 
-    async def _surplus(self, item: sessions.ClosedSession, held: set[str], *, long: bool) -> list[Message]:
+    async def _surplus(self, item: ClosedSession, held: set[str], *, long: bool) -> list[Message]:
         """Its messages that the archive does not hold, in order."""
         if not long:
             return [message for message in item.messages if message.message_id not in held]
@@ -189,17 +188,17 @@ class Archivist:
         REJECTED.inc()
         await set_aside(self._engine, self._view, item, error)
 
-    async def _closed_sessions(self, part: _Part) -> list[sessions.ClosedSession]:
+    async def _closed_sessions(self, part: _Part) -> list[ClosedSession]:
         """What ended, with its messages if they are not too many. Raises `ValueError` if something cannot be read."""
         for item in part.items:
             if item.fault is not None:
                 raise item.fault
         ends = [(item, event.session) for item in part.items for event in item.events if event.type == "session.closed"]
         if part.long:
-            return [sessions.ClosedSession(item.strand, session, ()) for item, session in ends]
+            return [ClosedSession(item.strand, session, ()) for item, session in ends]
         transcripts = await self._pipe.call_all([("HGETALL", keys.messages(item.shard, session.id)) for item, session in ends])
         return [
-            sessions.ClosedSession(item.strand, session, _messages(transcript))
+            ClosedSession(item.strand, session, _messages(transcript))
             for (item, session), transcript in zip(ends, transcripts, strict=True)
         ]
 

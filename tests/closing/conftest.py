@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from app.archive.instants import instant
+from app.archive.tables import instant
 from app.config.publish import publish
 from app.resources import Resources, open_resources
 from app.settings import Settings

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from app.archive.instants import instant
+from app.archive.tables import instant
 from app.clock import wall_ms
 from app.delivery.dispatcher import Dispatcher
 from app.delivery.maintenance import GIVE_UP_AFTER_MS, KEPT_MS

@@ -14,7 +14,7 @@ from app.api.schemas.bots import BotChange, BotPage, BotView, NewBot
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
-from app.archive.instants import instant
+from app.archive.tables import instant
 from app.closing.sweep import close_deleted_sandbox
 from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Fault, Invalid

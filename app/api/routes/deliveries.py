@@ -30,8 +30,8 @@ from app.archive import audit, delivery_log, endpoint_health, endpoints
 from app.archive.audit import Actor
 from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
 from app.archive.endpoint_health import HEALTHY
-from app.archive.instants import instant
 from app.archive.outbox import valid_secrets
+from app.archive.tables import instant
 from app.delivery.endpoint_test import send_test
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound

@@ -18,7 +18,7 @@ from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.policies import PolicyToSave, PolicyVersions, PolicyView, Presets, PresetView, SavedPolicy
 from app.api.schemas.problems import PRECONDITIONS, PROBLEMS
 from app.archive import bots, policies
-from app.archive.instants import instant
+from app.archive.tables import instant
 from app.domain.policy.parse import PRESETS, describe, policy_from, policy_view
 from app.errors import Fault, Invalid, PreconditionRequired, StaleVersion
 from app.queries.cursor import cursor_of, page_of, place_of

@@ -1,4 +1,4 @@
-# Everything that a developer or a machine does here. `make help` lists it.
+# The commands of development and CI. `make help` lists them.
 #
 #   make test PYTHON=/usr/bin/python3.11     choose the interpreter (3.11 or 3.12)
 #   make run ARGS="--port 8080 --workers 2"  pass arguments on
@@ -23,26 +23,26 @@ help:           ## this list
 run: $(VENV)/run.stamp           ## start everything on http://127.0.0.1:8000, with servers of its own unless URLs are set
 	@exec $(BIN)/adjourn serve $(ARGS)
 
-demo: $(VENV)/run.stamp          ## play a day of traffic through everything, and show what came of it
+demo: $(VENV)/run.stamp          ## play a day of traffic through everything, and compare the result with the script
 	@exec $(BIN)/adjourn demo $(ARGS)
 
 test: $(VENV)/dev.stamp          ## all tests but the slow ones
 	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-faults: $(VENV)/dev.stamp        ## kill and stop everything, many times, and show what came of it (20 minutes)
+faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (20 minutes)
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
 bench: $(VENV)/dev.stamp         ## measure
 	@exec $(BIN)/python -m bench $(ARGS)
 
-check: $(VENV)/dev.stamp         ## format, lint, types, import contracts, tests: what must pass before a commit
+check: $(VENV)/dev.stamp         ## format, lint, types, import contracts, tests; must pass before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	@$(MAKE) test
 
-format: $(VENV)/dev.stamp        ## lay out the code and mend what can be mended mechanically
+format: $(VENV)/dev.stamp        ## lay out the code and apply mechanical fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

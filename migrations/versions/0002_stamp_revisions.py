@@ -12,7 +12,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# Only the columns that running processes know of: a breaker's counter on an endpoint is no change of configuration.
+# Only the columns that running processes use: a breaker's counter on an endpoint is no change of configuration.
 WATCHED = {
     "bots": "name, sandbox, clock_mode, deleted_at",
     "policies": "policy, effective_at",

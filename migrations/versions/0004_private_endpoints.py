@@ -1,4 +1,4 @@
-"""Remember of an endpoint whether whoever named its address may name private ones; those that are there go on as they did."""
+"""Store with an endpoint whether the key that set its address may name private ones; existing endpoints keep the right."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Count attempts in four bytes: at 32,767 a delivery that was replayed again and again stopped everybody's.
+"""Count attempts in four bytes: at 32,767 a delivery that was replayed many times stopped all others.
 
 Each table is written anew once, under a lock that its readers wait for, too: about ten seconds for a million deliveries.
 Entries are taken and sessions close meanwhile; what is archived and delivered waits. Both locks are asked for at first, in the

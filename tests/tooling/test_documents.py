@@ -84,6 +84,15 @@ def test_every_table_has_an_owner() -> None:
     assert set(metadata.tables) - named(rows(ARCHITECTURE, "## Data and its owners")) == set()
 
 
+def test_every_metric_says_why_to_watch_it() -> None:
+    """docs/operations.md names each metric of `app.metrics`."""
+    made = re.findall(r'"(adjourn_\w+)"', (APP / "metrics.py").read_text())
+    watched = (DOCS / "operations.md").read_text()
+
+    assert made
+    assert [name for name in made if f"`{name}" not in watched] == [], "add a row to docs/operations.md"
+
+
 def test_the_glossary_has_every_record_and_every_package() -> None:
     """A type that travels between the stages, and a package, have a word with one meaning."""
     types = {

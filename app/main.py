@@ -76,4 +76,4 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 async def _finish(resources: Resources) -> None:
     """Requests in flight have been answered by now; what they left with the ledger is committed."""
-    await resources.ledger.settled()
+    await resources.ledger.stop()

@@ -64,11 +64,6 @@ class Settings(BaseSettings):
     )
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
-    directory_refresh_ms: int = Field(
-        default=1000,
-        ge=50,
-        description="Age at which cached bots, policies and keys are looked at again, in milliseconds.",
-    )
 
     # Closing and archive
     tick_ms: int = Field(default=250, ge=10, description="Interval of the worker's jobs, in milliseconds.")

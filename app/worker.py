@@ -20,12 +20,13 @@ from app.closing.consistency import ConsistencyCheck
 from app.closing.failures import raise_first
 from app.closing.policy_change import PolicyChange
 from app.closing.sweep import close_deleted_sandboxes
-from app.config.follower import BotConfig
 from app.config.publish import publish
+from app.config.records import BotConfig
 from app.delivery.dispatcher import Dispatcher
 from app.errors import AdjournError, Unavailable
 from app.live.event_stream import EventStream
 from app.live.pipe import Pipe, RedisUnreachable
+from app.live.server import synchronize
 from app.live.shard_lease import ShardLease
 from app.metrics import BACKLOG, FAILURES, OPEN, UNACCOUNTED
 from app.resources import Resources, open_resources
@@ -78,7 +79,7 @@ class Worker:
             ),
             engine=resources.engine,
             shards=settings.shards,
-            rules_of=resources.rules_of,
+            rules_of=resources.config.rules_of,
         )
         self.dispatcher = Dispatcher(resources.engine, settings)
         self.policy_change = PolicyChange(
@@ -140,11 +141,12 @@ class Worker:
             self._scheduler.shutdown(wait=False)
         with suppress(Unavailable):  # then the others wait for the lease to end
             await self.shard_lease.release()
-        await self._archive_pipe.close()
+        await self._archive_pipe.stop()
 
     async def sweep(self) -> None:
         """With the time as it is: a worker that ran late would find nothing due, and never know."""
-        now_ms = await self._resources.synced_ms()
+        await synchronize(self._resources.clock, self._resources.pipe)
+        now_ms = self._resources.clock.now_ms()
         await self._resources.sweep.run_once(now_ms, shards=await self.shard_lease.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
@@ -171,7 +173,7 @@ class Worker:
         return [partial(self._sweep_sandbox, bot, sweep) for bot in self._resources.config.sandbox_bots()]
 
     async def _sweep_sandbox(self, bot: BotConfig, sweep: Callable[[str, int], Awaitable[object]]) -> None:
-        now_ms = await self._resources.sandboxes.stands_ms(bot.id)
+        now_ms = await self._resources.sandboxes.stored_ms(bot.id)
         if now_ms is not None:
             await sweep(bot.id, now_ms)
 
@@ -185,14 +187,14 @@ class Worker:
         await self.policy_change.run_once(self._resources.clock.now_ms())
 
     async def measure(self) -> None:
-        account = await self.consistency.totals(self._resources.config.ever_known())
+        account = await self.consistency.totals(self._resources.config.bots_and_deleted())
         OPEN.set(account.open)
         BACKLOG.set(account.pending)
         UNACCOUNTED.set(account.unaccounted)
 
     async def repair(self) -> None:
         resources = self._resources
-        bots = resources.config.ever_known()
+        bots = resources.config.bots_and_deleted()
         close = partial(close_deleted_sandboxes, live=resources.live, clocks=resources.sandboxes, sweep=resources.sweep)
         deleted = [bot for bot in bots if bot.deleted and bot.sandbox]
         await _each([*(partial(close, [bot]) for bot in deleted), partial(self.consistency.run_once, bots)])

@@ -9,7 +9,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from app.archive import migrate
-from app.config.follower import BotRecord, KeyConfig, Mark, move
+from app.config.publish import move
+from app.config.records import BotRecord, KeyConfig, Mark
 from app.embedded import Servers, embedded_servers
 from app.ids import key_digest, new_key
 from app.settings import Settings
@@ -40,10 +41,10 @@ async def make_bots(redis_url: str) -> str:
     async with Redis.from_url(redis_url, protocol=2) as redis:
         moved = await move(
             redis,
-            held=None,
+            stored=None,
             to=Mark("bench", 1),
             bots=[_bot(BOT, sandbox=False), _bot(SANDBOX, sandbox=True)],
-            known_keys={key_digest(key): known},
+            api_keys={key_digest(key): known},
             whole=True,
         )
     assert moved

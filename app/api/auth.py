@@ -13,7 +13,8 @@ from fastapi.security import HTTPBearer
 from msgspec import Struct
 
 from app.api.parameters import check_parameters
-from app.config.follower import BotConfig, ConfigReplica, KeyConfig
+from app.config.follower import ConfigReplica
+from app.config.records import BotConfig, KeyConfig
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
 

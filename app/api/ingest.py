@@ -14,7 +14,7 @@ from starlette.datastructures import QueryParams
 from app.api.auth import known_bot, principal_of
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of, request_id_of
 from app.api.parameters import refuse_unknown
-from app.config.follower import BotConfig
+from app.config.records import BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import EntryRefusal

@@ -15,7 +15,7 @@ import structlog
 from msgspec import Struct
 
 from app.closing.failures import concerns_one, raise_first
-from app.config.follower import BotConfig
+from app.config.records import BotConfig
 from app.domain.records import Wake
 from app.live import keys
 from app.live.event_stream import GROUP

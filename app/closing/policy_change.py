@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from app.closing.failures import concerns_one, raise_first
-from app.config.follower import BotConfig, ConfigReplica
+from app.config.follower import ConfigReplica
+from app.config.records import BotConfig
 from app.domain.records import ApplyPolicy
 from app.domain.strand import Strand
 from app.live import keys
@@ -112,7 +113,7 @@ class PolicyChange:
 
     async def _pass(self, bot: BotConfig) -> tuple[int, list[BaseException]]:
         """How many were looked at, and what those raised that cannot be decided. Raises what else failed, after the rest."""
-        at_ms = await self._sandboxes.stands_ms(bot.id) if bot.sandbox else None
+        at_ms = await self._sandboxes.stored_ms(bot.id) if bot.sandbox else None
         passes = (self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))
         results = await asyncio.gather(*passes, return_exceptions=True)
         failures = [error for result in results for error in ([result] if isinstance(result, BaseException) else result[1])]

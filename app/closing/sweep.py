@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from app.archive.session_reads import LONGEST_SESSION_MS
 from app.closing.failures import concerns_one, raise_first
-from app.config.follower import BotConfig
+from app.config.records import BotConfig
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
@@ -101,7 +101,7 @@ async def close_deleted_sandbox(bot: str, *, clocks: SandboxClocks, sweep: Sweep
 
     Its clock no longer moves by itself, so it is moved past the deadline of the last session that can be open.
     """
-    now_ms = await clocks.stands_ms(bot)
+    now_ms = await clocks.stored_ms(bot)
     if now_ms is not None:
         await sweep.run_bot(bot, await clocks.forward(bot, to_ms=now_ms + LONGEST_SESSION_MS))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from secrets import token_hex
 
 from app.clock import Clock
-from app.config.follower import BotConfig
+from app.config.records import BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.domain.instants import ms_of
@@ -72,14 +72,10 @@ class Intake:
 
         An instant is None where Redis's time counts.
         """
-        if not bot.sandbox:
-            return entries, [None] * len(entries)
-        real_ms = self._clock.now_ms()
-        follows = bot.clock_mode == "sent_at"
-        at_ms = await self._sandboxes.now_ms(bot.id, real_ms=real_ms, follows=follows)
-        if not follows:
+        at_ms = await self._sandboxes.command_ms(bot.id, bot.clock_mode)
+        if at_ms is None or bot.clock_mode != "sent_at":
             return entries, [at_ms] * len(entries)
-        return _followed(entries, at_ms=at_ms, real_ms=real_ms)
+        return _followed(entries, at_ms=at_ms, real_ms=self._clock.now_ms())
 
     async def _move_clock(self, bot: BotConfig, instants: Sequence[int | None]) -> None:
         """After the commit, never before: a sweep must not close what an entry under way still continues."""

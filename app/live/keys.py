@@ -12,8 +12,8 @@ STRAND_FIELD = "\x1fstrand"
 CLOSED_FIELD = "\x1fclosed"
 
 SHARDS = "adj:shards"
-CONFIG = "adj:{directory}"
-CONFIG_CHANGES = "adj:{directory}:changes"
+CONFIG = "adj:{config}"
+CONFIG_CHANGES = "adj:{config}:changes"
 HEARTBEATS = "adj:heartbeats"
 # Bot to the policy version that its open sessions' deadlines stand by.
 POLICIES_APPLIED = "adj:policies:applied"

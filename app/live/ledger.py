@@ -43,7 +43,7 @@ class BotContext(Struct, frozen=True):
 
 
 class Ledger:
-    """One per process. `ground` tells what is known of a bot, at the instant of deciding."""
+    """One per process. `context_of` gives what it needs of a bot, at the instant of deciding."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class Ledger:
         script: CommitScript,
         clock: Clock,
         shards: int,
-        ground: Callable[[str], BotContext],
+        context_of: Callable[[str], BotContext],
         cache_size: int = 50_000,
     ) -> None:
         self._pipe = pipe
         self._script = script
         self._clock = clock
         self._shards = shards
-        self._ground = ground
+        self._context_of = context_of
         self._waiting: list[list[PendingCommand]] = [[] for _ in range(shards)]
         self._writers: list[asyncio.Task[None] | None] = [None] * shards
         self._cache: OrderedDict[Strand, tuple[str, State]] = OrderedDict()
@@ -78,8 +78,8 @@ class Ledger:
             self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
         return future
 
-    async def settled(self) -> None:
-        """Returns when nothing is waiting: part of a graceful shutdown."""
+    async def stop(self) -> None:
+        """Return when every command that was submitted is committed or refused."""
         while writers := [writer for writer in self._writers if writer is not None]:
             await asyncio.wait(writers)
 
@@ -133,8 +133,8 @@ class Ledger:
         for pending in batch:
             fold = folds.get(pending.strand)
             if fold is None:
-                ground = self._ground(pending.strand.bot)
-                fold = folds[pending.strand] = Fold(pending.strand, ground.rules, ground.sandbox, [])
+                context = self._context_of(pending.strand.bot)
+                fold = folds[pending.strand] = Fold(pending.strand, context.rules, context.sandbox, [])
             fold.pending.append(pending)
         return list(folds.values())
 
@@ -149,7 +149,7 @@ class Ledger:
             folds = [fold for fold in folds if fold.decided]
             if not folds:
                 return
-            silent = [self._ground(fold.strand.bot).silent for fold in folds]
+            silent = [self._context_of(fold.strand.bot).silent for fold in folds]
             call = self._script.prepare(shard, folds, now_ms=now_ms, closing=closing, silent=silent)
             refused = await self._send(call, folds)
             if refused is None:

@@ -132,7 +132,7 @@ class Pipe:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         await self._drop(RedisUnreachable("shutting down", retry_after_s=1))
         await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed
 

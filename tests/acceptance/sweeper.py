@@ -22,7 +22,7 @@ async def sweep(bot: str) -> None:
         sys.stdout.write("sweeping\n")
         sys.stdout.flush()
         while True:
-            now_ms = await resources.sandboxes.stands_ms(bot)
+            now_ms = await resources.sandboxes.stored_ms(bot)
             if now_ms is not None:
                 await resources.sweep.run_bot(bot, now_ms)
 

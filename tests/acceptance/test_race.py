@@ -13,7 +13,8 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from app.config.follower import BotRecord, Mark, move
+from app.config.publish import move
+from app.config.records import BotRecord, Mark
 from app.domain.entry import Entry
 from app.domain.instants import HOUR_MS, MINUTE_MS
 from app.domain.policy.parse import Policy, PolicyVersion
@@ -61,7 +62,7 @@ async def _make_bot(resources: Resources) -> None:
         policy={},
         endpoints=(),
     )
-    assert await move(resources.redis, held=None, to=Mark("test", 1), bots=[bot], known_keys={}, whole=True)
+    assert await move(resources.redis, stored=None, to=Mark("test", 1), bots=[bot], api_keys={}, whole=True)
     await resources.config.load()
 
 
@@ -139,7 +140,7 @@ async def test_the_clock_does_not_pass_an_entry_that_redis_did_not_take(
 
     monkeypatch.setattr(resources.ledger, "submit", refuse_one)
     first = await resources.intake.take(bot, entries)
-    stood_ms = await resources.sandboxes.stands_ms(BOT)
+    stood_ms = await resources.sandboxes.stored_ms(BOT)
     monkeypatch.undo()
     (again,) = await resources.intake.take(bot, entries[1:2])
 

@@ -16,7 +16,8 @@ from sqlalchemy import text
 
 from app.api.errors import error_of
 from app.archive.engine import make_engine
-from app.config.follower import BotRecord, KeyConfig, Mark, move
+from app.config.publish import move
+from app.config.records import BotRecord, KeyConfig, Mark
 from app.errors import Unavailable
 from app.ids import key_digest
 from app.main import create_app
@@ -303,7 +304,7 @@ async def known_client(app: FastAPI, resources: Resources) -> Client:
     )
     key = KeyConfig("k", "k", frozenset({"admin", "read", "ingest"}), None)
     mark = Mark("here", 1)
-    await move(resources.redis, held=None, to=mark, bots=[bot], known_keys={key_digest("adj_x"): key}, whole=True)
+    await move(resources.redis, stored=None, to=mark, bots=[bot], api_keys={key_digest("adj_x"): key}, whole=True)
     assert await resources.config.caught_up(mark, timeout_s=5)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return Client(transport=transport, base_url="http://test", headers={"authorization": "Bearer adj_x"})

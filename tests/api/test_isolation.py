@@ -177,13 +177,13 @@ async def test_after_all_that_nothing_of_theirs_has_changed(
 
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
     before = await everything()
-    clock = await resources.sandboxes.stands_ms(MARK)
+    clock = await resources.sandboxes.stored_ms(MARK)
     for (method, path), body in FOREIGN.items():
         for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
             await stranger.refused(method, path.format_map(names), body)
 
     assert await everything() == before
-    assert await resources.sandboxes.stands_ms(MARK) == clock
+    assert await resources.sandboxes.stored_ms(MARK) == clock
 
 
 @pytest.mark.parametrize("scope", ("read", "ingest", "admin"))

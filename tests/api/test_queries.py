@@ -302,13 +302,13 @@ async def test_a_session_opened_while_its_sandbox_bot_is_deleted_closes_too(
     await post(admin)
     await admin.ok("DELETE", "/v1/bots/shop")
     late = Receive(Entry(user_id="late", role="user"), "late")
-    await resources.ledger.submit(Strand("shop", "web:late"), late, at_ms=await resources.sandboxes.stands_ms("shop"))
-    assert (await worker.consistency.totals(resources.config.ever_known())).open == 1
+    await resources.ledger.submit(Strand("shop", "web:late"), late, at_ms=await resources.sandboxes.stored_ms("shop"))
+    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).open == 1
 
     await worker.repair()
     await worker.archivist.run_once()
 
-    account = await worker.consistency.totals(resources.config.ever_known())
+    account = await worker.consistency.totals(resources.config.bots_and_deleted())
     assert (account.opened, account.closed, account.open, account.unaccounted) == (2, 2, 0, 0)
     assert [each["reason"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == ["inactivity"] * 2
 
@@ -321,13 +321,13 @@ async def test_what_closes_after_its_bot_is_deleted_is_archived_and_told_to_nobo
     await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/"})
     answer = await post(admin)
     await admin.ok("DELETE", "/v1/bots/shop")
-    assert (await worker.consistency.totals(resources.config.ever_known())).open == 1
+    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).open == 1
 
     assert (await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["status"] == "closed"
     await worker.archivist.run_once()
     await worker.deliver()
 
-    account = await worker.consistency.totals(resources.config.ever_known())
+    account = await worker.consistency.totals(resources.config.bots_and_deleted())
     assert (account.open, account.pending, account.unaccounted) == (0, 0, 0)
     assert [each["id"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == [answer["session_id"]]
     assert (await admin.ok("GET", "/v1/deliveries"))["deliveries"] == []
@@ -342,6 +342,6 @@ async def test_a_deleted_bots_open_sessions_keep_their_policy(admin: Client, wor
     await admin.ok("DELETE", "/v1/bots/shop")
     await worker.sweep()
     assert (await admin.ok("GET", f"/v1/sessions/{answer['session_id']}"))["status"] == "open"
-    known = resources.config.known("shop")
+    known = resources.config.bot_or_deleted("shop")
     assert known is not None
     assert known.rules.policy.policy.inactivity_minutes == 20

@@ -35,9 +35,9 @@ async def other(resources: Resources) -> AsyncIterator[Archivist]:
         streams=EventStream(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
         engine=resources.engine,
         shards=shards,
-        rules_of=resources.rules_of,
+        rules_of=resources.config.rules_of,
     )
-    await pipe.close()
+    await pipe.stop()
 
 
 async def say(resources: Resources, *texts: str, strand: Strand = STRAND) -> str:
@@ -215,7 +215,7 @@ async def test_record_set_aside_can_be_put_back(resources: Resources, worker: Wo
 
     assert await archived(resources) == {session: ["hello", "again"]}
     assert await waiting(resources) == 0
-    assert (await worker.consistency.totals(resources.config.ever_known())).unaccounted == 0
+    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).unaccounted == 0
 
 
 async def test_record_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:

@@ -32,7 +32,7 @@ def shard(resources: Resources) -> int:
 @pytest.mark.usefixtures("session")
 async def test_nothing_to_repair_where_nothing_is_broken(resources: Resources, worker: Worker) -> None:
     """The look itself changes nothing."""
-    assert await worker.consistency.run_once(resources.config.ever_known()) == 0
+    assert await worker.consistency.run_once(resources.config.bots_and_deleted()) == 0
 
 
 @pytest.mark.usefixtures("session")
@@ -42,7 +42,7 @@ async def test_open_session_without_a_deadline_gets_one(resources: Resources, wo
     before = await resources.redis.zscore(due, member)
     await resources.redis.zrem(due, member)
 
-    repairs = await worker.consistency.run_once(resources.config.ever_known())
+    repairs = await worker.consistency.run_once(resources.config.bots_and_deleted())
 
     assert repairs == 1
     assert await resources.redis.zscore(due, member) == before
@@ -61,7 +61,7 @@ async def test_conversation_that_cannot_be_read_ends_no_repair(resources: Resour
     await resources.redis.set(keys.state(shard(resources), keys.member(stuck)), b"v:\xc1")
     await resources.redis.zrem(due, member)
 
-    repairs = await worker.consistency.run_once(resources.config.ever_known())
+    repairs = await worker.consistency.run_once(resources.config.bots_and_deleted())
 
     assert repairs == 1
     assert await resources.redis.zscore(due, member) is not None
@@ -80,7 +80,7 @@ async def test_record_in_nobodys_hands_is_given_out_again(
     await resources.redis.xreadgroup(GROUP, "gone", {events: ">"})
     await resources.redis.xgroup_delconsumer(events, GROUP, "gone")
 
-    repairs = await worker.consistency.run_once(resources.config.ever_known())
+    repairs = await worker.consistency.run_once(resources.config.bots_and_deleted())
     await worker.archivist.run_once()
 
     assert repairs == 1
@@ -89,7 +89,7 @@ async def test_record_in_nobodys_hands_is_given_out_again(
 
 async def test_everything_is_accounted_for_through_a_sessions_life(resources: Resources, worker: Worker, session: str) -> None:
     """Open, closed and waiting, archived: at each step what was counted in is somewhere."""
-    bots = resources.config.ever_known()
+    bots = resources.config.bots_and_deleted()
     accounts = [await worker.consistency.totals(bots)]
     await resources.ledger.submit(ANN, Close(session))
     accounts.append(await worker.consistency.totals(bots))
@@ -104,6 +104,6 @@ async def test_lost_record_is_told(resources: Resources, worker: Worker, session
     await resources.ledger.submit(ANN, Close(session))
     await resources.redis.xtrim(keys.events(shard(resources)), maxlen=0, approximate=False)
 
-    account = await worker.consistency.totals(resources.config.ever_known())
+    account = await worker.consistency.totals(resources.config.bots_and_deleted())
 
     assert account.unaccounted == 1

@@ -1,8 +1,8 @@
-"""The directory: what is saved in Postgres is known to every process, whatever happens to Redis in between."""
+"""The replica: every process knows what is saved in Postgres, even if Redis loses the copy in between."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from app.api.auth import principal_of
 from app.archive.engine import make_engine
-from app.config.follower import ConfigReplica, mark_held
-from app.config.publish import publish
+from app.config.follower import ConfigReplica
+from app.config.publish import publish, stored_mark
 from app.errors import Unauthenticated, Unavailable
 from app.live import keys
 
@@ -39,13 +39,11 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 @asynccontextmanager
 async def following(redis: Redis) -> AsyncIterator[ConfigReplica]:
     config = ConfigReplica(redis)
-    task = asyncio.create_task(config.follow())
+    await config.start()
     try:
         yield config
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await config.stop()
 
 
 async def run(engine: AsyncEngine, *statements: str, **values: object) -> None:
@@ -63,7 +61,7 @@ ADD_ENDPOINT = """INSERT INTO endpoints (id, bot_id, url, events, secret)
                   VALUES (gen_random_uuid(), 'shop', 'https\\://example.org', '{session.closed}', 'whsec_x')"""
 
 
-async def test_what_is_saved_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:
+async def test_a_saved_configuration_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:
     """A bot, its policy, a key and an endpoint reach two processes that were running before."""
     async with following(redis) as one, following(redis) as other:
         await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_ENDPOINT)
@@ -103,17 +101,17 @@ async def test_a_change_is_known_within_two_seconds(engine: AsyncEngine, redis: 
         await run(engine, "UPDATE bots SET deleted_at = now()")
         assert await config.caught_up(await publish(engine, redis), timeout_s=2)
         assert config.bot("shop") is None
-        assert config.known("shop") is not None  # its open sessions still have to close
+        assert config.bot_or_deleted("shop") is not None  # its open sessions still have to close
 
 
-async def test_an_emptied_redis_is_filled_again_and_nobody_forgets_meanwhile(engine: AsyncEngine, redis: Redis) -> None:
-    """FLUSHALL loses no bot and no key: processes go on with what they know, and the next publication writes it again."""
+async def test_an_emptied_redis_is_filled_again_and_no_process_forgets_meanwhile(engine: AsyncEngine, redis: Redis) -> None:
+    """FLUSHALL loses no bot and no key: processes go on with their replicas, and the next publication writes the copy again."""
     await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
     async with following(redis) as config:
         assert await config.caught_up(await publish(engine, redis), timeout_s=2)
 
         await redis.flushall()
-        assert await mark_held(redis) is None
+        assert await stored_mark(redis) is None
         assert config.bot("shop") is not None
 
         await run(engine, "UPDATE bots SET name = 'Shop 2'")
@@ -129,7 +127,7 @@ async def test_an_emptied_redis_is_filled_again_and_nobody_forgets_meanwhile(eng
 
 
 async def test_a_lost_stream_of_changes_is_noticed(engine: AsyncEngine, redis: Redis) -> None:
-    """Changes whose messages are gone (trimmed, deleted) reach a follower all the same."""
+    """Changes that are missing from the stream (trimmed, deleted) reach a follower all the same."""
     await run(engine, ADD_BOT, ADD_POLICY)
     async with following(redis) as config:
         assert await config.caught_up(await publish(engine, redis), timeout_s=2)
@@ -180,7 +178,7 @@ async def test_publishing_nothing_new_writes_nothing(engine: AsyncEngine, redis:
 
 
 async def test_a_policy_that_is_no_longer_accepted_leaves_the_bot_with_the_default(engine: AsyncEngine, redis: Redis) -> None:
-    """What an older version saved and this one refuses takes no bot out of service."""
+    """A policy that an older version saved and this one refuses takes no bot out of service."""
     await run(engine, ADD_BOT, "INSERT INTO policies VALUES ('shop', 1, '{\"inactivity_minutes\"\\: 4}', now())")
     await publish(engine, redis)
     config = ConfigReplica(redis)
@@ -193,13 +191,13 @@ async def test_a_policy_that_is_no_longer_accepted_leaves_the_bot_with_the_defau
 
 async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngine) -> None:
     """A copy that cannot be read, then one that can: the follower has gone on trying."""
-    await redis.set(keys.CONFIG, "no hash")
     async with following(redis) as config:
-        async with asyncio.timeout(5):
-            with capture_logs() as logs:
+        with capture_logs() as logs:
+            await redis.set(keys.CONFIG, "no hash")
+            async with asyncio.timeout(5):
                 while not logs:
                     await asyncio.sleep(0.01)
-        assert logs[0]["event"] == "directory.redis_away"
+        assert logs[0]["event"] == "configuration not followed"
         assert not config.loaded
 
         await redis.delete(keys.CONFIG)
@@ -209,7 +207,7 @@ async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngin
 
 
 async def _spoil(redis: Redis, name: str, engine: AsyncEngine) -> None:
-    """A newer version saves something that this one does not know, and tells of it."""
+    """A newer version writes a value that this one does not know, and publishes another change."""
     stored: Any = await redis.hget(keys.CONFIG, name)
     await redis.hset(keys.CONFIG, name, stored.replace(b'"clock_mode":null', b'"clock_mode":"newer"'))
     await run(engine, "UPDATE bots SET name = 'Other 2' WHERE id = 'other'")
@@ -219,8 +217,8 @@ ADD_OTHER = "INSERT INTO bots (id, name) VALUES ('other', 'Other')"
 ADD_OTHERS_POLICY = """INSERT INTO policies (bot_id, version, policy, effective_at) VALUES ('other', 1, '{}', '2026-11-21')"""
 
 
-async def test_a_record_that_cannot_be_read_concerns_nobody_else(engine: AsyncEngine, redis: Redis) -> None:
-    """It stays as it was known; all others are followed; whoever never knew it says so, and does not say that there is none."""
+async def test_a_record_that_cannot_be_read_affects_no_other(engine: AsyncEngine, redis: Redis) -> None:
+    """It stays as it was; all others are followed; a process that never read it says so, and does not say that there is none."""
     await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY, ADD_OTHER, ADD_OTHERS_POLICY)
     mark = await publish(engine, redis)
     async with following(redis) as config:
@@ -239,12 +237,12 @@ async def test_a_record_that_cannot_be_read_concerns_nobody_else(engine: AsyncEn
             assert (newcomer.bot("shop"), newcomer.is_unreadable("shop"), config.is_unreadable("shop")) == (None, True, False)
             assert newcomer.bot("other") is not None
             assert newcomer.key(DIGEST) is not None
-            assert "1 of the bots and keys" in config.shortcomings
-            assert "1 of the bots and keys" in newcomer.shortcomings
+            assert "1 of the bots and keys" in config.warning
+            assert "1 of the bots and keys" in newcomer.warning
 
 
-async def test_a_key_that_cannot_be_read_is_not_told_as_unknown(engine: AsyncEngine, redis: Redis) -> None:
-    """To be told that its key is not known would have a bot give up; told to come again, it finds a process that can read it."""
+async def test_a_key_that_cannot_be_read_is_not_refused_as_unknown(engine: AsyncEngine, redis: Redis) -> None:
+    """401 would make a bot give up; with 503 it retries, and reaches a process that can read its key."""
     await run(engine, ADD_BOT, ADD_POLICY, ADD_KEY)
     await publish(engine, redis)
     await redis.hset(keys.CONFIG, f"key:{DIGEST.hex()}", b'{"scopes":7}')

@@ -74,7 +74,7 @@ async def all_at_once(steps: list[tuple[Strand, int, Receive]], rules: BotRules,
         return await _sessions(redis)
     finally:
         for pipe in pipes:
-            await pipe.close()
+            await pipe.stop()
         await redis.aclose()
 
 
@@ -82,7 +82,7 @@ def _ledger(pipe: Pipe, rules: BotRules) -> Ledger:
     clock = Clock()
     ground = BotContext(rules, sandbox=True)
     script = CommitScript(pipe, clock, max_skew_ms=500)
-    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground, cache_size=2)
+    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, context_of=lambda _: ground, cache_size=2)
 
 
 async def _sessions(redis: Redis) -> Sessions:

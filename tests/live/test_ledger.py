@@ -51,18 +51,18 @@ async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
         pipes.append(own)
         known = clock or Clock()
         script = CommitScript(own, known, max_skew_ms=500)
-        return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, ground=lambda _: BotContext(RULES))
+        return Ledger(pipe=own, script=script, clock=known, shards=SHARDS, context_of=lambda _: BotContext(RULES))
 
     yield make
     for pipe in pipes:
-        await pipe.close()
+        await pipe.stop()
 
 
 @pytest.fixture
 async def view(redis: Redis) -> AsyncIterator[View]:
     pipe = Pipe(redis, timeout_s=5)
     yield View(pipe, shards=SHARDS)
-    await pipe.close()
+    await pipe.stop()
 
 
 def neighbour() -> Strand:

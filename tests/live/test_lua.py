@@ -41,7 +41,7 @@ async def redis(server: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
 async def pipe(redis: Redis) -> AsyncIterator[Pipe]:
     made = Pipe(redis, timeout_s=5)
     yield made
-    await made.close()
+    await made.stop()
 
 
 async def fill(redis: Redis) -> None:

@@ -24,7 +24,7 @@ async def pipe(redis_url: str) -> AsyncIterator[Pipe]:
     redis = Redis.from_url(redis_url, protocol=2)
     opened = Pipe(redis, timeout_s=5)
     yield opened
-    await opened.close()
+    await opened.stop()
     await redis.aclose()
 
 
@@ -33,7 +33,7 @@ def ledger_on(pipe: Pipe) -> Ledger:
     clock = Clock()
     ground = BotContext(BotRules("bot", PolicyVersion(1, 0, Policy())), sandbox=True)
     script = CommitScript(pipe, clock, max_skew_ms=500)
-    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, ground=lambda _: ground)
+    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, context_of=lambda _: ground)
 
 
 async def test_a_long_transcript_is_read_in_portions(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ async def _durability(resources: Resources) -> str:
 
 
 async def _configuration(resources: Resources) -> str:
-    return resources.config.shortcomings or OK
+    return resources.config.warning or OK
 
 
 async def _postgres(resources: Resources) -> str:

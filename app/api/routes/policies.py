@@ -125,7 +125,5 @@ def _check_match(if_match: str | None, version: int) -> None:
 
 async def _own_time_ms(resources: Resources, bot: Row[Any]) -> int:
     """Now, as the bot has it."""
-    now_ms = resources.clock.now_ms()
-    if not bot.sandbox:
-        return now_ms
-    return await resources.sandboxes.now_ms(bot.id, real_ms=now_ms, follows=bot.clock_mode == "sent_at")
+    own_ms = await resources.sandboxes.command_ms(bot.id, bot.clock_mode)
+    return resources.clock.now_ms() if own_ms is None else own_ms

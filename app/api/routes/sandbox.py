@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.auth import Ingesting, known_bot
-from app.config.follower import BotConfig
+from app.config.records import BotConfig
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict
 from app.live.sandbox import forward_target_ms

@@ -63,7 +63,7 @@ async def explain_session(session_id: str, resources: ResourcesDep, principal: R
 async def close_session(session_id: str, resources: ResourcesDep, principal: ReadingOrIngesting) -> JsonResponse:
     """Close an open session, reason `api`. One that is closed already is left as it is; either way this tells how it stands."""
     found = await found_session(resources, principal, session_id)
-    bot = resources.config.known(found.strand.bot)
+    bot = resources.config.bot_or_deleted(found.strand.bot)
     if found.session.closed_at_ms is None and bot is not None:
         await resources.ledger.submit(found.strand, Close(found.session.id), at_ms=await resources.sandbox_ms(bot))
         found = await found_session(resources, principal, session_id)
@@ -82,7 +82,7 @@ def bots_asked_for(resources: Resources, principal: Principal, bot: str | None) 
     """The one bot that is named, a deleted one too, or all that the key covers (None: every one)."""
     if bot is None:
         return principal.key.bots
-    if not principal.covers(bot) or resources.config.known(bot) is None:
+    if not principal.covers(bot) or resources.config.bot_or_deleted(bot) is None:
         raise no_bot(bot)
     return frozenset({bot})
 

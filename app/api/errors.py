@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.domain.errors import DomainError, InvalidPolicy, StateTooLarge
-from app.domain.nesting import DEEPEST
+from app.domain.json_value import DEEPEST
 from app.errors import AdjournError, Conflict, Fault, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
 
 PROBLEM_JSON = "application/problem+json"

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import sessions
-from app.domain.ratio import Share
+from app.domain.ratio import Ratio
 
 _GROUPS = (
     sessions.c.counted,
@@ -29,7 +29,7 @@ class SessionSummary(Struct, frozen=True):
     interactive: int
     billing_sessions: int
     interactions: int
-    contained: Share
+    contained: Ratio
     by_outcome: dict[str, int]
     by_reason: dict[str, int]
     by_trade: dict[str, int]
@@ -51,7 +51,7 @@ async def summarise(conn: AsyncConnection, wanted: SessionFilter) -> SessionSumm
         interactive=_sum([row for row in counted if row.interactive], "sessions"),
         billing_sessions=_sum(counted, "billing_sessions"),
         interactions=_sum(counted, "interactions"),
-        contained=Share(_sum([row for row in counted if row.contained], "sessions"), count),
+        contained=Ratio(_sum([row for row in counted if row.contained], "sessions"), count),
         by_outcome=_by(counted, sessions.c.outcome),
         by_reason=_by(counted, sessions.c.reason),
         by_trade=_by(counted, sessions.c.trade),

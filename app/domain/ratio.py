@@ -1,9 +1,9 @@
-"""Rates as exact fractions, and the whole percent that people are shown: cut, not rounded (`docs/rules.md`, ruling 5, R10)."""
+"""Rates as exact fractions, and the whole percent that people see: cut, not rounded (ruling 5, R10)."""
 
 from msgspec import Struct
 
 
-class Share(Struct, frozen=True):
+class Ratio(Struct, frozen=True):
     """`part` of `whole`: 2 of 3."""
 
     part: int
@@ -11,5 +11,5 @@ class Share(Struct, frozen=True):
 
     @property
     def percent(self) -> int | None:
-        """66 for 2 of 3; None where there is nothing to have a part of."""
+        """66 for 2 of 3; None if `whole` is 0."""
         return None if self.whole == 0 else self.part * 100 // self.whole

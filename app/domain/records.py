@@ -1,9 +1,11 @@
-"""What travels between the stages: commands in, decisions out, and the state between them.
+"""The records that pass between the stages: commands in, decisions out, and the state between them.
 
 All records are frozen and made for msgpack as arrays: append fields with a default at the end, never reorder, never remove,
-since states that an older version wrote are read by a newer one. They hold data only and can form no cycle, so the garbage
+since a newer version reads the states that an older one wrote. They hold data only and can form no cycle, so the garbage
 collector need not look at them (`gc=False`): with 50,000 states in a cache it would do little else.
-Instants are ms since the epoch, UTC.
+
+Each field of a stored record says what it means. A name that ends in `_at_ms` or `_until_ms` is an instant in ms since the
+epoch, UTC; any other name that ends in `_ms` is a duration.
 """
 
 from typing import Any, Literal
@@ -11,7 +13,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from app.domain.entry import Entry, EntryType, Role
-from app.domain.policy.parse import PolicyVersion
+from app.domain.policy.model import PolicyVersion
 
 Reason = Literal[
     "inactivity",
@@ -32,13 +34,21 @@ Reason = Literal[
     "max_duration",
 ]
 Trade = Literal["bot", "agent"]
-Outcome = Literal["resolved", "escalated", "handed_off", "abandoned", "completed"]
-SessionOpening = Literal["opened", "continued", "none"]
-EventType = Literal["session.opened", "session.reminder", "session.closure_message", "session.closed", "session.continuation"]
+Outcome = Literal["resolved", "escalated", "handed_off", "abandoned", "completed", "dropped"]
+SessionOpening = Literal["opened", "continued", "none", "late"]
+EventType = Literal[
+    "session.opened",
+    "session.reminder",
+    "session.closure_message",
+    "session.closed",
+    "session.continuation",
+    "session.updated",
+]
+UnassignedReason = Literal["no_session", "too_late", "cannot_start"]
 
 
 class BotRules(Struct, frozen=True, gc=False):
-    """What a decision needs to know of a bot."""
+    """The part of a bot's configuration that a decision needs."""
 
     bot: str
     policy: PolicyVersion
@@ -47,155 +57,186 @@ class BotRules(Struct, frozen=True, gc=False):
 class Ended(Struct, frozen=True, gc=False, array_like=True):
     """A session that an entry ended."""
 
-    session_id: str
-    reason: Reason
+    session_id: str  # the session
+    reason: Reason  # why it closed
 
 
 class Answer(Struct, frozen=True, gc=False, array_like=True):
-    """What a bot is told of its entry; kept with the message, so that a repeat gets the same answer."""
+    """The answer to an entry; stored with the message, so that a repeat gets the same answer."""
 
-    session_id: str | None
-    session: SessionOpening
-    sequence: int
-    closes_at_ms: int | None
-    received_at_ms: int
-    closed: tuple[Ended, ...] = ()
+    session_id: str | None  # the session that the entry belongs to; None: no session
+    session: SessionOpening  # whether the entry opened it, continued it or came after its end
+    sequence: int  # the entry's place in its session, from 1; 0 without a session
+    closes_at_ms: int | None  # when the session closes if nothing more comes; None: it is closed
+    received_at_ms: int  # when the entry was received
+    closed: tuple[Ended, ...] = ()  # the sessions that the entry ended
 
 
 class Message(Struct, frozen=True, gc=False, array_like=True):
-    """An entry as kept in its session. `rest` holds the fields that few entries have, by name."""
+    """An entry as stored in its session."""
 
-    sequence: int
-    message_id: str
-    received_at_ms: int
-    role: Role
-    type: EntryType
-    text: str | None
-    answer: Answer
-    user_id: str = ""
-    intent: str | None = None
-    language: str | None = None
-    tags: tuple[str, ...] = ()
-    sent_at_ms: int | None = None
-    rest: dict[str, Any] | None = None
+    sequence: int  # its place in the session, from 1
+    message_id: str  # the bot's, or the one generated for it
+    received_at_ms: int  # when it was received
+    role: Role  # who it comes from
+    type: EntryType  # a message, or which event
+    text: str | None  # the text, up to 32,768 characters
+    answer: Answer  # the answer that a repeat of it gets
+    user_id: str = ""  # the user of the conversation
+    intent: str | None = None  # the intent that the bot recognised
+    language: str | None = None  # a language tag
+    tags: tuple[str, ...] = ()  # as reported, commands such as `discard` included
+    sent_at_ms: int | None = None  # when the bot says it was sent
+    rest: dict[str, Any] | None = None  # the other fields of the entry, by name, where they differ from their defaults
+    late: bool = False  # it came after the session had closed
 
 
 class Session(Struct, frozen=True, gc=False, array_like=True):
     """One session, open or closed: `closed_at_ms` is None while it is open.
 
-    What each entry changes comes first: replacing a field costs less the nearer it is to the front.
+    The fields that every entry changes come first: replacing a field costs less the nearer it is to the front.
     """
 
-    id: str
-    user_id: str
-    channel: str
-    opened_at_ms: int
-    # what was counted
-    entries: int = 0
-    last_entry_at_ms: int = 0
-    deadline_at_ms: int = 0
-    deadline_by: str | None = None  # message id of the entry that moved it last; None: a change of policy
-    any_clock_at_ms: int = 0  # the silence is counted from here, or from the next
-    user_clock_at_ms: int = 0
-    interactions: int = 0
-    user_entries: int = 0
-    last_user_at_ms: int | None = None
-    bot_entries: int = 0
-    last_bot_at_ms: int | None = None
-    interactive: bool = False
-    counted: bool = True
-    intent: str | None = None
-    billing_sessions: int = 0
-    billed_until_ms: int = 0
-    agent_entries: int = 0
-    last_agent_at_ms: int | None = None
-    system_entries: int = 0
-    last_system_at_ms: int | None = None
-    first_user_at_ms: int | None = None
-    first_bot_at_ms: int | None = None
-    first_agent_at_ms: int | None = None
-    first_system_at_ms: int | None = None
-    asked_at_ms: int | None = None  # the first message by the user
-    first_response_ms: int | None = None  # from there to the first message by a bot or an agent
-    # what was seen last, beside the intent
-    language: str | None = None
-    tags: tuple[str, ...] = ()
-    # who takes part, beside the user
-    trade: Trade = "bot"
-    developer: bool = False
-    # how it opened
-    opened_by: str = ""  # message id
-    opening_rule: str = ""
-    previous_session_id: str | None = None
-    # why it will close at its deadline, as computed under `policy_version`
-    policy_version: int = 0
-    deadline_reason: Reason = "inactivity"
-    remind_at_ms: int | None = None
-    reminded_at_ms: int | None = None
+    id: str  # UUIDv7 of `opened_at_ms`
+    user_id: str  # the user of the entry that opened it
+    channel: str  # the one channel that it takes place in
+    opened_at_ms: int  # when it opened
+    entries: int = 0  # entries of every type, `activity` included, late ones not
+    last_entry_at_ms: int = 0  # the last of them
+    deadline_at_ms: int = 0  # when it closes if nothing more comes
+    deadline_by: str | None = None  # message id of the entry that moved the deadline last; None: a change of policy
+    any_clock_at_ms: int = 0  # the silence of everyone is counted from here
+    user_clock_at_ms: int = 0  # the silence of the user is counted from here
+    interactions: int = 0  # entries of type `message` by user, bot or agent
+    user_entries: int = 0  # entries by the user, without `activity`
+    last_user_at_ms: int | None = None  # the last of them
+    bot_entries: int = 0  # entries by the bot, without `activity`
+    last_bot_at_ms: int | None = None  # the last of them
+    interactive: bool = False  # the user took part
+    counted: bool = True  # it counts in metrics: a bot took part, where the policy requires one
+    intent: str | None = None  # the last intent that any entry gave
+    billing_sessions: int = 0  # started billing blocks with user activity
+    billed_until_ms: int = 0  # the end of the billing block that was counted last
+    agent_entries: int = 0  # entries by a human agent, without `activity`
+    last_agent_at_ms: int | None = None  # the last of them
+    system_entries: int = 0  # entries by the system, without `activity`
+    last_system_at_ms: int | None = None  # the last of them
+    first_user_at_ms: int | None = None  # the user's first entry
+    first_bot_at_ms: int | None = None  # the bot's first entry
+    first_agent_at_ms: int | None = None  # the first entry by a human agent
+    first_system_at_ms: int | None = None  # the system's first entry
+    asked_at_ms: int | None = None  # the user's first message
+    first_response_ms: int | None = None  # from there to the first message by the bot or an agent
+    language: str | None = None  # the last language that any entry gave
+    tags: tuple[str, ...] = ()  # the last set of tags that any entry gave, without commands
+    trade: Trade = "bot"  # who takes part beside the user: the bot alone, or a human agent
+    developer: bool = False  # a developer took part: never billed
+    opened_by: str = ""  # message id of the entry that opened it
+    opening_rule: str = ""  # the row of the rules by which it opened
+    previous_session_id: str | None = None  # the session before it in the same strand
+    policy_version: int = 0  # the version that its deadline was computed under
+    deadline_reason: Reason = "inactivity"  # why it closes at its deadline
+    remind_at_ms: int | None = None  # when the reminder is due; None: none is due
+    reminded_at_ms: int | None = None  # the last reminder
     reminded_since_ms: int | None = None  # the start of the silence that the last reminder was about
-    paused: bool = False
-    # how it closed
-    closed_at_ms: int | None = None
-    reason: Reason | None = None
-    closing_rule: str | None = None
-    closed_by: str | None = None  # message id, where an entry closed it
-    # what came of it
-    outcome: Outcome | None = None
-    contained: bool | None = None
-    handed_off_at_ms: int | None = None
-    escalated_at_ms: int | None = None
-    resolved_at_ms: int | None = None
-    survey_sent_at_ms: int | None = None
-    survey_answered_at_ms: int | None = None
+    paused: bool = False  # no silence until the agent leaves
+    closed_at_ms: int | None = None  # when it closed; None: it is open
+    reason: Reason | None = None  # why it closed
+    closing_rule: str | None = None  # the row of the rules by which it closed
+    closed_by: str | None = None  # message id of the entry that closed it; reason `api`: the name of the key
+    outcome: Outcome | None = None  # what it came to; while it is open: `resolved` or `escalated`, if reported
+    contained: bool | None = None  # the bot did without a human; None while it is open
+    handed_off_at_ms: int | None = None  # the first hand-off to a human
+    escalated_at_ms: int | None = None  # the last `escalated`
+    resolved_at_ms: int | None = None  # the last `resolved`
+    survey_sent_at_ms: int | None = None  # the last `survey.sent`
+    survey_answered_at_ms: int | None = None  # the answer to a survey, if it came in time
+    session_metadata: dict[str, Any] | None = None  # the bot's own data, merged from its entries, the newest value of a key
+    late_entries: int = 0  # entries that came after the close, within 24 hours
+    user_intent: str | None = None  # the intent of the user's last entry; None: it had none
+    intents: tuple[str, ...] = ()  # the user's intents in order, without repeats in a row, the first 32
+    agent_present: bool = False  # an agent has joined and not left
+    unanswered: bool = False  # the last message is the user's
+
+    @property
+    def active_until_ms(self) -> int:
+        """The instant of the last entry that is no `activity`."""
+        last = (self.last_user_at_ms, self.last_bot_at_ms, self.last_agent_at_ms, self.last_system_at_ms)
+        return max(self.opened_at_ms, *(at_ms for at_ms in last if at_ms is not None))
+
+    @property
+    def active_ms(self) -> int:
+        """From the opening to the last entry that is no `activity` (ruling 14)."""
+        return self.active_until_ms - self.opened_at_ms
+
+    @property
+    def idle_ms(self) -> int | None:
+        """From there to the close; None while the session is open."""
+        return None if self.closed_at_ms is None else self.closed_at_ms - self.active_until_ms
 
 
 class Dialog(Struct, frozen=True, gc=False, array_like=True):
-    """What the bot has told of its dialog: topic and details, tags of now and of before, tones to levels."""
+    """The state of the dialog as the bot reported it."""
 
-    context: dict[str, Any] | None = None
-    tags: tuple[str, ...] = ()
-    historic_tags: tuple[str, ...] = ()
-    tones: dict[str, float] = {}
+    context: dict[str, Any] | None = None  # topic and details, as reported last
+    tags: tuple[str, ...] = ()  # the current set
+    # The sets before it, the latest last. Version 0.1.0 wrote single tags instead of sets.
+    historic_tags: tuple[tuple[str, ...] | str, ...] = ()
+    tones: dict[str, float] = {}  # tone to its last level
 
 
 class Pending(Struct, frozen=True, gc=False, array_like=True):
-    """What a strand waits for, each until its instant: an agent after a hand-off, the answer to a survey."""
+    """Events that a strand waits for across its sessions."""
 
-    agent_until_ms: int = 0
-    survey_until_ms: int = 0
+    agent_until_ms: int = 0  # until then the next session is with a human agent
+    survey_until_ms: int = 0  # until then the answer to a survey counts
 
 
 class Variable(Struct, frozen=True, gc=False, array_like=True):
-    """A JSON value that a bot keeps with its user. None: it ends with the session."""
+    """A JSON value that a bot stores with its conversation or its user."""
 
-    value: Any
-    expires_at_ms: int | None = None
+    value: Any  # the value, up to 8 KB as JSON
+    expires_at_ms: int | None = None  # when it ends; None: with the session
+
+
+class Announcement(Struct, frozen=True, gc=False, array_like=True):
+    """A closure message or reminder that was emitted, by which the bot's own report of it is recognised."""
+
+    event_id: str  # the id that webhooks carry, and `in_reply_to` names
+    at_ms: int  # the instant of the event
+    text: str  # its text, with the placeholders filled
 
 
 class State(Struct, frozen=True, gc=False, array_like=True):
-    """A strand's live state. The default is a strand that nobody has heard of."""
+    """A strand's live state. The default is that of a strand without any entry yet."""
 
-    generation: int = 0
-    touched_at_ms: int = 0
-    session: Session | None = None
-    recent: tuple[tuple[str, int], ...] = ()
-    last_session_id: str | None = None
-    dialog: Dialog | None = None
-    pending: Pending | None = None
-    variables: dict[str, Variable] = {}
+    generation: int = 0  # sessions that the strand has had
+    touched_at_ms: int = 0  # the last decision: a strand's time never goes back
+    session: Session | None = None  # the open session
+    recent: tuple[tuple[str, int], ...] = ()  # sessions closed in the last 15 minutes: id and instant of the close
+    last_session_id: str | None = None  # the session that opened last, if it is closed; else the one before it
+    dialog: Dialog | None = None  # None: nothing was reported, or all is cleared
+    pending: Pending | None = None  # None: nothing is waited for
+    variables: dict[str, Variable] = {}  # name to variable
+    last: Session | None = None  # the session that closed last, for 24 hours after its close
+    announced: tuple[Announcement, ...] = ()  # the latest closure messages and reminders, for 24 hours
 
 
 class Event(Struct, frozen=True, gc=False, array_like=True):
-    """Something that happened to a session; goes to the stream in the commit that made it happen.
+    """Something that happened to a session; written to the stream in the commit that made it happen."""
 
-    `session` is the whole session as it was at that instant. `data` is what the event adds to it (a text, a language).
-    """
+    type: EventType  # what happened
+    session: Session  # the whole session as it was at that instant
+    at_ms: int  # the instant, in the bot's own time
+    rule: str  # the row of the rules that decided
+    data: dict[str, Any] | None = None  # what the event adds to the session: a text and its language, or the late message
 
-    type: EventType
-    session: Session
-    at_ms: int
-    rule: str
-    data: dict[str, Any] | None = None
+
+class UnassignedEntry(Struct, frozen=True, gc=False, array_like=True):
+    """An entry that was accepted and belongs to no session."""
+
+    reason: UnassignedReason  # why
+    message: Message  # the entry; its `rest` names channel and conversation
 
 
 class Receive(Struct, frozen=True, gc=False):
@@ -210,9 +251,10 @@ class Wake(Struct, frozen=True, gc=False):
 
 
 class Close(Struct, frozen=True, gc=False):
-    """A close asked for by API. Nothing happens if `session_id` is not the open session."""
+    """A close by API. Nothing happens if `session_id` is not the open session. `closed_by` is the name of the key."""
 
     session_id: str
+    closed_by: str | None = None
 
 
 class ApplyPolicy(Struct, frozen=True, gc=False):
@@ -220,7 +262,7 @@ class ApplyPolicy(Struct, frozen=True, gc=False):
 
 
 class SetVariable(Struct, frozen=True, gc=False):
-    """Keep a variable with the conversation; `ttl_ms` None: until the session closes."""
+    """Store a variable with the conversation; `ttl_ms` None: until the session closes."""
 
     name: str
     value: Any
@@ -228,7 +270,7 @@ class SetVariable(Struct, frozen=True, gc=False):
 
 
 class DeleteVariable(Struct, frozen=True, gc=False):
-    """Forget a variable. Nothing happens if there is none of this name."""
+    """Delete a variable. Nothing happens if there is none of this name."""
 
     name: str
 
@@ -237,14 +279,15 @@ Command = Receive | Wake | Close | ApplyPolicy | SetVariable | DeleteVariable
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """What follows from a command, to be committed whole or not at all.
+    """The result of a command, to be committed whole or not at all.
 
     state        the strand's next state
-    wake_at_ms   when the strand wants to be woken (`Wake`): the deadline or what comes before it; None: not at all
-    keep_until_ms  when the state may be forgotten, given that no session is open
-    messages     what to keep, each with the session it belongs to
-    events       what happened, in order
+    wake_at_ms   when the strand wants to be woken (`Wake`): the deadline or the reminder before it; None: not at all
+    keep_until_ms  when the state may be deleted, given that no session is open
+    messages     the messages to store, each with the id of its session
+    events       the events, in order
     answer       for `Receive` and `Close`
+    unassigned   the entry, if it belongs to no session
     """
 
     state: State
@@ -253,3 +296,4 @@ class Decision(Struct, frozen=True, gc=False):
     messages: tuple[tuple[str, Message], ...] = ()
     events: tuple[Event, ...] = ()
     answer: Answer | None = None
+    unassigned: tuple[UnassignedEntry, ...] = ()

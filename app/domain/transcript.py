@@ -1,68 +1,69 @@
-"""An entry as it is kept in its session's transcript, with the answer that a repeat of it gets."""
+"""An entry as stored in its session's transcript, with the answer that a repeat of it gets.
+
+Which fields of an entry a message keeps is derived from `Entry`: each is a field of `Message` or goes into its `rest`.
+"""
 
 from operator import attrgetter
 from typing import Any
 
-from msgspec import msgpack
-
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.domain.instants import ms_of
-from app.domain.nesting import DEEPEST, too_deep
+from app.domain.json_value import unstorable, unstorable_as_json
 from app.domain.records import Answer, Message, Session
 
-_RARE = (
-    "client_session_id",
-    "intent_valid",
-    "sentiment",
-    "context",
-    "developer",
-    "refresh",
-    "window_id",
-    "source",
-    "in_reply_to",
-    "metadata",
+# Kept by name where the session does not say it already.
+_OF_THE_SESSION = ("channel", "conversation_id")
+_OWN = frozenset(Message.__struct_fields__)
+_RARE = tuple(
+    name for name in Entry.__struct_fields__ if name not in _OWN and f"{name}_ms" not in _OWN and name not in _OF_THE_SESSION
 )
-_rare = attrgetter(*_RARE)
-_USUAL = _rare(Entry(user_id="-", role="user"))
-_USUAL_BY_NAME = dict(zip(_RARE, _USUAL, strict=True))
+_rare_of = attrgetter(*_RARE)
+_DEFAULTS = _rare_of(Entry(user_id="-", role="user"))
+_DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
 
 
-def message_of(entry: Entry, message_id: str, *, session: Session, answer: Answer) -> Message:
+def message_of(entry: Entry, message_id: str, *, session: Session | None, answer: Answer, late: bool = False) -> Message:
+    """The message to store in `session`, or with no session."""
     return Message(
-        answer.sequence,
-        message_id,
-        answer.received_at_ms,
-        entry.role,
-        entry.type,
-        entry.text,
-        answer,
-        entry.user_id,
-        entry.intent,
-        entry.language,
-        entry.tags,
-        None if entry.sent_at is None else ms_of(entry.sent_at),
-        _rest(entry, session),
+        sequence=answer.sequence,
+        message_id=message_id,
+        received_at_ms=answer.received_at_ms,
+        role=entry.role,
+        type=entry.type,
+        text=entry.text,
+        answer=answer,
+        user_id=entry.user_id,
+        intent=entry.intent,
+        language=entry.language,
+        tags=entry.tags,
+        sent_at_ms=None if entry.sent_at is None else ms_of(entry.sent_at),
+        rest=_rest(entry, session),
+        late=late,
     )
 
 
 def check(entry: Entry) -> None:
-    """JSON's numbers and depth have no end, the transcript's do: an entry that cannot be kept is refused before it counts."""
-    if entry.context is None and entry.metadata is None:
+    """Raise `InvalidEntry` for an entry with JSON that cannot be stored, before it counts."""
+    if entry.context is None and entry.metadata is None and entry.session_metadata is None:
         return
-    for field, value in (("context", entry.context), ("metadata", entry.metadata)):
-        if too_deep(value):
-            raise InvalidEntry(field, f"it is nested deeper than {DEEPEST} levels", "flatten it, or send it as a string")
-        try:
-            msgpack.encode(value)
-        except OverflowError as error:
-            raise InvalidEntry(field, "it holds a whole number of more than 64 bits", "send such a number as a string") from error
+    for field, value, fault_of in (
+        ("context", entry.context, unstorable),
+        ("metadata", entry.metadata, unstorable),
+        ("session_metadata", entry.session_metadata, unstorable_as_json),
+    ):
+        fault = fault_of(value)
+        if fault is not None:
+            raise InvalidEntry(field, *fault)
 
 
-def _rest(entry: Entry, session: Session) -> dict[str, Any] | None:
-    if entry.channel == session.channel and _rare(entry) == _USUAL:
+def _rest(entry: Entry, session: Session | None) -> dict[str, Any] | None:
+    channel = None if session is None else session.channel
+    if entry.channel == channel and _rare_of(entry) == _DEFAULTS:
         return None  # nearly always
-    rest = {name: value for name, usual in _USUAL_BY_NAME.items() if (value := getattr(entry, name)) != usual}
-    if entry.channel != session.channel:
+    rest = {name: value for name, default in _DEFAULT_BY_NAME.items() if (value := getattr(entry, name)) != default}
+    if entry.channel != channel:
         rest["channel"] = entry.channel
+    if session is None and entry.conversation_id is not None:
+        rest["conversation_id"] = entry.conversation_id
     return rest

@@ -7,7 +7,7 @@ import pytest
 
 from app.domain.errors import InvalidVariable, StateTooLarge
 from app.domain.instants import DAY_MS
-from app.domain.nesting import DEEPEST
+from app.domain.json_value import DEEPEST
 from app.domain.records import DeleteVariable, SetVariable
 from app.domain.session_view import context_view, variables_view
 from tests.domain.talk import NOON_MS, Talk, minute, nested
@@ -17,8 +17,8 @@ TTL = "a TTL is more than 0 and at most 31622400 seconds"
 HINTS = {
     NAME: "choose another",
     TTL: "choose another",
-    "the value has 8193 bytes as JSON; at most 8192 are allowed": "split it",
-    "it holds a whole number of more than 64 bits": "send it as a string",
+    "it takes 8193 bytes as JSON; at most 8192 are allowed": "shorten it",
+    "it holds a whole number of more than 64 bits": "send such a number as a string",
     "it is nested deeper than 32 levels": "flatten it, or send it as a string",
     "it holds half of a surrogate pair, which is no character": "send whole ones",
     "it holds a number that JSON does not have, such as NaN": "send null or a string",
@@ -42,7 +42,7 @@ def test_dialog_is_as_seen_last() -> None:
     assert context_view(talk.state) == {
         "context": {"topic": "shoes"},
         "tags": ["new"],
-        "historic_tags": ["old"],
+        "historic_tags": [["old"]],
         "tones": {"angry": 0.2, "sad": 0.1},
     }
 
@@ -55,24 +55,27 @@ def test_no_dialog_is_an_empty_one() -> None:
     assert context_view(talk.state) == EMPTY
 
 
-def test_historic_tags_have_the_latest_last_and_none_twice() -> None:
-    """A tag that comes again moves to the end; one that is current again is not historic by that."""
+def test_historic_sets_have_the_latest_last() -> None:
+    """Ruling 10: each report replaces the current set, and the one before joins the historic sets, whole."""
     talk = Talk()
     for at, tags in enumerate((["a", "b"], ["c"], ["b", "d"], ["d", "e"], ["f"])):
         talk.say("user", "x", tags=tags, at=at)
 
     assert talk.state.dialog is not None
-    assert talk.state.dialog.historic_tags == ("a", "c", "b", "d", "e")
+    assert talk.state.dialog.historic_tags == (("a", "b"), ("c",), ("b", "d"), ("d", "e"))
 
 
-def test_historic_tags_are_bounded() -> None:
-    """The oldest are dropped."""
+def test_historic_sets_are_bounded() -> None:
+    """In number and in tags; the oldest are dropped."""
     talk = Talk()
     for number in range(70):
         talk.say("user", "x", tags=[f"t{number}"], at=0)
 
     assert talk.state.dialog is not None
-    assert talk.state.dialog.historic_tags == tuple(f"t{number}" for number in range(5, 69))
+    assert talk.state.dialog.historic_tags == tuple((f"t{number}",) for number in range(5, 69))
+    for number in range(6):
+        talk.say("user", "x", tags=[f"{number}-{tag}" for tag in range(60)], at=0)
+    assert [tags[0] for tags in talk.state.dialog.historic_tags] == ["1-0", "2-0", "3-0", "4-0"]
 
 
 def test_command_tags_are_no_tags_of_the_dialog() -> None:
@@ -83,11 +86,11 @@ def test_command_tags_are_no_tags_of_the_dialog() -> None:
 
 
 def test_close_clears_the_dialog() -> None:
-    """K21; what was a current tag is a historic one."""
+    """K21; the current set joins the historic ones."""
     talk = talk_with_dialog()
     talk.close(at=2)
 
-    assert context_view(talk.state) == EMPTY | {"historic_tags": ["old", "new"]}
+    assert context_view(talk.state) == EMPTY | {"historic_tags": [["old"], ["new"]]}
 
 
 def test_close_without_tags_leaves_no_dialog() -> None:
@@ -114,13 +117,13 @@ def test_discard_all(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fields", ({"type": "discard"}, {"tags": ["discard"]}))
 def test_discard_that_continues(fields: dict[str, Any]) -> None:
-    """K24: current tags become the last of the historic ones, which are cleared; tones stay."""
+    """K24: the last of the historic sets becomes the current one, and they are cleared; tones stay."""
     talk = talk_with_dialog(discard_closes=False)
 
     answer = talk.say("user", at=2, **fields)
 
     assert answer.closed == ()
-    assert context_view(talk.state) == EMPTY | {"historic_tags": ["new"], "tones": {"angry": 0.2, "sad": 0.1}}
+    assert context_view(talk.state) == EMPTY | {"tags": ["old"], "tones": {"angry": 0.2, "sad": 0.1}}
 
 
 def test_discard_closes() -> None:
@@ -132,7 +135,7 @@ def test_discard_closes() -> None:
     assert talk.closings == [("discard", 2)]
     assert (talk.closed[0].closing_rule, talk.closed[0].closed_by) == ("K20", "m3")
     assert talk.closed[0].tags == ("last",)
-    assert context_view(talk.state) == EMPTY | {"historic_tags": ["last"]}
+    assert context_view(talk.state) == EMPTY | {"tags": ["new"]}
 
 
 def test_discard_with_no_dialog() -> None:
@@ -144,14 +147,14 @@ def test_discard_with_no_dialog() -> None:
 
 
 def test_discard_between_sessions_clears_what_is_left() -> None:
-    """Historic tags alone survive a close."""
-    for kind in ("discard", "discard.all"):
+    """Historic sets alone survive a close: "discard" makes the last of them current (K24)."""
+    for kind, tags in (("discard", ["new"]), ("discard.all", [])):
         talk = talk_with_dialog()
         talk.close(at=2)
         answer = talk.say("user", type=kind, at=3)
 
         assert answer.session == "none"
-        assert context_view(talk.state) == EMPTY
+        assert context_view(talk.state) == EMPTY | {"tags": tags}
         assert talk.closings == [("api", 2)]
 
 
@@ -223,7 +226,7 @@ def test_variables_at_their_limits() -> None:
         (SetVariable("", 1), "name", NAME),
         (SetVariable("n" * 129, 1), "name", NAME),
         (SetVariable("a\x1fb", 1), "name", NAME),
-        (SetVariable("n", "v" * 8_191), "value", "the value has 8193 bytes as JSON; at most 8192 are allowed"),
+        (SetVariable("n", "v" * 8_191), "value", "it takes 8193 bytes as JSON; at most 8192 are allowed"),
         (SetVariable("n", 2**64), "value", "it holds a whole number of more than 64 bits"),
         (SetVariable("n", nested(DEEPEST + 1)), "value", "it is nested deeper than 32 levels"),
         (SetVariable("n", [nested(10_000)]), "value", "it is nested deeper than 32 levels"),

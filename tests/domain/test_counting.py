@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import InvalidEntry
-from app.domain.nesting import DEEPEST
+from app.domain.json_value import DEEPEST
 from app.domain.session_view import message_view
 from tests.domain.talk import NOON_MS, Talk, minute, nested
 
@@ -182,7 +182,7 @@ def test_not_requiring_a_bot_counts_all() -> None:
 def test_entry_is_kept_whole() -> None:
     """Every field that was sent can be read back, in its place, with the answer that a repeat gets."""
     talk = Talk()
-    rest: dict[str, Any] = {
+    extra: dict[str, Any] = {
         "intent_valid": False,
         "sentiment": {"angry": 0.5},
         "context": {"topic": "shoes"},
@@ -193,8 +193,9 @@ def test_entry_is_kept_whole() -> None:
         "in_reply_to": "evt",
         "client_session_id": "s",
         "metadata": {"a": [1]},
+        "session_metadata": {"phone": "+55"},
     }
-    answer = talk.say("user", "hi", intent="pay", language="pt", tags=["vip"], sent_at="2026-11-21T11:59:59.5Z", at=2, **rest)
+    answer = talk.say("user", "hi", intent="pay", language="pt", tags=["vip"], sent_at="2026-11-21T11:59:59.5Z", at=2, **extra)
     session_id, message = talk.messages[0]
 
     assert session_id == answer.session_id
@@ -202,6 +203,7 @@ def test_entry_is_kept_whole() -> None:
     assert message_view(message) == {
         "message_id": "m1",
         "sequence": 1,
+        "late": False,
         "received_at": "2026-11-21T12:02:00.000Z",
         "sent_at": "2026-11-21T11:59:59.500Z",
         "role": "user",
@@ -211,7 +213,7 @@ def test_entry_is_kept_whole() -> None:
         "intent": "pay",
         "language": "pt",
         "tags": ["vip"],
-        **rest,
+        **extra,
     }
 
 

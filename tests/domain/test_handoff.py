@@ -306,11 +306,11 @@ def test_what_was_waited_for_in_vain_is_forgotten() -> None:
         (("handoff", "resolved"), {}, ("resolved", False)),
         (("session.end",), {}, ("completed", True)),
         (("chat.closed",), {}, ("completed", True)),
-        (("interrupted",), {}, ("abandoned", True)),
+        (("interrupted",), {}, ("abandoned", False)),
     ),
 )
 def test_outcome(entries: tuple[str, ...], policy: dict[str, Any], expected: tuple[str | None, bool | None]) -> None:
-    """What was reported last, else the hand-off, else how it closed. Contained: neither escalated nor handed off."""
+    """The one reported last, else the hand-off, else the reason of the close. Contained: ruling 5."""
     talk = Talk(**policy)
     talk.say("user", "a", at=0)
     for kind in entries:
@@ -321,13 +321,23 @@ def test_outcome(entries: tuple[str, ...], policy: dict[str, Any], expected: tup
 
 
 def test_outcome_by_time() -> None:
-    """Silence completes; being left open for ever is being abandoned."""
-    silent, left = Talk(), Talk(closing="on_return")
-    for talk in (silent, left):
-        talk.say("user", "a", at=0)
+    """Ruling 13: silence after the bot's or the agent's message completes, after the user's it drops; abandoned is abandoned."""
+    outcomes = []
+    for roles, policy in (("ub", {}), ("u", {}), ("ubu", {}), ("us", {}), ("b", {}), ("ub", {"closing": "on_return"})):
+        talk = Talk(**policy)
+        for at, role in enumerate(roles):
+            talk.say({"u": "user", "b": "bot", "a": "agent", "s": "system"}[role], "x", at=at)
         talk.wake(at=8 * DAY)
+        outcomes.append((talk.closed[0].outcome, talk.closed[0].contained))
 
-    assert [silent.closed[0].outcome, left.closed[0].outcome] == ["completed", "abandoned"]
+    assert outcomes == [
+        ("completed", True),
+        ("dropped", False),
+        ("dropped", False),
+        ("dropped", False),
+        ("completed", True),
+        ("abandoned", False),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.domain.ratio import Share
+from app.domain.ratio import Ratio
 
 
 @pytest.mark.parametrize(
@@ -11,4 +11,4 @@ from app.domain.ratio import Share
 )
 def test_percent_is_cut(part: int, whole: int, percent: int | None) -> None:
     """R10: 2 of 3 is 66; of nothing there is no share."""
-    assert Share(part, whole).percent == percent
+    assert Ratio(part, whole).percent == percent

@@ -5,8 +5,8 @@ from typing import Any
 from msgspec import json
 
 from app.domain.explanation import explain
-from app.domain.records import Answer, Ended, Message, Session
-from app.domain.session_view import answer_view, session_view
+from app.domain.records import Message, Session
+from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from tests.domain.talk import NOON_MS, Talk
 
@@ -47,8 +47,10 @@ def test_session_as_json() -> None:
         "contained": None,
         "language": "pt",
         "intent": "pay",
+        "intents": [],
         "tags": ["vip"],
         "entries": 2,
+        "late_entries": 0,
         "entries_of": {"user": 1, "bot": 1, "agent": 0, "system": 0},
         "interactions": 2,
         "billing_sessions": 1,
@@ -66,12 +68,15 @@ def test_session_as_json() -> None:
             "system": None,
         },
         "first_response_ms": 60_000,
+        "active_ms": 60_000,
+        "idle_ms": None,
         "handed_off_at": None,
         "escalated_at": None,
         "resolved_at": None,
         "survey_sent_at": None,
         "survey_answered_at": None,
         "reminded_at": None,
+        "session_metadata": None,
     }
     assert json.decode(json.encode(view)) == view
 
@@ -101,20 +106,6 @@ def test_closed_session_as_json() -> None:
         "survey_answered_at": "18:30",
         "reminded_at": "14:00",
     }
-
-
-def test_answer_as_json() -> None:
-    answer = Answer("s2", "opened", 1, NOON_MS + 60_000, NOON_MS, (Ended("s1", "refresh"),))
-
-    assert answer_view(answer) == {
-        "session_id": "s2",
-        "session": "opened",
-        "sequence": 1,
-        "closes_at": "2026-11-21T12:01:00.000Z",
-        "received_at": "2026-11-21T12:00:00.000Z",
-        "closed": [{"session_id": "s1", "reason": "refresh"}],
-    }
-    assert answer_view(Answer(None, "none", 0, None, NOON_MS))["closes_at"] is None
 
 
 def explained(talk: Talk, messages: list[Message] | None = None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from app.api.responses import JsonResponse, telling
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.sessions import Explanation, MessagePage, MessagesQuery, SessionPage, SessionQuery, SessionView
 from app.archive.session_reads import ArchivedSession, SessionPlace
+from app.domain.explanation import explain
 from app.domain.records import Close
-from app.domain.session_view import explain, message_view
+from app.domain.session_view import message_view
 from app.errors import NotFound
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.queries.sessions import Sessions, told

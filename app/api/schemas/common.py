@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from app.domain.nesting import DEEPEST
+from app.domain.json_value import DEEPEST
 from app.queries.cursor import LONGEST
 
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"

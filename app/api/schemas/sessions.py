@@ -136,8 +136,10 @@ class SessionView(BaseModel):
     contained: bool | None
     language: str | None
     intent: str | None
+    intents: list[str]
     tags: list[str]
     entries: int
+    late_entries: int
     entries_of: CountOf
     interactions: int
     billing_sessions: int
@@ -145,12 +147,15 @@ class SessionView(BaseModel):
     first_entry_at_of: InstantOf
     last_entry_at_of: InstantOf
     first_response_ms: int | None
+    active_ms: int
+    idle_ms: int | None
     handed_off_at: str | None
     escalated_at: str | None
     resolved_at: str | None
     survey_sent_at: str | None
     survey_answered_at: str | None
     reminded_at: str | None
+    session_metadata: dict[str, Any] | None
     continuation_of: Annotated[str | None, Field(description="The archived session that these messages missed.")]
 
 
@@ -161,6 +166,7 @@ class MessageView(BaseModel):
 
     message_id: str
     sequence: int
+    late: bool
     received_at: str
     sent_at: str | None
     role: Role

@@ -9,7 +9,7 @@ from app.api.schemas.sessions import When
 from app.archive.session_reads import SessionFilter
 from app.archive.summary import SessionSummary
 from app.domain.instants import ms_of
-from app.domain.ratio import Share
+from app.domain.ratio import Ratio
 
 
 class SummaryQuery(BaseModel):
@@ -38,7 +38,7 @@ class RatioView(BaseModel):
     percent: int | None
 
     @classmethod
-    def of(cls, share: Share) -> "RatioView":
+    def of(cls, share: Ratio) -> "RatioView":
         return cls(part=share.part, whole=share.whole, percent=share.percent)
 
 

@@ -11,12 +11,12 @@ from msgspec import convert, structs
 from app.domain.entry import Entry
 from app.domain.policy.model import PolicyVersion
 from app.domain.records import Event, Message, Session, State
-from app.domain.rules import billing, counting
+from app.domain.rules import counting
 from app.domain.rules.transition import Changes, Transition
 from app.domain.strand import Strand, session_id
 
 RULE = "rollback"
-COUNTED = (counting.count, counting.take_part, counting.see, billing.bill)
+COUNTED = (counting.count, counting.take_part, counting.see, counting.bill)
 
 
 def continuation(

@@ -1,11 +1,11 @@
-"""What every entry adds to its session: its place, the counters and instants of its role, who takes part, what was seen last."""
+"""Counters of a session: each entry's place, the counters and instants of its role, who takes part, billing sessions."""
 
 from app.domain.entry import Entry, EntryType
 from app.domain.records import Session
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
 
-# The user's, but no interaction: typing, arriving and leaving (K13, and docs/rules.md's table of types).
+# By the user, but no interaction: typing, arriving and leaving (K13, and the table of entry types).
 _NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
 _FIELDS = {role: (f"{role}_entries", f"first_{role}_at_ms", f"last_{role}_at_ms") for role in ("user", "bot", "agent", "system")}
 
@@ -24,6 +24,7 @@ def count(transition: Transition, session: Session, entry: Entry, changes: Chang
         changes[first] = transition.now_ms
     if entry.type == "message" and entry.role != "system":
         changes["interactions"] = session.interactions + 1
+        changes["unanswered"] = entry.role == "user"
         _time_response(transition, session, entry, changes)
 
 
@@ -43,13 +44,27 @@ def take_part(transition: Transition, session: Session, entry: Entry, changes: C
 
 
 def see(_transition: Transition, _session: Session, entry: Entry, changes: Changes) -> None:
-    """Language, intent and tags as last seen."""
+    """Language, intent and tags of the entry that gave them last."""
     if entry.language is not None:
         changes["language"] = entry.language
     if entry.intent is not None:
         changes["intent"] = entry.intent
     if entry.tags and (tags := tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)):
         changes["tags"] = tags
+
+
+def bill(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
+    """K02: each block of `billing_block_minutes`, counted from the opening, with user activity is one billing session.
+
+    K18: a session without the user is never billed. K19: nor is one in which a developer took part.
+    """
+    if entry.developer or session.developer:
+        changes["billing_sessions"] = 0
+    elif transition.now_ms >= session.billed_until_ms and is_interaction_by_user(entry):
+        block_ms = transition.terms.billing_block_ms
+        blocks = (transition.now_ms - session.opened_at_ms) // block_ms
+        changes["billed_until_ms"] = session.opened_at_ms + (blocks + 1) * block_ms
+        changes["billing_sessions"] = session.billing_sessions + 1
 
 
 def is_interaction_by_user(entry: Entry) -> bool:

@@ -26,7 +26,6 @@ from app.domain.records import (
     State,
 )
 from app.domain.rules import (
-    billing,
     context,
     counting,
     ending,
@@ -36,7 +35,6 @@ from app.domain.rules import (
     signals,
     silence,
     starting,
-    survey,
     variables,
 )
 from app.domain.rules.transition import Changes, Transition, Verdict
@@ -56,7 +54,7 @@ COUNTED: tuple[Callable[[Transition, Session, Entry, Changes], None], ...] = (
     counting.count,
     counting.take_part,
     counting.see,
-    billing.bill,
+    counting.bill,
     silence.move_deadline,
 )
 
@@ -70,8 +68,8 @@ EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
     "agent.left": handoff.agent_left,
     "escalated": signals.escalate,
     "resolved": signals.resolve,
-    "survey.sent": survey.sent,
-    "survey.answered": survey.answered,
+    "survey.sent": signals.survey_sent,
+    "survey.answered": signals.survey_answered,
     "interrupted": signals.interrupt,
     "discard": context.discard,
     "discard.all": context.discard_all,

@@ -5,6 +5,7 @@ from msgspec import structs
 from app.domain.entry import Entry, EntryType
 from app.domain.records import Session
 from app.domain.rules import ending
+from app.domain.rules.pending import expect_no_survey, expect_survey, is_survey_expected
 from app.domain.rules.transition import Transition
 
 _KIND_OF_TAG: tuple[tuple[str, EntryType], ...] = (
@@ -62,3 +63,19 @@ def resolve(transition: Transition, session: Session, _entry: Entry, message_id:
     session = transition.session = structs.replace(session, outcome="resolved", resolved_at_ms=transition.now_ms)
     if transition.terms.policy.on_resolved == "end":
         ending.close(transition, session, "resolved", rule="R06", by=message_id)
+
+
+def survey_sent(transition: Transition, session: Session, _entry: Entry, _message_id: str) -> None:
+    """A08: an answer counts for 24 h from here."""
+    transition.session = structs.replace(session, survey_sent_at_ms=transition.now_ms)
+    expect_survey(transition)
+
+
+def survey_answered(transition: Transition, session: Session, _entry: Entry, message_id: str) -> None:
+    """A08: an answer in time counts and, where the policy says so, closes. A later one is an entry like any."""
+    if not is_survey_expected(transition):
+        return
+    expect_no_survey(transition)
+    session = transition.session = structs.replace(session, survey_answered_at_ms=transition.now_ms)
+    if transition.terms.policy.on_survey_answered == "end":
+        ending.close(transition, session, "survey_answered", rule="A08", by=message_id)

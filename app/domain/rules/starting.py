@@ -4,7 +4,7 @@ from msgspec import structs
 
 from app.domain.entry import Entry, EntryType
 from app.domain.records import Receive, Session
-from app.domain.rules import clearing
+from app.domain.rules import ending
 from app.domain.rules.pending import expect_no_agent, is_agent_expected
 from app.domain.rules.signals import is_relay
 from app.domain.rules.transition import Transition, Verdict
@@ -52,7 +52,7 @@ def open_session(transition: Transition, command: Receive, kind: EntryType, *, r
     """The strand's next session, before the entry that opens it is counted."""
     entry = command.entry
     if entry.refresh:
-        transition.state = clearing.after_refresh(transition.state)
+        transition.state = ending.after_refresh(transition.state)
     with_agent = kind == "agent.joined" or is_agent_expected(transition)
     expect_no_agent(transition)
     generation = transition.state.generation + 1

@@ -54,7 +54,7 @@ def _value(name: str, kind: Any, number: int, *, flag: str) -> Any:  # noqa: ANN
 
 def closed_session(*, flag: str) -> ClosedSession:
     """A session and a message of which no two values are alike."""
-    numbers = count(7)
+    numbers = count(8)
     strand = Strand("bot-1", "conversation-2", "thread-3")
     values = different_values(Session, numbers, flag=flag)
     made = session_id(strand, generation=1, opened_at_ms=values["opened_at_ms"])

@@ -1,4 +1,7 @@
-"""The command line: reads arguments, calls what does the work, and tells failure in one line and a non-zero exit."""
+"""The command line: each command reads its arguments and calls the part that does the work.
+
+A failure is one line on stderr and a non-zero exit code. Imports of the parts stand in the commands, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from app.config.keyring import Keyring
 
 T = TypeVar("T")
-_WIDE = 200  # a table that goes to a file or a pipe is not folded
+_WIDE = 200  # columns of a table that goes to a file or a pipe, so that its lines are not folded
 
 app = typer.Typer(
     name="adjourn",
@@ -54,7 +57,7 @@ def serve(
     var_dir: Annotated[Path | None, typer.Option(help="Folder of the embedded servers' data. [VAR_DIR, var]")] = None,
     worker: Annotated[bool, typer.Option(help="Run a worker too.")] = True,
 ) -> None:
-    """Run the API and a worker, with a Redis and a Postgres of their own where no URL is set."""
+    """Run the API and a worker, with an embedded Redis and Postgres where no URL is set."""
     from app.supervisor.serve import serve as run
 
     chosen = {"api_workers": workers, "host": host, "port": port, "var_dir": var_dir}
@@ -64,7 +67,7 @@ def serve(
 
 @app.command()
 def worker() -> None:
-    """Close, archive and deliver until told to stop. Any number may run at once."""
+    """Close, archive and deliver until stopped. Any number may run at once."""
     from app.worker import run
 
     settings = _settings()
@@ -89,8 +92,8 @@ def migrate() -> None:
 
 
 @app.command()
-def check(part: Annotated[Part, typer.Argument(help="What to ask.")]) -> None:
-    """Exit with 0 if this machine's API or worker does its work; for health checks."""
+def check(part: Annotated[Part, typer.Argument(help="The part to check.")]) -> None:
+    """Exit with 0 if this machine's API or worker works; for health checks."""
     from app.supervisor import health
 
     print((health.check_api if part is Part.API else health.check_worker)(_settings()))
@@ -100,12 +103,12 @@ def check(part: Annotated[Part, typer.Argument(help="What to ask.")]) -> None:
 def replay(
     file: Annotated[str, typer.Argument(help="Entries as JSON, one a line, gzipped or not; - is standard input.")],
     bot: Annotated[str, typer.Option(help="The bot whose entries they are.")],
-    url: Annotated[str, typer.Option(help="Where the API is.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="URL of the API.")] = "http://127.0.0.1:8000",
     key: Annotated[str | None, typer.Option(envvar="ADJOURN_KEY", help="API key with the scope ingest.")] = None,
     speed: Annotated[float, typer.Option(min=0, help="Times real time, by the entries' sent_at; 0 is at once.")] = 0,
     batch: Annotated[int, typer.Option(min=1, max=500, help="Most entries in one request.")] = 500,
 ) -> None:
-    """Post a file of entries, and report what came of it. Exits with 1 if any entry was refused."""
+    """Post a file of entries and report the answers. Exits with 1 if any entry was refused."""
     from app.replay.command import run
 
     sys.exit(run(file, bot=bot, url=url, key=key, speed=speed, most=batch))
@@ -113,7 +116,7 @@ def replay(
 
 @app.command()
 def demo() -> None:
-    """Play a day of traffic through everything, and compare what came of it with the script. Exits with 1 if they differ."""
+    """Play a day of traffic through a whole system, and compare the result with the script. Exits with 1 if they differ."""
     from app.demo.command import run
 
     sys.exit(run())
@@ -140,18 +143,18 @@ class Scope(StrEnum):
 
 @keys.command()
 def create(
-    name: Annotated[str, typer.Option(help="What lists show it as.")],
+    name: Annotated[str, typer.Option(help="Name in lists.")],
     scope: Annotated[list[Scope] | None, typer.Option(help="May be repeated. [all]")] = None,
     bot: Annotated[list[str] | None, typer.Option(help="May be repeated. [all bots]")] = None,
 ) -> None:
-    """Make a key and print it, which happens this once."""
+    """Make a key and print it; it cannot be shown again."""
     scopes = [each.value for each in scope or Scope]
     print(_with_keys(lambda keyring: keyring.create(name, scopes=scopes, for_bots=bot or [])))
 
 
 @keys.command("list")
 def list_() -> None:
-    """Show every key: id, beginning, name, scopes, bots, when it was made and revoked."""
+    """Show every key: id, beginning, name, scopes, bots, times of creation and revocation."""
     from rich.console import Console
     from rich.table import Table
 
@@ -164,7 +167,7 @@ def list_() -> None:
 
 @keys.command()
 def revoke(key_id: Annotated[UUID, typer.Argument(help="The id that `adjourn keys list` shows.")]) -> None:
-    """Take a key's power; every process knows within two seconds."""
+    """Revoke a key; every process refuses it within two seconds."""
     if not _with_keys(lambda keyring: keyring.revoke(str(key_id))):
         msg = f"there is no valid key with the id {key_id}"
         raise CannotStart(msg)
@@ -176,7 +179,7 @@ def _minute(instant: datetime | None) -> str:
 
 
 def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
-    """Do something with the keys of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
+    """Use the keyring of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
     from app.config.keyring import open_keyring
     from app.embedded import urls_of
     from app.supervisor.preflight import check_servers
@@ -195,7 +198,7 @@ def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
 
 
 def _settings(**chosen: object) -> Settings:
-    """Read the settings, and set up this process's log."""
+    """Read the settings and configure the log of this process."""
     try:
         settings = Settings.load(**chosen)
     except pydantic.ValidationError as error:
@@ -207,7 +210,7 @@ def _settings(**chosen: object) -> Settings:
 
 
 def _need_servers(settings: Settings) -> None:
-    """Say in one line that Redis is away. Postgres may be: entries are taken and sessions closed without it."""
+    """Fail early if Redis is down. Postgres may be: entries are accepted and sessions closed without it."""
     from app.supervisor.preflight import check_servers
 
     if settings.redis_url is None or settings.database_url is None:
@@ -217,7 +220,7 @@ def _need_servers(settings: Settings) -> None:
 
 
 async def _until_signal(work: Coroutine[None, None, None]) -> None:
-    """Do it until it ends, or cancel it at SIGINT or SIGTERM and wait until it has finished what it must."""
+    """Run it until it ends, or cancel it at SIGINT or SIGTERM and wait for its clean-up."""
     task = asyncio.create_task(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,8 +1,8 @@
-"""Named places where a process ends or stops itself, for the fault harness alone (`tests/faults`).
+"""Named places where a process kills or stops itself, for the fault harness only (`tests/faults`).
 
-`ADJOURN_FAILPOINT=archive.after_commit` kills the process (SIGKILL, no clean-up) when it comes there; `archive.after_commit:3`
-the third time; `archive.after_commit:1:stop` stops it (SIGSTOP) until somebody lets it go on. Without the variable a failpoint
-is a function that does nothing, bound once at import.
+`ADJOURN_FAILPOINT=archive.after_commit` kills the process (SIGKILL, no clean-up) at that place; `archive.after_commit:3` the
+third time; `archive.after_commit:1:stop` stops it (SIGSTOP) until it is sent SIGCONT. Without the variable a failpoint is a
+function that does nothing, bound once at import.
 """
 
 import os
@@ -14,7 +14,7 @@ from app.settings import armed_failpoint
 
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
-# Every place there is, in the order of a message's life: a name that is not here is a mistake, and would silently do nothing.
+# Every failpoint, in the order of a message's life. Other names are refused, since they would silently do nothing.
 NAMES = (
     "ingest.before_commit",
     "redis.after_execution",
@@ -33,7 +33,7 @@ NAMES = (
 
 
 class Armed(NamedTuple):
-    """Where, how many times to come by, and what then."""
+    """A failpoint, at which hit it acts, and the signal."""
 
     name: str
     nth: int = 1
@@ -41,14 +41,14 @@ class Armed(NamedTuple):
 
 
 class Failpoints:
-    """What is armed in this process, and how often it came by."""
+    """The armed failpoint of this process, and its hits."""
 
     def __init__(self, armed: Armed | None) -> None:
         self._armed = armed
         self._hits = 0
 
     def arm(self, armed: Armed | None) -> None:
-        """Arm another one; for a process that was forked from one that had none."""
+        """Arm another one, in a process that was forked from an unarmed one."""
         self._armed, self._hits = armed, 0
 
     def hit(self, name: str) -> None:
@@ -60,11 +60,11 @@ class Failpoints:
 
 
 def armed_from(text: str) -> Armed | None:
-    """Read `name[:nth[:action]]`; empty is none. Raises `ValueError` for what is no failpoint."""
+    """Read `name[:nth[:action]]`; None for an empty text. Raises `ValueError` for an unknown name."""
     if not text:
         return None
-    name, _, rest = text.partition(":")
-    nth, _, action = rest.partition(":")
+    name, _, tail = text.partition(":")
+    nth, _, action = tail.partition(":")
     if name not in NAMES:
         msg = f"ADJOURN_FAILPOINT names no failpoint: {name!r}"
         raise ValueError(msg)

@@ -1,7 +1,8 @@
-"""How a process speaks: one structured line an event on stderr, for people or as JSON, with secrets blacked out.
+"""Logging: one structured line an event on stderr, for people or as JSON, with secrets redacted.
 
-Modules log with `structlog.get_logger()` and never configure anything; entry points call `configure_logging`. Lines of
-libraries that use `logging` (uvicorn, APScheduler, Alembic) come out in the same shape.
+Modules log with `structlog.get_logger()` and configure nothing; entry points call `configure_logging`. Events are short plain
+texts in lower case with fields beside them. Lines of libraries that use `logging` (uvicorn, APScheduler, Alembic) have the same
+shape.
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ from app.settings import Settings
 
 REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key|cookie|signature", re.IGNORECASE)
-# A key of ours, a webhook's secret, an Authorization header, the password in a URL: wherever they stand in a text.
+# An API key, a webhook's secret, an Authorization header, the password in a URL, anywhere in a text.
 _SECRET_TEXTS = re.compile(
     r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_[\w-]{20,}", re.IGNORECASE
 )
-# Of these only warnings: what they tell besides, our own lines tell better.
+# Only warnings of these: their other lines repeat what is logged here.
 _CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio", "uvicorn.error")
 
-
-# A job that is still at work when its next tick comes is what the scheduler warns of, four times a second.
+# The scheduler warns, four times a second, of a job that still runs at its next tick; only its errors are logged.
 _EXPECTED = ("apscheduler.scheduler",)
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send this process's log to stderr, as the settings say; calling it again is no harm."""
+    """Send this process's log to stderr, as the settings say; may be called again."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -58,7 +58,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Black out values whose name or shape says secret, at any depth."""
+    """Redact values whose name or form shows a secret, at any depth."""
     return {name: _redacted(value, name=name) for name, value in event.items()}
 
 

@@ -1,7 +1,7 @@
 """Every setting of the product, and the only reader of the environment.
 
 A setting's variable is its field's name in capitals (`tick_ms` is `TICK_MS`); its unit is in its name.
-`.env.example` lists them all, and a test holds it to that. Nothing here opens a connection or a file but `.env`.
+`.env.example` lists them with their descriptions and defaults; a test compares. It opens no connection, and no file but `.env`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _ASYNCPG = "postgresql+asyncpg"
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 PrivateAddresses = bool | Literal["loopback"]
-"""All, none, or this machine's own."""
+"""All private addresses, none, or loopback only."""
 
 
 class Settings(BaseSettings):
-    """What a deployment may choose; frozen once read.
+    """The settings of a deployment, frozen once read.
 
     `Settings()` reads the environment alone, `Settings.load()` also the file `.env` of the working directory.
     """
@@ -34,12 +34,12 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         repr=False,
-        description="Redis for live sessions: redis://, rediss:// or unix://. Unset: a Redis of our own under VAR_DIR.",
+        description="Redis for live sessions: redis://, rediss:// or unix://. Unset: an embedded Redis under VAR_DIR.",
     )
     database_url: str | None = Field(
         default=None,
         repr=False,
-        description="Postgres for closed sessions: postgresql://. Unset: a Postgres of our own under VAR_DIR.",
+        description="Postgres for closed sessions: postgresql://. Unset: an embedded Postgres under VAR_DIR.",
     )
     var_dir: Path = Field(default=Path("var"), description="Folder of the embedded servers' data and of run-time files.")
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
@@ -50,18 +50,16 @@ class Settings(BaseSettings):
     shards: int = Field(default=16, ge=1, le=1024, description="Shards of the live keys; fixed at the first start on a Redis.")
     appendfsync: Literal["always", "everysec", "no"] = Field(
         default="always",
-        description="Durability expected of Redis (its own setting of this name); a weaker one is named in /readyz.",
+        description="Expected `appendfsync` of Redis; /readyz names a weaker one.",
     )
     redis_timeout_s: float = Field(default=1.0, gt=0, description="Longest wait for one reply of Redis, in seconds.")
     ingest_deadline_s: float = Field(
         default=1.8, gt=0, description="Longest wait of an ingest request before it answers 503, in seconds."
     )
     max_skew_ms: int = Field(
-        default=500, ge=1, description="How far a commit's now may be off the clock of Redis, in milliseconds."
+        default=500, ge=1, description="Largest accepted difference between a commit's clock and Redis's, in milliseconds."
     )
-    state_cache_size: int = Field(
-        default=50_000, ge=0, description="Live states that a process keeps to save a read, in conversations."
-    )
+    state_cache_size: int = Field(default=50_000, ge=0, description="Live states that a process caches, in conversations.")
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
 
@@ -70,14 +68,14 @@ class Settings(BaseSettings):
     shard_lease_ms: int = Field(
         default=5000,
         ge=100,
-        description="How long a worker may be silent before others sweep its shards, in milliseconds.",
+        description="Time without a heartbeat after which other workers sweep a worker's shards, in milliseconds.",
     )
     sweep_batch: int = Field(default=500, ge=1, description="Due conversations read at once from one shard.")
     archive_batch: int = Field(default=2000, ge=1, description="Closed sessions written in one transaction.")
     archive_claim_idle_ms: int = Field(
         default=10_000,
         ge=100,
-        description="Silence after which a dead worker's events are taken over, in milliseconds.",
+        description="Idle time after which other workers claim a worker's unarchived events, in milliseconds.",
     )
     database_pool_size: int = Field(default=5, ge=1, description="Postgres connections that one process keeps.")
     database_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for one statement, in seconds.")
@@ -87,21 +85,21 @@ class Settings(BaseSettings):
         default=None,
         description="Private addresses that webhooks may go to: true, false or loopback. Unset: loopback if embedded.",
     )
-    delivery_concurrency: int = Field(default=50, ge=1, description="Webhooks that one worker sends at once.")
+    delivery_concurrency: int = Field(default=50, ge=1, description="Webhooks that one worker has in flight at most.")
     delivery_timeout_s: float = Field(
-        default=15.0, gt=0, description="Longest time for one webhook, from name look-up to last byte, in seconds."
+        default=15.0, gt=0, description="Longest time for one webhook, from the DNS look-up to the last byte, in seconds."
     )
     delivery_lease_margin_ms: int = Field(
         default=15_000,
         ge=1_000,
-        description="How long after a webhook's own time is up another worker takes it for forsaken, in milliseconds.",
+        description="Margin of a delivery's lease after DELIVERY_TIMEOUT_S, in milliseconds; then another worker may send it.",
     )
     delivery_reply_max_bytes: int = Field(default=65_536, ge=0, description="Bytes read of a webhook's reply.")
 
     # Process
     process_name: str = Field(default="", description="Name in this process's log lines; `adjourn serve` sets it.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level logged.")
-    log_format: Literal["console", "json"] = Field(default="console", description="Log lines for people or for machines.")
+    log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
     access_log: bool = Field(default=False, description="Whether each request is logged; costs throughput.")
     drain_delay_s: float = Field(
         default=0.0, ge=0, description="Time between /readyz failing and the listener closing at a stop, in seconds."
@@ -138,19 +136,19 @@ class Settings(BaseSettings):
 
     @property
     def embedded(self) -> bool:
-        """Whether both servers are our own, which makes this a trial and not a deployment."""
+        """Whether both servers are embedded: a local installation and not a deployment."""
         return self.redis_url is None and self.database_url is None
 
     @property
     def private_webhooks_allowed(self) -> PrivateAddresses:
-        """Which addresses that are not public a webhook may go to. A trial's receivers are on its own machine."""
+        """Private addresses that a webhook may go to. A local installation's receivers are on its own machine."""
         if self.webhook_allow_private is not None:
             return self.webhook_allow_private
         return "loopback" if self.embedded else False
 
 
 def normalised_database_url(url: str) -> str:
-    """Give any common spelling of a Postgres URL as SQLAlchemy's for asyncpg.
+    """Any common form of a Postgres URL as SQLAlchemy's for asyncpg.
 
     `postgres://` and `postgresql://` are accepted, and libpq's `sslmode` becomes asyncpg's `ssl`.
     """
@@ -159,17 +157,17 @@ def normalised_database_url(url: str) -> str:
         msg = "must start with postgresql://"
         raise ValueError(msg)
     query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)], safe="/")
-    # urlunsplit drops the empty authority of `scheme:///database`, so the URL is put together by hand.
+    # urlunsplit would drop the empty authority of `scheme:///database`.
     return f"{_ASYNCPG}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
 
 
 def armed_failpoint() -> str:
-    """Give `ADJOURN_FAILPOINT`, by which tests of faults have a process kill itself; no setting of a deployment."""
+    """`ADJOURN_FAILPOINT`, by which fault tests make a process kill itself; not a setting of a deployment."""
     return os.environ.get("ADJOURN_FAILPOINT", "")
 
 
 def environment_with(**settings: object) -> dict[str, str]:
-    """Give this process's environment for a child, with settings changed; `None` unsets one."""
+    """This process's environment for a child, with settings changed; `None` unsets one."""
     environment = dict(os.environ)
     for name, value in settings.items():
         environment.pop(name.upper(), None)

@@ -1,7 +1,8 @@
-"""A real Redis and a real Postgres as child processes, for when no URL is set.
+"""A real Redis and a real Postgres as child processes, used when no URL is set.
 
-Owns what lies under `var/`: `redis/` and `postgres/` (data), `log/`, `run/` (sockets), `lock` (held while in use).
-Refuses a TCP port, a second user of the same folder, and any stand-in: these are the servers of a deployment.
+Owns the folder `var/`: `redis/` and `postgres/` (data), `log/`, `run/` (sockets), `lock` (held while in use). Promises that
+the servers end with the process that started them, and keep their data and URLs over restarts. Refuses a TCP port, a second
+process on the same folder, and any imitation of a server.
 
     with embedded_servers(Path("var"), redis=True, postgres=True) as servers:
         servers.redis_url, servers.database_url

@@ -1,8 +1,8 @@
-"""One server process: started so that it ends with us, watched until it is ready, stopped in a bounded time.
+"""One server process: it ends with its parent, is waited for until it is ready, and stops in a bounded time.
 
-A killed parent must not leave servers behind for ever. On Linux the kernel signals them when the parent dies
-(`PR_SET_PDEATHSIG`, a clean stop for either server); elsewhere, and in the moment before that takes effect, the next
-start finds what is left at work in its folder and stops it.
+A killed parent must not leave servers running. On Linux the kernel signals them when the parent dies (`PR_SET_PDEATHSIG`, a
+clean stop for either server); on other systems, and before that takes effect, the next start finds servers that still run in
+its folder and stops them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOP_S = 30.0
 
 
 class ChildServer(ABC):
-    """A server on one data folder. The subclass says how to run it, how to see it is ready, how to stop it."""
+    """A server on one data folder. The subclass defines its command, its check of readiness and its stop signal."""
 
     name: str
     program: str
@@ -52,7 +52,7 @@ class ChildServer(ABC):
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start without waiting, so that two servers come up side by side."""
+        """Start without waiting, so that two servers can start at the same time."""
         if self.running:
             return
         self._end_strays()
@@ -64,7 +64,7 @@ class ChildServer(ABC):
                 stdout=log,
                 stderr=log,
                 cwd=self.data_dir,
-                # Its own group: Ctrl-C reaches the parent alone, which stops its children in order.
+                # A group of its own: Ctrl-C reaches only the parent, which stops its children in order.
                 process_group=0,
                 preexec_fn=self._before_exec(),
             )
@@ -76,10 +76,10 @@ class ChildServer(ABC):
             raise CannotStart(msg)
 
     def stop(self) -> None:
-        """Stop cleanly; after 30 s, kill. Stopping what does not run is no error."""
+        """Stop cleanly; after 30 s, kill. Stopping a server that does not run is no error."""
         if self._process is None or not self.running:
             return
-        # A stopped process (SIGSTOP in a test of faults) handles no signal until it goes on.
+        # A stopped process (SIGSTOP in a fault test) handles no signal until it continues.
         self._process.send_signal(signal.SIGCONT)
         self._process.send_signal(self.stop_signal)
         try:
@@ -88,7 +88,7 @@ class ChildServer(ABC):
             self.kill()
 
     def kill(self) -> None:
-        """End it as a crash would, with SIGKILL."""
+        """End it like a crash, with SIGKILL."""
         if self._process is not None and self.running:
             self._process.kill()
             self._process.wait()
@@ -107,14 +107,14 @@ class ChildServer(ABC):
     def _ready(self) -> bool: ...
 
     def _before_exec(self) -> Callable[[], None]:
-        """Give what the child runs between fork and exec."""
+        """The function that the child runs between fork and exec."""
         return end_with_parent(self.stop_signal)
 
     def _end_strays(self) -> None:
-        """Stop what an earlier, killed parent left working on this folder.
+        """Stop servers that an earlier, killed parent left running on this folder.
 
-        Only the leader is asked to stop, since Postgres gives its other processes signals of other meanings. All of
-        them must be gone before the next start: an orphan that still writes would corrupt the data.
+        Only the leader gets the stop signal, since it means something else to Postgres's other processes. All of them must
+        have ended before the next start: an orphan that still writes would corrupt the data.
         """
         for process in self._strays():
             with suppress(psutil.Error):
@@ -126,7 +126,7 @@ class ChildServer(ABC):
                     process.kill()
 
     def _strays(self) -> list[psutil.Process]:
-        # Known by where they work, not by a pid file: after a reboot that pid may be anyone's.
+        # Recognised by their working directory, not by a pid file: after a reboot another process may have that pid.
         processes = psutil.process_iter(["name", "cwd"])
         return [process for process in processes if process.info == {"name": self.program, "cwd": str(self.data_dir)}]
 
@@ -135,11 +135,11 @@ class ChildServer(ABC):
             lines = self.log_path.read_text(errors="replace").strip().splitlines()
         except OSError:
             lines = []
-        return lines[-1] if lines else "it ended without a word"
+        return lines[-1] if lines else "it ended without a message"
 
 
 def _wait_until(met: Callable[[], bool], *, within_s: float) -> bool:
-    """Poll until `met`, and say whether it was in time."""
+    """Poll until `met`; returns whether it was in time."""
     for _ in range(int(within_s / POLL_S)):
         if met():
             return True

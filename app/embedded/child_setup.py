@@ -1,7 +1,7 @@
-"""What the kernel does to a child between fork and exec: who it runs as, and what ends it.
+"""Set-up of a child process between fork and exec: its user, and the signal that it gets when its parent ends.
 
-Postgres refuses to run as root. For root it therefore runs as another user, who keeps one capability, to pass through
-folders (`CAP_DAC_OVERRIDE`), because a project under `/root` is closed to everybody else.
+Postgres refuses to run as root. For root it therefore runs as another user with one capability, to pass through folders
+(`CAP_DAC_OVERRIDE`), because other users may not enter a project under `/root`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def end_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Return what a child runs before exec so that it gets this signal when the thread that forked it ends."""
+    """Return a function that a child runs before exec; the child then gets this signal when the thread that forked it ends."""
     parent = os.getpid()
 
     def arrange() -> None:
         if not _linux:
             return
         _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-        if os.getppid() != parent:  # it died in between, and nobody would tell
+        if os.getppid() != parent:  # the parent ended in between, so no signal will come
             os._exit(1)
 
     return arrange
 
 
 def run_as(uid: int, gid: int, *, then: Callable[[], None]) -> Callable[[], None]:
-    """Return what a child of root runs before exec to become another user who may still pass through any folder.
+    """Return a function that a child of root runs before exec to become another user who may still pass through any folder.
 
-    `then` comes last: a change of user clears what `end_with_parent` arranged.
+    `then` runs last, since a change of user clears the signal that `end_with_parent` sets.
     """
 
     def become() -> None:
@@ -58,7 +58,7 @@ def run_as(uid: int, gid: int, *, then: Callable[[], None]) -> Callable[[], None
 
 
 def _keep_one_capability(capability: int) -> None:
-    """Drop all but this one, and hand it on over exec; where the kernel refuses, go on without it."""
+    """Drop every other capability, and keep this one over exec; if the kernel refuses, continue without it."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     kept = 1 << capability
     # Effective, permitted, inheritable; the second triple is for capabilities from 32 on.

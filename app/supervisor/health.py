@@ -1,4 +1,4 @@
-"""Whether this machine's API or worker does its work, for the health checks of containers."""
+"""Health checks of containers: whether this machine's API or worker works."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.live import keys
 from app.settings import Settings
 
 _TIMEOUT_S = 3.0
-# A worker ticks every second.
+# A worker writes its heartbeat every second.
 _FRESH_MS = 10_000
 
 
 def check_api(settings: Settings) -> str:
-    """Give the answer of /readyz; raise `CannotStart` if there is none, or one that says no."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - asked, not listened on
+    """The body of /readyz; raises `CannotStart` if it does not answer 200."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - connected to, not listened on
     url = f"http://{host}:{settings.port}/readyz"
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
@@ -35,16 +35,16 @@ def check_api(settings: Settings) -> str:
 
 
 def check_worker(settings: Settings) -> str:
-    """Say that a worker of this machine has ticked of late; raise `CannotStart` if none has."""
+    """Return "ok" if a worker of this machine has a recent heartbeat; raises `CannotStart` if none has."""
     redis_url = settings.redis_url or urls_of(settings.var_dir)[0]
     try:
         with Redis.from_url(redis_url, socket_timeout=_TIMEOUT_S) as redis:
             seconds, _ = redis.time()
-            ticks = redis.hgetall(keys.HEARTBEATS)
+            heartbeats = redis.hgetall(keys.HEARTBEATS)
     except RedisError as error:
         raise CannotStart(str(error)) from None
-    mine = [int(at_ms) for name, at_ms in ticks.items() if name.decode().startswith(f"{socket.gethostname()}-")]
+    mine = [int(at_ms) for name, at_ms in heartbeats.items() if name.decode().startswith(f"{socket.gethostname()}-")]
     if not any(seconds * 1000 - at_ms < _FRESH_MS for at_ms in mine):
-        msg = f"no worker of {socket.gethostname()} has ticked within {_FRESH_MS // 1000} s"
+        msg = f"no worker of {socket.gethostname()} has a heartbeat of the last {_FRESH_MS // 1000} s"
         raise CannotStart(msg)
     return "ok"

@@ -1,4 +1,4 @@
-"""The one listening socket, which all API processes share: a process may come and go, and no connection is refused."""
+"""The listening socket that all API processes share, so that none is refused while processes are replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BACKLOG = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Listen on `host` and `port`; 0 takes a free one. Raises `CannotStart` if that is not possible."""
+    """Listen on `host` and `port`; 0 takes a free port. Raises `CannotStart` if that is not possible."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
@@ -30,7 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Give the URL that reaches it from this machine."""
+    """The URL that reaches it from this machine."""
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"http://{reachable}:{port}"
@@ -40,5 +40,5 @@ def _reason(error: OSError, *, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is in use: stop what uses it, or choose another with --port or PORT"
     if error.errno == errno.EACCES:
-        return f"port {port} needs more rights than this user has: choose one from 1024 with --port or PORT"
+        return f"port {port} is reserved for root: choose one from 1024 with --port or PORT"
     return f"cannot listen on {host}:{port}: {error.strerror}"

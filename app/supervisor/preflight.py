@@ -1,4 +1,4 @@
-"""Whether the servers answer, asked before anything is started, so that a wrong URL is one clear line."""
+"""Checks that the servers answer before anything is started, so that a wrong URL is one clear line."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ TIMEOUT_S = 5.0
 
 
 async def check_servers(*, redis_url: str | None = None, database_url: str | None = None) -> None:
-    """Raise `CannotStart` naming the first given one that does not answer, and why; its password is left out."""
+    """Raise `CannotStart` with the first URL that does not answer, without its password, and the reason."""
     if redis_url is not None:
         await _check("REDIS_URL", redis_url, _ping(redis_url))
     if database_url is not None:
         await _check("DATABASE_URL", database_url, _select(database_url))
 
 
-async def _check(setting: str, url: str, question: Awaitable[None]) -> None:
+async def _check(setting: str, url: str, probe: Awaitable[None]) -> None:
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            await question
+            await probe
     except TimeoutError:
         reason = f"no answer within {TIMEOUT_S:g} s"
     except (OSError, RedisError, SQLAlchemyError, asyncpg.PostgresError) as error:
@@ -63,7 +63,7 @@ def without_password(url: str) -> str:
 
 
 def _in_a_line(error: BaseException) -> str:
-    """Give the innermost cause, which is the server's or the system's own word."""
+    """The innermost cause in one line: the message of the server or of the system."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

@@ -13,17 +13,17 @@ from prometheus_client import multiprocess
 
 from app.errors import CannotStart
 from app.settings import Settings, environment_with
-from app.supervisor.child import Child, complain
+from app.supervisor.child import Child, log_error
 
 _PROGRAM = ("-m", "app.cli")
 _WATCH_S = 1.0
-# What a process needs beyond its grace to close its connections and to end.
+# Added to the grace of a process: time to close its connections and to end.
 _MARGIN_S = 5.0
 log = structlog.get_logger(__name__)
 
 
 class Processes:
-    """Keeps them alive until a signal; then stops the API first, so that the worker sees the last of its entries."""
+    """Keeps them running until a signal, then stops the API before the worker, so that its last entries are still worked on."""
 
     def __init__(self, settings: Settings, *, listener: socket.socket, metrics_dir: Path, worker: Child | None) -> None:
         self._settings = settings
@@ -33,7 +33,7 @@ class Processes:
         self._worker = worker
 
     async def run(self, *, announce: Callable[[], None], watch: Callable[[], None]) -> None:
-        """Work until SIGINT, SIGTERM or SIGHUP. `announce` is called once the API answers, `watch` every second."""
+        """Run until SIGINT, SIGTERM or SIGHUP. `announce` is called once the API answers, `watch` every second."""
         stop, reload = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,7 +56,7 @@ class Processes:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _started(self, stop: asyncio.Event) -> bool:
-        """Wait until every API process answers; say no if asked to stop first, raise if one cannot start."""
+        """Wait until every API process is ready; False if stopped first. Raises `CannotStart` if one cannot start."""
         for child in self._apis:
             events = (child.ready, child.failed_to_start, stop)
             waits = [asyncio.ensure_future(event.wait()) for event in events]
@@ -71,13 +71,13 @@ class Processes:
         return True
 
     async def _replace_all(self) -> None:
-        """One by one: at every moment all but one work, and the socket stays open."""
+        """One by one: all but one serve at any time, and the socket stays open."""
         for child in (*self._apis, *([self._worker] if self._worker else [])):
-            log.info("replacing", child=child.name)
+            log.info("replacing process", child=child.name)
             await child.replace()
 
     async def _stop(self) -> None:
-        # Ours is closed too: once the processes have closed theirs, the kernel refuses instead of keeping callers waiting.
+        # The supervisor closes its descriptor too, so that the kernel refuses connections once the processes have closed theirs.
         self._listener.close()
         grace_s = self._settings.drain_delay_s + self._settings.shutdown_grace_s + _MARGIN_S
         await asyncio.gather(*(child.stop(within_s=grace_s) for child in self._apis))
@@ -92,7 +92,7 @@ class Processes:
             environment=child_environment(self._settings, name="api", metrics_dir=self._metrics_dir),
             inherits=(descriptor,),
             announces=True,
-            on_end=forgetter(self._metrics_dir),
+            on_end=metrics_cleaner(self._metrics_dir),
         )
 
 
@@ -102,12 +102,12 @@ def worker_child(settings: Settings, *, metrics_dir: Path) -> Child:
         [*_PROGRAM, "worker"],
         environment=child_environment(settings, name="worker", metrics_dir=metrics_dir),
         announces=False,
-        on_end=forgetter(metrics_dir),
+        on_end=metrics_cleaner(metrics_dir),
     )
 
 
 def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> dict[str, str]:
-    """Tell a child what was chosen or found here: it must not read another `.env` differently."""
+    """The settings as the supervisor resolved them: a child must not resolve its own `.env` differently."""
     chosen = {
         "redis_url": settings.redis_url,
         "database_url": settings.database_url,
@@ -121,13 +121,13 @@ def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> di
     return environment_with(**chosen)
 
 
-def forgetter(metrics_dir: Path) -> Callable[[int], None]:
-    """Return what takes a dead process's gauges out of the metrics; its counters stay."""
+def metrics_cleaner(metrics_dir: Path) -> Callable[[int], None]:
+    """Return a function that removes a dead process's gauges from the metrics; its counters stay."""
 
-    def forget(pid: int) -> None:
+    def clean(pid: int) -> None:
         multiprocess.mark_process_dead(pid, str(metrics_dir))
 
-    return forget
+    return clean
 
 
 async def _repeat(work: Callable[[], None]) -> None:
@@ -135,8 +135,8 @@ async def _repeat(work: Callable[[], None]) -> None:
         await asyncio.sleep(_WATCH_S)
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the next time may go well
-            complain("watching failed, going on", error)
+        except Exception as error:  # noqa: BLE001 - the next check may succeed
+            log_error("check of the servers failed", error)
 
 
 async def _on_each(event: asyncio.Event, work: Callable[[], Awaitable[None]]) -> None:
@@ -145,5 +145,5 @@ async def _on_each(event: asyncio.Event, work: Callable[[], Awaitable[None]]) ->
         event.clear()
         try:
             await work()
-        except Exception as error:  # noqa: BLE001 - the next signal is to find somebody
-            complain("what a signal asked for failed, waiting for the next", error)
+        except Exception as error:  # noqa: BLE001 - the next signal must be handled
+            log_error("replacing processes failed", error)

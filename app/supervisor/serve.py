@@ -1,8 +1,13 @@
-"""`adjourn serve`, from the first line on the screen to the last."""
+"""`adjourn serve`: starts the servers, the schema, the first key, the socket and the processes, and prints each step.
+
+It refuses to start anything that cannot work, with one line that says why.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,24 +26,24 @@ from app.settings import Settings
 from app.supervisor import listener
 from app.supervisor.preflight import check_servers, without_password
 from app.supervisor.processes import Processes, worker_child
-from app.supervisor.welcome import welcome
 
+_FIRST_BOT = "demo"
 log = structlog.get_logger(__name__)
 
 
 def serve(settings: Settings, *, with_worker: bool) -> None:
     """Run everything until SIGINT or SIGTERM. Raises `CannotStart`."""
-    # Until the processes run, a polite end is an interrupt: what was started is stopped. A shell's `&` has SIGINT ignored.
+    # Until the processes run, both signals raise KeyboardInterrupt, which stops what was started. A shell's `&` ignores SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         asyncio.run(check_servers(redis_url=settings.redis_url, database_url=settings.database_url))
         servers = stack.enter_context(_servers(settings))
         settings = _with_urls(settings, servers)
-        _tell_servers(settings, servers)
-        migrate.upgrade(_known(settings.database_url))
-        _say("schema", f"version {migrate.newest_version()}")
-        asyncio.run(_rehearse(settings))
+        _print_servers(settings, servers)
+        migrate.upgrade(_required(settings.database_url))
+        _print_step("schema", f"version {migrate.newest_version()}")
+        asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None
         socket = stack.enter_context(listener.bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
@@ -47,16 +52,16 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
         announce = partial(_announce, settings, listener.url_of(socket), key=key, with_worker=with_worker)
         asyncio.run(processes.run(announce=announce, watch=_reviver(servers)))
-        _say("stopped", "everything in flight was finished")
+        _print_step("stopped", "all requests and jobs in flight have ended")
 
 
 async def _first_key(settings: Settings) -> str | None:
-    async with open_keyring(database_url=_known(settings.database_url), redis_url=settings.redis_url) as keyring:
+    async with open_keyring(database_url=_required(settings.database_url), redis_url=settings.redis_url) as keyring:
         return await keyring.create_first()
 
 
-async def _rehearse(settings: Settings) -> None:
-    """Open once what each child will open, so that what cannot work is told here, once and in one line."""
+async def _try_resources(settings: Settings) -> None:
+    """Open once the resources that each child opens, so that a failure is reported once and in one line."""
     async with open_resources(settings):
         pass
 
@@ -67,7 +72,7 @@ def _servers(settings: Settings) -> Iterator[Servers]:
     if not redis and not postgres:
         yield Servers()
         return
-    _say("data", f"{settings.var_dir.resolve()} (embedded servers; set REDIS_URL and DATABASE_URL to use your own)")
+    _print_step("data", f"{settings.var_dir.resolve()} (embedded servers; set REDIS_URL and DATABASE_URL to use your own)")
     with embedded_servers(settings.var_dir, redis=redis, postgres=postgres) as servers:
         yield servers
 
@@ -82,7 +87,7 @@ def _with_urls(settings: Settings, servers: Servers) -> Settings:
     )
 
 
-def _known(url: str | None) -> str:
+def _required(url: str | None) -> str:
     if url is None:
         msg = "no URL of Redis or Postgres"
         raise CannotStart(msg)
@@ -90,37 +95,67 @@ def _known(url: str | None) -> str:
 
 
 def _reviver(servers: Servers) -> Callable[[], None]:
-    """Return what starts an embedded server again that has died; its data and its URL are the same."""
+    """Return a function that restarts an embedded server that has ended; its data and its URL stay the same."""
 
     def revive() -> None:
         for server in (servers.redis, servers.postgres):
             if server is not None and not server.running:
-                log.warning("embedded server ended, starting it again", server=server.name)
+                log.warning("embedded server ended, restarting it", server=server.name)
                 try:
                     server.launch()
                 except CannotStart:
-                    log.exception("embedded server does not start", server=server.name)
+                    log.exception("embedded server cannot be restarted", server=server.name)
 
     return revive
 
 
-def _tell_servers(settings: Settings, servers: Servers) -> None:
+def _print_servers(settings: Settings, servers: Servers) -> None:
     for name, server, url in (
-        ("redis", servers.redis, _known(settings.redis_url)),
-        ("postgres", servers.postgres, _known(settings.database_url)),
+        ("redis", servers.redis, _required(settings.redis_url)),
+        ("postgres", servers.postgres, _required(settings.database_url)),
     ):
-        _say(name, without_password(url) if server is None else f"started (pid {server.pid}, log {server.log_path})")
+        _print_step(name, without_password(url) if server is None else f"started (pid {server.pid}, log {server.log_path})")
 
 
 def _announce(settings: Settings, url: str, *, key: str | None, with_worker: bool) -> None:
-    _say("api", f"{url} ({settings.api_workers} process{'es' if settings.api_workers > 1 else ''})")
-    _say("worker", "1 process" if with_worker else "none here; run `adjourn worker`")
-    _say("docs", f"{url}/docs")
-    _say("keys", "adjourn keys create, list, revoke")
+    _print_step("api", f"{url} ({settings.api_workers} process{'es' if settings.api_workers > 1 else ''})")
+    _print_step("worker", "1 process" if with_worker else "none here; run `adjourn worker`")
+    _print_step("docs", f"{url}/docs")
+    _print_step("keys", "adjourn keys create, list, revoke")
     if key is not None:
-        print(welcome(url, key))
+        print(_first_steps(url, key))
     print("\nReady. Ctrl-C stops everything.", flush=True)
 
 
-def _say(what: str, how: str) -> None:
-    print(f"{what:>9}  {how}", flush=True)
+def _print_step(name: str, text: str) -> None:
+    print(f"{name:>9}  {text}", flush=True)
+
+
+def _first_steps(url: str, key: str) -> str:
+    commands = "\n".join(f"  {command}" for command in _curl_lines(url, key))
+    return f"""
+An admin key was made. It is shown only now; only its hash is stored:
+
+  {key}
+
+Make a bot, post a message to it, look at its open sessions:
+
+{commands}"""
+
+
+def _curl_lines(url: str, key: str) -> list[str]:
+    """Three commands for a shell: make a bot, post a message, show the open sessions."""
+    bots = f"{url}/v1/bots"
+    message = {"user_id": "ann", "role": "user", "text": "Hello"}
+    return [
+        _curl(bots, key, body={"id": _FIRST_BOT}),
+        _curl(f"{bots}/{_FIRST_BOT}/messages", key, body=message),
+        _curl(f"{bots}/{_FIRST_BOT}/live", key),
+    ]
+
+
+def _curl(url: str, key: str, *, body: object = None) -> str:
+    words = ["curl", "-sS", url, "-H", f"Authorization: Bearer {key}"]
+    if body is not None:
+        words += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return shlex.join(words)

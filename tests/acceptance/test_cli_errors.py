@@ -150,4 +150,4 @@ def test_a_check_of_nothing_fails(closed_port: int, redis_url: str) -> None:
     worker = _run("check", "worker", redis_url=redis_url)
 
     _assert_one_line(api, rf"http://127\.0\.0\.1:{closed_port}/readyz does not answer: .+")
-    _assert_one_line(worker, rf"no worker of {os.uname().nodename} has ticked within 10 s")
+    _assert_one_line(worker, rf"no worker of {os.uname().nodename} has a heartbeat of the last 10 s")

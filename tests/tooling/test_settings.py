@@ -1,4 +1,4 @@
-"""Settings are read from the environment alone, listed for whoever deploys, and wrong ones are refused in words."""
+"""Settings are read from the environment, listed in `.env.example`, and refused with their name if they are wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from app.settings import PrivateAddresses, Settings, normalised_database_url
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_COMPOSE_ALONE = {"POSTGRES_PASSWORD"}
+ONLY_COMPOSE = {"POSTGRES_PASSWORD="}
 
 
 @pytest.fixture(autouse=True)
@@ -20,36 +20,34 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def _listed() -> dict[str, str]:
-    lines = (ROOT / ".env.example").read_text().splitlines()
-    pairs = (line.removeprefix("# ").partition("=") for line in lines if "=" in line)
-    return {name: value for name, _, value in pairs if name.isupper()}
-
-
 def _default_as_text(value: object) -> str:
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test_env_example_lists_every_setting_with_its_default() -> None:
-    """No setting is missing from the file, none is there that does nothing, and each shows the true default."""
-    defaults = {name.upper(): _default_as_text(field.default) for name, field in Settings.model_fields.items()}
-    listed = _listed()
+def test_env_example_lists_every_setting_with_its_description_and_default() -> None:
+    """After the head, the file is exactly the settings in their order: none is missing, and none does nothing."""
+    paragraphs = (ROOT / ".env.example").read_text().strip().split("\n\n")
+    expected = [
+        f"# {field.description}\n# {name.upper()}={_default_as_text(field.default)}"
+        for name, field in Settings.model_fields.items()
+    ]
+    head = paragraphs[: -len(expected)]
 
-    assert set(listed) - OF_COMPOSE_ALONE == set(defaults)
-    assert {name: value for name, value in listed.items() if name not in OF_COMPOSE_ALONE} == defaults
+    assert paragraphs[len(head) :] == expected
+    assert {line.removeprefix("# ") for line in "\n".join(head).splitlines() if line.endswith("=")} == ONLY_COMPOSE
 
 
 def test_env_example_sets_nothing() -> None:
-    """A copy of it changes nothing, and gives no password."""
+    """A copy of it changes no setting and contains no password."""
     lines = (ROOT / ".env.example").read_text().splitlines()
 
     assert all(not line or line.startswith("#") for line in lines)
 
 
-def test_every_setting_says_what_it_is() -> None:
-    """Each has a description, and one measured in time or size names its unit."""
+def test_every_setting_has_a_description_with_its_unit() -> None:
+    """A setting that is a time or a size names its unit."""
     units = {"ms": "milliseconds", "s": "seconds", "bytes": "bytes"}
     for name, field in Settings.model_fields.items():
         assert field.description, name
@@ -57,8 +55,8 @@ def test_every_setting_says_what_it_is() -> None:
         assert unit is None or unit in field.description.lower(), name
 
 
-def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`.env` gives what the environment does not, and only where it is asked for."""
+def test_the_environment_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.env` is read by `Settings.load` only, and only for settings that the environment does not set."""
     Path(".env").write_text("PORT=9000\nHOST=0.0.0.0\nSOMETHING_ELSE=1\n")
     monkeypatch.setenv("PORT", "9001")
 
@@ -67,7 +65,7 @@ def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose hands on an unset variable as an empty one."""
+    """Compose passes an unset variable as an empty one."""
     monkeypatch.setenv("REDIS_URL", "")
     monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", "")
 
@@ -85,8 +83,8 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("postgresql://u@h/d?sslmode=require", "postgresql+asyncpg://u@h/d?ssl=require"),
     ),
 )
-def test_any_spelling_of_a_database_url_becomes_one(given: str, normalised: str) -> None:
-    """What a hosting company hands out works unchanged."""
+def test_any_form_of_a_database_url_is_normalised(given: str, normalised: str) -> None:
+    """The URL that a hosting company gives works unchanged."""
     assert normalised_database_url(given) == normalised
     assert Settings(database_url=given).database_url == normalised
 
@@ -105,7 +103,7 @@ def test_an_impossible_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_urls_are_not_shown() -> None:
-    """A URL holds a password, so what prints settings leaves it out."""
+    """A URL may contain a password, so printed settings leave it out."""
     shown = repr(Settings(redis_url="redis://:sesame@h", database_url="postgresql://u:sesame@h/d"))
 
     assert "sesame" not in shown
@@ -121,10 +119,10 @@ def test_urls_are_not_shown() -> None:
         (None, "false", False),
     ),
 )
-def test_private_webhooks_are_for_trials(
+def test_private_webhooks_are_for_local_installations(
     monkeypatch: pytest.MonkeyPatch, redis_url: str | None, allowed: str, expected: PrivateAddresses
 ) -> None:
-    """Unless told otherwise, only a start with servers of its own may call its own machine, and nobody the rest of a network."""
+    """By default only an installation with embedded servers sends webhooks to its own machine; none to the rest of a network."""
     monkeypatch.setenv("WEBHOOK_ALLOW_PRIVATE", allowed)
 
     assert Settings(redis_url=redis_url).private_webhooks_allowed == expected

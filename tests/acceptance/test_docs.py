@@ -21,7 +21,6 @@ API_GUIDE = (ROOT / "docs" / "api.md").read_text()
 README = (ROOT / "README.md").read_text()
 _ROUTE = re.compile(r"^\| `([A-Z]+) (/\S+)`", re.MULTILINE)
 _CURL = re.compile(r"^\$ (curl (?:.*\\\n)*.*)\n((?:(?!\$ |```).*\n)*)", re.MULTILINE)
-_LINK = re.compile(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)")
 
 
 @pytest.fixture
@@ -74,11 +73,3 @@ def test_the_readme_s_commands_print_what_it_shows(served: Serving) -> None:
 
 def _told(output: str) -> object:
     return json.loads(output) if output.startswith("{") else output
-
-
-@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda path: path.name)
-def test_links_between_documents_lead_somewhere(path: Path) -> None:
-    """A file that a document names is there."""
-    missing = [target for target in _LINK.findall(path.read_text()) if not (path.parent / target).exists()]
-
-    assert missing == []

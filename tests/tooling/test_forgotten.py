@@ -1,0 +1,65 @@
+"""A change that is made in one place and forgotten in the next fails here (CONTRIBUTING.md, "Where a change goes")."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+from importlib import import_module
+from typing import get_args
+
+import pytest
+
+from app.api import routes
+from app.domain.entry import EntryType
+from app.domain.records import Outcome, Reason
+from tests.tooling.tree import DOCS, modules, texts
+
+RULES = (DOCS / "rules.md").read_text()
+
+
+def used_names() -> set[str]:
+    """Every name that the code reads, imports apart; a type may also be named in quotes."""
+    code = [text for path, text in texts().items() if path.endswith(".py") and path.startswith(("app/", "migrations/", "bench/"))]
+    return {name for text in code for node in ast.walk(ast.parse(text)) if (name := _name(node))}
+
+
+def _name(node: ast.AST) -> str | None:
+    match node:
+        case ast.Name():
+            return node.id
+        case ast.Attribute():
+            return node.attr
+        case ast.Constant(value=str()):
+            return str(node.value)
+        case _:
+            return None
+
+
+def test_every_function_is_called() -> None:
+    """A rule that no table names, a helper whose last caller went: code that is written and never runs."""
+    names = used_names()
+    unused = [
+        f"{path}: {node.name}"
+        for path, text in modules().items()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.decorator_list
+        and node.name not in names
+    ]
+
+    assert unused == []
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(routes.__path__)])
+def test_every_module_of_routes_is_included(name: str) -> None:
+    """A router that the app does not include answers 404."""
+    router = getattr(import_module(f"{routes.__name__}.{name}"), "router", None)
+
+    assert router is None or router in routes.ROUTERS, "name it in app/api/routes/__init__.py"
+
+
+@pytest.mark.parametrize("word", sorted({*get_args(EntryType), *get_args(Reason), *get_args(Outcome)}))
+def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
+    """docs/rules.md says what an entry of each type does, and when each reason and outcome is given."""
+    assert re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.]\w)", RULES)

@@ -1,24 +1,24 @@
--- Commits decisions about strands of one shard, each a compare-and-set of its own.
+-- Commits decided folds of one shard, each by a compare-and-set of its own.
 --
--- KEYS  [1] the shard's event stream, [2] its counts; then whatever the commits name, by index
+-- KEYS  [1] the shard's event stream, [2] its counts; then the keys that commits refer to by index
 -- ARGV  [1] now in ms, as the caller decided with
---       [2] how far that may be from this server's clock, in ms
---       [3] '1': go on when Redis is full (closing and cleaning up), '0': refuse (ingest)
+--       [2] how far that may be off this server's clock, in ms
+--       [3] '1': go on when Redis is full (closes), '0': refuse (ingest)
 --       [4…] one commit after the other, each:
 --   state     index of the state's key
 --   expected  the version that the caller decided on ('': no state)
---   version   the version to write: given out once, never again
+--   version   the version to write, unique over all commits
 --   value     the state to write; '' writes nothing and only checks the version
 --   due       index of the sorted set of deadlines
 --   live      index of the sorted set of the bot's open sessions
 --   member    the strand in both
 --   wake_at   ms, '' for none
---   opened_at ms where a session opened; '-' where none is open any more; '' where that did not change
+--   opened_at ms where a session opened; '-' where one closed and none is open; '' where that did not change
 --   keep_ms   how long the state lives on where no session is open; '' where one is
 --   opened    how many sessions it opens
 --   closed    how many sessions it closes
 --   checks    how many of: index of a message hash, n, then n ids; if any id is in it, nothing is written
---   messages  how many of: index of a message hash, n, then n fields and values in turn
+--   messages  how many of: index of a message hash, n, then n fields and values, alternating
 --   events    n, then n stream records
 -- (Flat, since the msgpack of Lua knows no binary strings.)
 --
@@ -43,7 +43,7 @@ end
 local function take_key()
   return KEYS[tonumber(take())]
 end
--- Where the next lists are: {key, first argument, last argument}.
+-- The next lists: {key, first argument, last argument}.
 local function take_lists()
   local lists = {}
   for i = 1, tonumber(take()) do
@@ -54,7 +54,7 @@ local function take_lists()
   return lists
 end
 
--- Everything is read and checked before anything is written: an error after a write would leave half of it.
+-- Read and check everything before the first write: an error after a write would leave half of it.
 local refused = {}
 local accepted = {}
 local index = 0
@@ -71,7 +71,7 @@ while at < #ARGV do
   c.first_event, c.last_event = at + 1, at + n
   at = at + n
 
-  -- What is there may be of another kind, or nothing that was written here: that concerns this commit alone.
+  -- The stored value may be of another type, or none that a commit wrote: that fails this commit alone.
   local stored = redis.pcall('GET', c.state)
   local version, value = '', ''
   local colon = type(stored) == 'string' and string.find(stored, ':', 1, true)
@@ -106,7 +106,7 @@ while at < #ARGV do
 end
 
 if ARGV[3] == '1' and #accepted > 0 then
-  -- The first write that goes on when Redis is full (see app/live/lua.py).
+  -- This first write cannot enlarge memory, so Redis lets the script go on when it is full (see app/live/lua.py).
   redis.call('HDEL', KEYS[1] .. ':none', '')
 end
 
@@ -139,7 +139,7 @@ for _, c in ipairs(accepted) do
   end
 end
 
--- What the shard must account for: see app/closing/invariants.py.
+-- The consistency check compares these counts with the sets and the stream.
 if opened > 0 then redis.call('HINCRBY', KEYS[2], 'opened', opened) end
 if closed > 0 then redis.call('HINCRBY', KEYS[2], 'closed', closed) end
 if records > 0 then redis.call('HINCRBY', KEYS[2], 'told', records) end

@@ -1,4 +1,4 @@
-"""The call of `commit.lua`: packs decisions into its arguments and reads its reply."""
+"""The call of `commit.lua`: packs decided folds into its arguments and reads its reply. It decides and retries nothing."""
 
 from collections.abc import Sequence
 from secrets import token_hex
@@ -22,27 +22,27 @@ _A_COMMAND = 2_000
 
 
 class VersionConflict(Struct, frozen=True):
-    """Somebody else committed first: the version and the state that stand."""
+    """Another process committed first: the version and the state that Redis holds now."""
 
     version: str
     state: bytes
 
 
 class Repeats(Struct, frozen=True):
-    """Entries that are kept already: message id to message."""
+    """Entries that are stored already: message id to message."""
 
     stored: dict[str, bytes]
 
 
 class UnreadableState(Struct, frozen=True):
-    """What Redis holds of this conversation is nothing that a commit wrote."""
+    """Redis holds a value for this conversation that no commit wrote."""
 
 
 CommitRefusal = VersionConflict | Repeats | UnreadableState
 
 
 class Commit(Struct, frozen=True):
-    """One fold as the script takes it. `version` is what stands if it succeeds: if it is there, this commit was made."""
+    """The arguments of one fold. `version` is stored if it succeeds: where Redis holds that version, this commit was made."""
 
     args: list[Argument]
     version: str
@@ -71,7 +71,7 @@ class CommitScript:
     def prepare(
         self, shard: int, folds: Sequence[Fold], *, now_ms: int, closing: bool, silent: Sequence[frozenset[str]]
     ) -> CommitCall:
-        """The call that commits decided folds of one shard; `silent[i]` are the event types that nobody wants of fold i."""
+        """The call that commits decided folds of one shard; `silent[i]`: event types not to emit for fold i."""
         names = _Names(shard)
         commits = [
             _commit(fold, names, version=self._new_version(), now_ms=now_ms, silent=types)
@@ -91,7 +91,7 @@ class CommitScript:
         return None if reply[1] == 0 else dict(_refusal(item) for item in reply[2:])
 
     def _new_version(self) -> str:
-        """Never given out before, by anybody: whoever finds it stored knows that this very commit was made."""
+        """Unique over all processes: where it is stored, exactly this commit was made."""
         self._versions += 1
         return f"{self._prefix}{self._versions:x}"
 
@@ -104,7 +104,7 @@ class CommitScript:
 
 
 class _Names:
-    """The script's KEYS: each name once, known to the commits by its index."""
+    """The script's KEYS: each name once; commits refer to it by its index."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
@@ -122,7 +122,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     shard, strand = names.shard, fold.strand
     member = keys.member(strand)
     last = fold.decided[-1][1]
-    # A wake that changed nothing is written as well: it puts `due` right if that was what woke the strand for nothing.
+    # A wake that changed nothing is written as well: it corrects `due`, in case a wrong deadline there caused it.
     written = _changes(fold, last) or any(isinstance(pending.command, Wake) for pending, _ in fold.decided)
     args: list[Argument] = [
         names[keys.state(shard, member)],
@@ -158,7 +158,7 @@ def _opened(fold: Fold, last: Decision) -> Argument:
 def _keep_ms(fold: Fold, last: Decision, *, now_ms: int) -> Argument:
     if last.state.session is not None:
         return ""
-    # A sandbox bot's time may stand still for longer than that.
+    # A sandbox bot's clock may not move for longer than that.
     spare_ms = 7 * 86_400_000 if fold.sandbox else 1_000
     at_ms = last.state.touched_at_ms if fold.sandbox else now_ms
     return max(last.keep_until_ms - at_ms, 0) + spare_ms
@@ -200,13 +200,13 @@ def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> Non
 
 
 def _refusal(item: list[bytes | int]) -> tuple[int, CommitRefusal]:
-    index, kind, *rest = item
+    index, kind, *extra = item
     try:
         if kind == b"conflict":
-            return int(index) - 1, VersionConflict(bytes(rest[0]).decode(), bytes(rest[1]))
+            return int(index) - 1, VersionConflict(bytes(extra[0]).decode(), bytes(extra[1]))
         if kind == b"repeat":
-            stored = {bytes(rest[i]).decode(): bytes(rest[i + 1]) for i in range(0, len(rest), 2)}
+            stored = {bytes(extra[i]).decode(): bytes(extra[i + 1]) for i in range(0, len(extra), 2)}
             return int(index) - 1, Repeats(stored)
-    except UnicodeDecodeError:  # a version that nobody gave out
+    except UnicodeDecodeError:  # a version that no process made
         pass
     return int(index) - 1, UnreadableState()

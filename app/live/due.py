@@ -1,6 +1,6 @@
-"""Which strands are due, read from the sorted sets; deciding what that means is not its business.
+"""Which strands are due, read from the sorted sets. It decides nothing about them.
 
-What stands in a set and is no strand of its shard can never be woken: it would be the first in line for ever, and is removed.
+A member that names no strand of its shard can never be woken and would come first for ever: it is deleted and logged.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ log = structlog.get_logger(__name__)
 
 
 class DueBatch(Struct, frozen=True):
-    """Strands by shard, and the shards of which Redis could not tell."""
+    """Due strands by shard, and the shards that Redis could not read."""
 
     strands: dict[int, list[Strand]]
     broken: dict[int, Unavailable]
 
 
 class DueStrands:
-    """The sets of all shards."""
+    """The sorted sets of all shards."""
 
     def __init__(self, pipe: Pipe, *, shards: int) -> None:
         self._pipe = pipe
         self._shards = shards
 
     async def read(self, *, shards: Sequence[int], now_ms: int, bot: str | None, limit: int) -> DueBatch:
-        """What is due at `now_ms`, at most `limit` of a shard; `bot` for one with a time of its own."""
+        """Strands due at `now_ms`, at most `limit` of a shard; `bot` for a sandbox bot, at its own time."""
         calls = [("ZRANGEBYSCORE", keys.due(shard, bot), "-inf", now_ms, "LIMIT", 0, limit) for shard in shards]
         replies = dict(zip(shards, await self._pipe.call_all(calls), strict=True))
         broken = {shard: _unreadable(shard, reply) for shard, reply in replies.items() if isinstance(reply, ResponseError)}
@@ -44,21 +44,29 @@ class DueStrands:
         return DueBatch(strands, broken)
 
     async def postpone(self, strands: Sequence[Strand], *, to_ms: int, bot: str | None) -> None:
-        """Let others go first: these are due again at `to_ms`, unless somebody has taken them out since. Raises `Unavailable`."""
+        """Make these due again at `to_ms`, so that the others come first; one that is no longer due stays so.
+
+        Raises `Unavailable`.
+        """
         if not strands:
             return
         names = [(keys.due(keys.shard_of(strand, self._shards), bot), keys.member(strand)) for strand in strands]
         for reply in await self._pipe.call_all([("ZADD", due, "XX", "GT", to_ms, member) for due, member in names]):
             if isinstance(reply, ResponseError):
-                raise Unavailable(f"what is due cannot be postponed: {reply}", retry_after_s=1)
+                raise Unavailable(f"due conversations cannot be postponed: {reply}", retry_after_s=1)
 
     async def _strands(self, shard: int, members: Sequence[bytes], bot: str | None) -> list[Strand]:
         found = {member: keys.strand_or_none(member) for member in members}
         strands = {member: strand for member, strand in found.items() if strand is not None and self._belongs(strand, shard, bot)}
-        junk = [member for member in members if member not in strands]
-        if junk:
-            log.error("removed what is no conversation of this shard", shard=shard, bot=bot, members=list(map(repr, junk[:10])))
-            await self._pipe.call("ZREM", keys.due(shard, bot), *junk)
+        foreign = [member for member in members if member not in strands]
+        if foreign:
+            log.error(
+                "deleted members that name no conversation of this shard",
+                shard=shard,
+                bot=bot,
+                members=list(map(repr, foreign[:10])),
+            )
+            await self._pipe.call("ZREM", keys.due(shard, bot), *foreign)
         return list(strands.values())
 
     def _belongs(self, strand: Strand, shard: int, bot: str | None) -> bool:
@@ -66,4 +74,4 @@ class DueStrands:
 
 
 def _unreadable(shard: int, error: ResponseError) -> Unavailable:
-    return Unavailable(f"what is due in shard {shard} cannot be read: {error}", retry_after_s=1)
+    return Unavailable(f"due conversations of shard {shard} cannot be read: {error}", retry_after_s=1)

@@ -1,6 +1,7 @@
-"""The shards' event streams as one consumer has them: a record is taken, stays pending with it, and is released in the end.
+"""The event streams of all shards, as one consumer reads them: a record is read, stays pending, and is released in the end.
 
-A record that nobody releases, since its consumer died, is taken by another one after a while.
+At least once: a record whose consumer died is claimed by another after `claim_idle_ms`, and one that was released is never read
+again.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from redis.exceptions import ResponseError
 
 from app.clock import monotonic_ms
 from app.domain.records import Event
+from app.domain.rules.ending import RECENT_MS
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
@@ -22,15 +24,13 @@ from app.live.pipe import Argument, Pipe
 log = structlog.get_logger(__name__)
 
 GROUP = "archive"
-# A repeat of an entry is known for this long after its session closed (`docs/rules.md`, "What is remembered").
-REPEATS_KNOWN_MS = 15 * 60_000
 
 _RELEASE = LuaScript(read_source("app.live", "release.lua"))
 _NO_STRAND = Strand("", "")
 
 
 class StreamRecord(Struct, frozen=True):
-    """A record of a shard's stream, taken but not yet released. `fault`: why it cannot be read; then `raw` is all there is."""
+    """A record that was read and is not yet released. `fault`: why it cannot be decoded; then `raw` is all there is."""
 
     shard: int
     id: bytes
@@ -41,12 +41,12 @@ class StreamRecord(Struct, frozen=True):
 
     @property
     def ended(self) -> list[str]:
-        """The ids of the sessions that it closes."""
+        """The ids of the sessions that it closed."""
         return [event.session.id for event in self.events if event.type == "session.closed"]
 
 
 class EventStream:
-    """One consumer of all shards' streams. `batch` is about how many records it takes at once."""
+    """One consumer of all shards' streams. `batch` is about how many records it reads at once."""
 
     def __init__(self, *, pipe: Pipe, shards: int, consumer: str, batch: int, claim_idle_ms: int) -> None:
         self._pipe = pipe
@@ -58,18 +58,18 @@ class EventStream:
         self._claim_at_ms = 0.0
 
     async def take(self) -> list[StreamRecord]:
-        """What waits; what a dead consumer left is looked for now and then, and comes before what is new."""
+        """Records to archive: now and then those that a dead consumer left pending, else the new ones."""
         if not self._grouped:
             await self._make_groups()
         if monotonic_ms() >= self._claim_at_ms:
-            left = await self._claim()
-            if left:
-                return left
+            claimed = await self._claim()
+            if claimed:
+                return claimed
             self._claim_at_ms = monotonic_ms() + self._claim_idle_ms
         return await self._read()
 
     async def _read(self) -> list[StreamRecord]:
-        return await self._ask(
+        return await self._read_all(
             [
                 ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS", keys.events(shard), ">")
                 for shard in range(self._shards)
@@ -77,43 +77,43 @@ class EventStream:
         )
 
     async def release(self, batch: Sequence[StreamRecord]) -> None:
-        """Let Redis forget these records, and in a while the transcripts of what they closed."""
+        """Acknowledge and delete these records; the transcripts of the sessions that they closed expire in 15 minutes."""
         by_shard: dict[int, list[StreamRecord]] = {}
         for item in batch:
             by_shard.setdefault(item.shard, []).append(item)
         await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
 
     async def _make_groups(self) -> None:
-        """The consumer group of each shard; one that exists stays as it is."""
+        """Create the consumer group of each shard; one that exists stays as it is."""
         replies = await self._pipe.call_all(
             [("XGROUP", "CREATE", keys.events(shard), GROUP, 0, "MKSTREAM") for shard in range(self._shards)]
         )
         self._grouped = True
         for shard, reply in enumerate(replies):
             if isinstance(reply, ResponseError) and "BUSYGROUP" not in str(reply):
-                self._complain(shard, reply)
+                self._warn(shard, reply)
 
     async def _claim(self) -> list[StreamRecord]:
-        return await self._ask(
+        return await self._read_all(
             [
                 ("XAUTOCLAIM", keys.events(shard), GROUP, self._consumer, self._claim_idle_ms, "0", "COUNT", self._a_shard)
                 for shard in range(self._shards)
             ]
         )
 
-    async def _ask(self, commands: Sequence[tuple[str | int, ...]]) -> list[StreamRecord]:
-        taken = []
+    async def _read_all(self, commands: Sequence[tuple[str | int, ...]]) -> list[StreamRecord]:
+        records = []
         for shard, reply in enumerate(await self._pipe.call_all(commands)):
             if isinstance(reply, ResponseError):
-                self._complain(shard, reply)
+                self._warn(shard, reply)
             else:
-                taken.extend(_records(shard, reply))
-        return taken
+                records.extend(_records(shard, reply))
+        return records
 
-    def _complain(self, shard: int, error: ResponseError) -> None:
-        """One shard that is broken does not stop the others. If its group is gone, it is made again next time."""
+    def _warn(self, shard: int, error: ResponseError) -> None:
+        """A shard that fails does not stop the others. If its group was deleted, the next read creates it again."""
         self._grouped = False
-        log.warning("a shard gives out no records", shard=shard, error=str(error))
+        log.warning("event stream of a shard cannot be read", shard=shard, error=str(error))
 
 
 def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:
@@ -122,10 +122,10 @@ def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:
         return []
     entries = reply[0][1] if isinstance(reply[0], list) else reply[1]
     # An entry without fields was released by its own consumer in the meantime.
-    return [_taken(shard, entry[0], entry[1][1]) for entry in entries if entry is not None and entry[1]]
+    return [_record(shard, entry[0], entry[1][1]) for entry in entries if entry is not None and entry[1]]
 
 
-def _taken(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
+def _record(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
     try:
         record = decode_record(raw)
     except UNREADABLE as error:
@@ -135,6 +135,4 @@ def _taken(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
 
 def _release(shard: int, items: Sequence[StreamRecord]) -> tuple[Argument, ...]:
     names = [keys.messages(shard, session) for item in items for session in item.ended]
-    return _RELEASE.command(
-        [keys.events(shard), keys.counts(shard), *names], GROUP, REPEATS_KNOWN_MS, *(item.id for item in items)
-    )
+    return _RELEASE.command([keys.events(shard), keys.counts(shard), *names], GROUP, RECENT_MS, *(item.id for item in items))

@@ -1,4 +1,7 @@
-"""Several commands of one strand, decided one after the other and committed as one write."""
+"""Several commands of one strand, decided one after the other and committed as one write.
+
+It owns what a caller waits for (`PendingCommand`) and the decisions on it. It writes nothing itself.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -17,18 +20,18 @@ log = structlog.get_logger(__name__)
 
 
 class StuckConversation(Unavailable):
-    """Something is wrong with this one conversation: again would end the same way, and others have no part in it."""
+    """Permanent, and local to one conversation: do not retry, do not fail the others."""
 
 
 class CommandOutcome(Struct, frozen=True, gc=False):
-    """What became of a command: its answer, and whether it is the answer to an earlier entry with the same id."""
+    """The result of a command: its answer, and whether that is the answer to an earlier entry with the same id."""
 
     answer: Answer | None
     duplicate: bool = False
 
 
 def size_of(command: Command) -> int:
-    """Roughly, in bytes, what of an entry has no narrow limit of its own; most have neither metadata nor a context."""
+    """About how many bytes an entry's unbounded fields take; most entries have neither metadata nor a context."""
     if not isinstance(command, Receive):
         return 0
     entry = command.entry
@@ -36,14 +39,14 @@ def size_of(command: Command) -> int:
     if entry.metadata is not None or entry.context is not None:
         try:
             size += len(encode((entry.metadata, entry.context)))
-        except Exception:  # noqa: BLE001 - what cannot be encoded cannot be kept: the decision on it says so, to its sender alone
+        except Exception:  # noqa: BLE001 - a value that cannot be encoded cannot be stored: the decision refuses it, to its sender alone
             return size
     return size
 
 
 @dataclass(slots=True, eq=False)
 class PendingCommand:
-    """A command that waits for its outcome. `at_ms` is its instant where the bot keeps a clock of its own."""
+    """A command that waits for its outcome. `at_ms` is its instant, for a bot with a clock of its own."""
 
     strand: Strand
     command: Command
@@ -63,7 +66,7 @@ class PendingCommand:
 class Fold:
     """Commands of one strand on their way to one commit.
 
-    `version` and `state` are what the decisions stand on; a conflict replaces them and everything is decided again.
+    The decisions are based on `version` and `state`; a conflict replaces both and everything is decided again.
     """
 
     strand: Strand
@@ -82,7 +85,7 @@ class Fold:
         first: dict[str, PendingCommand] = {}
         for pending in self.pending:
             if pending.future.done():
-                continue  # refused by an earlier try, or nobody waits for it any more
+                continue  # refused by an earlier try, or its caller no longer waits
             command = pending.command
             if isinstance(command, Receive):
                 earlier = first.setdefault(command.message_id, pending)
@@ -97,17 +100,17 @@ class Fold:
                 pending.fail(error)
                 continue
             except Exception:
-                # A mistake of ours with one conversation must not hold up the others of its commit.
+                # A bug that one conversation meets must not fail the others of its commit.
                 log.exception("decision failed", bot=self.strand.bot, command=type(command).__name__)
                 first = {message_id: known for message_id, known in first.items() if known is not pending}
-                pending.fail(StuckConversation("this cannot be decided; it was logged", retry_after_s=60))
+                pending.fail(StuckConversation("the command cannot be decided; the error was logged", retry_after_s=60))
                 continue
             state = decision.state
             decided.append((pending, decision))
         self.decided, self.repeated = decided, repeated
 
-    def stand_on(self, version: str, stored: bytes) -> bool:
-        """Take what Redis holds for what decisions stand on. False if it cannot be read: then nobody gets an answer."""
+    def base_on(self, version: str, stored: bytes) -> bool:
+        """Base the decisions on what Redis holds. False if it cannot be read: then every command has failed."""
         try:
             self.state = decode_state(stored) if stored else State()
         except UNREADABLE:
@@ -117,21 +120,23 @@ class Fold:
         return True
 
     def recall(self, stored: bytes) -> None:
-        """Take a state as it is kept: its version, a colon, its value."""
+        """Base the decisions on a stored state: its version, a colon, its value."""
         version, colon, value = stored.partition(b":")
         if colon and version and version.isascii():
-            self.stand_on(version.decode(), value)
+            self.base_on(version.decode(), value)
         else:
             self.give_up()
 
     def give_up(self) -> None:
-        """What Redis holds of this conversation cannot be read: nobody gets an answer, and nothing is written over it."""
-        log.error("state cannot be read", bot=self.strand.bot)
+        """Fail every command: the stored state cannot be read, and must not be overwritten."""
+        log.error("state of a conversation unreadable", bot=self.strand.bot)
         for pending in self.pending:
-            pending.fail(StuckConversation("the state of this conversation cannot be read; it was logged", retry_after_s=60))
+            pending.fail(
+                StuckConversation("the state of this conversation cannot be read; the error was logged", retry_after_s=60)
+            )
 
     def message_ids(self) -> list[str]:
-        """The ids that may be repeats: those that the bot chose, and after a lost reply the generated ones."""
+        """Ids that may be repeats: those that the bot chose and, after a lost reply, the generated ones."""
         return [
             pending.command.message_id
             for pending, _ in self.decided
@@ -139,7 +144,7 @@ class Fold:
         ]
 
     def earlier_sessions(self) -> list[str]:
-        """Sessions in which a repeat of an entry would be found."""
+        """Sessions whose messages may hold an earlier entry with the same id."""
         open_now = (self.state.session.id,) if self.state.session else ()
         return [*open_now, *(session for session, _ in self.state.recent)]
 
@@ -150,7 +155,7 @@ class Fold:
         return sum(event.type == event_type for _, decision in self.decided for event in decision.events)
 
     def settle(self) -> None:
-        """The commit stands: tell everyone who waits."""
+        """Give every command its outcome: the commit was made."""
         outcomes: dict[int, CommandOutcome] = {}
         for pending, decision in self.decided:
             outcome = outcomes[id(pending)] = CommandOutcome(decision.answer)
@@ -161,21 +166,23 @@ class Fold:
                 pending.settle(CommandOutcome(known.answer, duplicate=True))
 
     def drop_repeats(self, stored: dict[str, bytes]) -> None:
-        """Answer the commands whose entries are kept already, and forget them."""
-        rest = []
+        """Answer the commands whose entries are stored already, and remove them from the fold."""
+        new = []
         for pending in self.pending:
             command = pending.command
             message = stored.get(command.message_id) if isinstance(command, Receive) else None
             if message is None:
-                rest.append(pending)
+                new.append(pending)
             else:
                 chosen = isinstance(command, Receive) and command.entry.message_id is not None
                 self._answer(pending, message, duplicate=chosen)
-        self.pending = rest
+        self.pending = new
 
     def _answer(self, pending: PendingCommand, message: bytes, *, duplicate: bool) -> None:
         try:
             pending.settle(CommandOutcome(decode_message(message).answer, duplicate=duplicate))
         except UNREADABLE:
-            log.exception("message cannot be read", bot=self.strand.bot)
-            pending.fail(StuckConversation("the earlier answer to this entry cannot be read; it was logged", retry_after_s=60))
+            log.exception("stored message unreadable", bot=self.strand.bot)
+            pending.fail(
+                StuckConversation("the earlier answer to this entry cannot be read; the error was logged", retry_after_s=60)
+            )

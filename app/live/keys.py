@@ -1,22 +1,115 @@
-"""The names of everything in Redis; no other module spells one.
+"""The names of all keys in Redis; no other module spells one. Each says its type, writer, life and growth.
 
-All that belongs to a conversation shares its shard's hash tag `{n}`, so one script call touches one slot.
+All keys of a conversation share the hash tag `{n}` of its shard, so a script call touches one slot. A key without `{n}` is
+reached by single-key commands alone. The writers are the tasks of docs/architecture.md.
 """
 
 from app.domain.strand import Strand, conversation_hash, conversation_hash_of
 
-SEPARATOR = "\x1f"  # refused in ids, so a member splits back without doubt
+SEPARATOR = "\x1f"  # refused in ids, so a member splits into the parts it was made of
 
-# Fields of a session's message hash that are no message; ids hold no control characters.
+# Fields of a session's message hash that hold no message; ids hold no control characters.
 STRAND_FIELD = "\x1fstrand"
 CLOSED_FIELD = "\x1fclosed"
 
 SHARDS = "adj:shards"
+"""The number of shards, which is part of every sharded key.
+
+Type: string. Writer: the first process that starts. Life: for ever. Growth: none.
+"""
+
 CONFIG = "adj:{config}"
+"""The copy of the configuration: `mark`, `bot:<id>` and `key:<digest>` to JSON.
+
+Type: hash. Writer: publish. Life: for ever; written again from Postgres where it is lost. Growth: a field a bot and valid key.
+"""
+
 CONFIG_CHANGES = "adj:{config}:changes"
+"""Which fields of the copy changed, from mark to mark.
+
+Type: stream. Writer: publish. Life: for ever. Growth: about the latest 1,000 changes.
+"""
+
 HEARTBEATS = "adj:heartbeats"
-# Bot to the policy version that its open sessions' deadlines stand by.
+"""Worker to the instant of its last heartbeat.
+
+Type: hash. Writer: heartbeat of each worker. Life: a field is deleted at a worker's stop, or an hour after its last heartbeat.
+Growth: one field a worker.
+"""
+
 POLICIES_APPLIED = "adj:policies:applied"
+"""Bot to the policy version by which the deadlines of its open sessions were computed.
+
+Type: hash. Writer: change policies. Life: for ever. Growth: one field a bot.
+"""
+
+
+def state(shard: int, member: str) -> str:
+    """A strand's version, a colon, and its state as msgpack.
+
+    Type: string. Writer: commit. Life: no TTL while a session is open; then until `Decision.keep_until_ms`.
+    Growth: one a strand; at most 64 KB each.
+    """
+    return f"adj:{{{shard}}}:c:{member}"
+
+
+def messages(shard: int, session: str) -> str:
+    """Message id to message, of one session; `STRAND_FIELD` to its strand, and `CLOSED_FIELD` to the session once it is closed.
+
+    Type: hash. Writer: commit. Life: no TTL until the session is archived; then 15 minutes, in which repeats are recognised.
+    Growth: one field an entry.
+    """
+    return f"adj:{{{shard}}}:m:{session}"
+
+
+def due(shard: int, bot: str | None = None) -> str:
+    """Strand to the instant at which it is due. `bot`: a sandbox bot, whose deadlines are in its own time.
+
+    Type: sorted set. Writer: commit; the sweep postpones. Life: a member is deleted when its session closes.
+    Growth: one member an open session.
+    """
+    return f"adj:{{{shard}}}:due:{bot}" if bot else f"adj:{{{shard}}}:due"
+
+
+def live(shard: int, bot: str) -> str:
+    """Strand to `opened_at_ms`, of a bot's open sessions.
+
+    Type: sorted set. Writer: commit. Life: a member is deleted when its session closes. Growth: one member an open session.
+    """
+    return f"adj:{{{shard}}}:open:{bot}"
+
+
+def events(shard: int) -> str:
+    """Event records that are not archived yet; consumer group `archive`.
+
+    Type: stream. Writer: commit. Life: a record is deleted when it is released. Growth: the backlog; without bound while Postgres
+    is down.
+    """
+    return f"adj:{{{shard}}}:events"
+
+
+def counts(shard: int) -> str:
+    """Sessions opened and closed, event records emitted and released, since the shard began.
+
+    Type: hash. Writer: commit, release, replay of rejects. Life: for ever. Growth: none.
+    """
+    return f"adj:{{{shard}}}:counts"
+
+
+def policy_lease(bot: str) -> str:
+    """The worker that moves the deadlines of a bot's open sessions.
+
+    Type: string. Writer: change policies. Life: a TTL of seconds. Growth: one a bot whose policy changes.
+    """
+    return f"adj:policies:lease:{bot}"
+
+
+def sandbox_clock(bot: str) -> str:
+    """The instant of a sandbox bot's clock, in ms.
+
+    Type: string. Writer: ingest and the API. Life: for ever. Growth: one a sandbox bot.
+    """
+    return f"adj:clock:{bot}"
 
 
 def shard_of(strand: Strand, shards: int) -> int:
@@ -28,7 +121,7 @@ def shard_of_session(session: str, shards: int) -> int:
 
 
 def member(strand: Strand) -> str:
-    """A strand as a member of `due` and the last part of its key."""
+    """A strand as a member of sorted sets and as the last part of its state's key."""
     return SEPARATOR.join((strand.bot, strand.conversation, strand.thread))
 
 
@@ -44,39 +137,3 @@ def strand_or_none(member: bytes) -> Strand | None:
         return strand_from(member.decode())
     except ValueError:
         return None
-
-
-def state(shard: int, member: str) -> str:
-    return f"adj:{{{shard}}}:c:{member}"
-
-
-def messages(shard: int, session: str) -> str:
-    return f"adj:{{{shard}}}:m:{session}"
-
-
-def due(shard: int, bot: str | None = None) -> str:
-    """`bot` for a sandbox bot: its deadlines stand in its own time, in a set of its own."""
-    return f"adj:{{{shard}}}:due:{bot}" if bot else f"adj:{{{shard}}}:due"
-
-
-def live(shard: int, bot: str) -> str:
-    """A bot's open sessions: member to `opened_at_ms`."""
-    return f"adj:{{{shard}}}:open:{bot}"
-
-
-def events(shard: int) -> str:
-    return f"adj:{{{shard}}}:events"
-
-
-def counts(shard: int) -> str:
-    """How many sessions were opened and closed, how many event records were written and released, since the shard began."""
-    return f"adj:{{{shard}}}:counts"
-
-
-def policy_lease(bot: str) -> str:
-    """Held by the worker that moves the deadlines of a bot's open sessions."""
-    return f"adj:policies:lease:{bot}"
-
-
-def sandbox_clock(bot: str) -> str:
-    return f"adj:clock:{bot}"

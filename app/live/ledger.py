@@ -1,9 +1,9 @@
 """The ledger: commands in, committed decisions out.
 
     submit ──> waiting (per shard) ──> fold per strand ──> decide ──> commit.lua ──> outcomes
-                     ^                                        │ conflict: the state that stands
-                     └── what arrives while a commit is       └ repeat: the answer given before
-                         under way goes out with the next
+                     ^                                        │ conflict: decide again on the stored state
+                     └── commands that arrive during a        └ repeat: the answer given before
+                         commit go out with the next
 
 It owns the compare-and-set loop, the group commit and the cache of last states. It refuses to know any rule.
 """
@@ -28,14 +28,14 @@ from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
-# More would hold up Redis, and everybody who waits on this process's connection; one command goes whatever its size.
+# More would block Redis, and every caller on this process's connection; a single command goes out whatever its size.
 _BYTES_A_COMMIT = 4 << 20
-# Of those who write to one strand at once somebody always wins, so this ends; a caller does not wait that long.
+# Of several writers to one strand one always wins, so the loop ends; no caller waits that long.
 _PATIENCE_MS = 5_000
 
 
 class BotContext(Struct, frozen=True):
-    """What the ledger must know of a bot: its rules, whether it keeps a time of its own, the events nobody wants."""
+    """What the ledger needs of a bot: its rules, whether it has a clock of its own, the event types not to emit."""
 
     rules: BotRules
     sandbox: bool = False
@@ -66,9 +66,9 @@ class Ledger:
         self._cache_size = cache_size
 
     def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[CommandOutcome]:
-        """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a time of its own.
+        """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a clock of its own.
 
-        The future raises `Unavailable` if Redis does not take it (it may have been executed: submit it again with the
+        The future raises `Unavailable` if Redis fails (it may have been executed: submit it again with the
         same message id), or the domain's own error if the command is refused.
         """
         future: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
@@ -98,13 +98,13 @@ class Ledger:
                     raise
         finally:
             self._writers[shard] = None
-            if self._waiting[shard]:  # only after an error that nobody foresaw
+            if self._waiting[shard]:  # only after an unexpected error
                 self._writers[shard] = asyncio.create_task(self._write(shard), name=f"ledger {shard}")
 
     def _refuse(self, shard: int, error: AdjournError, *, closing: bool) -> None:
-        """What would wait behind a commit that Redis did not take only to hear the same is refused at once.
+        """Fail fast: reject everything queued behind a commit that failed because Redis is unreachable or full.
 
-        If Redis is away that is everything, if it is full only what is of the commit's kind; else nothing is known of the others.
+        A full Redis still commits closes, so then only commands of the failed commit's kind are rejected.
         """
         if not isinstance(error, RedisUnreachable | RedisFull):
             return
@@ -116,7 +116,7 @@ class Ledger:
                 self._waiting[shard].append(pending)
 
     def _take(self, waiting: list[PendingCommand]) -> tuple[list[PendingCommand], list[PendingCommand]]:
-        """As many as fit one commit, and the rest. Commands of one kind go together: closing goes on when Redis is full."""
+        """As many as fit one commit, and the remaining ones. Closes go apart from the others: they go on when Redis is full."""
         closing = _closes(waiting[0])
         strands: set[Strand] = set()
         size = 0
@@ -153,11 +153,11 @@ class Ledger:
             call = self._script.prepare(shard, folds, now_ms=now_ms, closing=closing, silent=silent)
             refused = await self._send(call, folds)
             if refused is None:
-                continue  # the clock was off; the reply set it right
+                continue  # the clock was off; the reply corrected it
             folds = self._sort_out(folds, call.commits, refused, now_ms=now_ms)
             if not folds:
                 return
-        _fail(folds, Unavailable("too many others write to the same conversation", retry_after_s=1))
+        _fail(folds, Unavailable("too many concurrent writers to the same conversation", retry_after_s=1))
 
     async def _send(self, call: CommitCall, folds: Sequence[Fold]) -> dict[int, CommitRefusal] | None:
         """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""
@@ -173,13 +173,13 @@ class Ledger:
     def _sort_out(
         self, folds: list[Fold], commits: list[Commit], refused: dict[int, CommitRefusal], *, now_ms: int
     ) -> list[Fold]:
-        """Settle what stands; the rest is to be decided again."""
+        """Settle the folds that are committed; return those to decide again."""
         again = []
         for index, (fold, commit) in enumerate(zip(folds, commits, strict=True)):
             match refused.get(index):
                 case VersionConflict(version, value) if version != commit.version:
                     CONFLICTS.inc()
-                    if fold.stand_on(version, value):
+                    if fold.base_on(version, value):
                         again.append(fold)
                 case UnreadableState():
                     fold.give_up()
@@ -200,7 +200,7 @@ class Ledger:
             self._cache.popitem(last=False)
 
     async def _recall(self, shard: int, folds: list[Fold]) -> None:
-        """States from the cache; a strand that is not there is new, unless it is to be closed: then it is fetched."""
+        """Base the folds on cached states. A strand that is not cached is taken for new, except for a close, which reads it."""
         unknown = []
         for fold in folds:
             known = self._cache.get(fold.strand)

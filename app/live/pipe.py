@@ -1,7 +1,7 @@
-"""One connection to Redis on which many commands are under way at once.
+"""One connection to Redis on which many commands are in flight at once.
 
-An await of a redis-py command costs 60 µs of CPU; here a call is a write, and one reader hands the replies out in order.
-It does not retry: a call whose reply is lost raises `RedisUnreachable`, and may have been executed.
+An await of a redis-py command costs 60 µs of CPU; here a call is a write, and one reader task delivers the replies in order.
+It never retries: a call whose reply is lost raises `RedisUnreachable`, and may have been executed.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ Argument = str | bytes | int
 
 
 class RedisUnreachable(Unavailable):
-    """Redis does not answer: nothing else that it is asked would be answered either."""
+    """Redis does not answer: every other call would fail the same way."""
 
 
 class Pipe:
-    """Commands go out in the order of `call`; the connection is made at the first call and made again after a failure."""
+    """Commands go out in the order of `call`. The connection is opened at the first call, and again after a failure."""
 
     def __init__(self, redis: Redis, *, timeout_s: float) -> None:
         self._pool = redis.connection_pool
@@ -41,7 +41,7 @@ class Pipe:
         self._outgoing: list[bytes] = []
 
     async def call(self, *args: Argument) -> RedisReply:
-        """The reply to one command.
+        """Send one command and return its reply.
 
         Raises `ResponseError` for an error that Redis answers, `RedisUnreachable` if no answer came within the timeout.
         """
@@ -51,14 +51,14 @@ class Pipe:
         return reply
 
     async def call_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[RedisReply]:
-        """The replies to several commands that go out together; an error that Redis answers is returned, not raised."""
+        """Send several commands together and return their replies; an error that Redis answers is returned, not raised."""
         connection = self._connection
         try:
             async with asyncio.timeout(self._timeout_s):
                 connection = connection or await self._connect()
                 return [await future for future in self._send(connection, commands)]
         except TimeoutError as error:
-            # Later replies would be handed to the wrong callers: the connection is of no more use.
+            # Later replies would be delivered to the wrong callers: drop the connection.
             if connection is not None and connection is self._connection:
                 await self._drop(_too_late(error))
             raise _too_late(error) from error
@@ -67,7 +67,7 @@ class Pipe:
 
     def _send(self, connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Future[RedisReply]]:
         writer = connection._writer  # noqa: SLF001 - redis-py's own send waits for the socket with every command
-        if writer is None or writer.is_closing():  # the server has gone, and the reader has not noticed yet
+        if writer is None or writer.is_closing():  # the server closed it, and the reader has not noticed yet
             raise ConnectionError("the connection was closed")
         loop = asyncio.get_running_loop()
         futures: list[Future[RedisReply]] = [loop.create_future() for _ in commands]
@@ -79,11 +79,11 @@ class Pipe:
         return futures
 
     def _flush(self, connection: AbstractConnection, writer: StreamWriter) -> None:
-        """What all callers of one turn of the loop send goes to the socket at once: a write is a system call."""
+        """Write the commands of all callers in one iteration of the event loop at once: each write is a system call."""
         if connection is not self._connection or writer.is_closing():
-            return  # dropped in the meantime, or about to be; what is outgoing after that is for its successor
+            return  # dropped, or about to be; later commands go out on the next connection
         outgoing, self._outgoing = self._outgoing, []
-        # The server may have gone this very moment: then the reader is about to tell everybody who waits.
+        # uvloop raises where the server closed the connection just now: then the reader fails all waiting calls.
         with contextlib.suppress(RuntimeError):
             writer.write(b"".join(outgoing))
 
@@ -103,14 +103,14 @@ class Pipe:
                 try:
                     reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
                 except ResponseError as error:
-                    self._hand_out(error)
+                    self._deliver(error)
                 else:
-                    self._hand_out(reply)
+                    self._deliver(reply)
         except (RedisError, OSError) as error:
             if self._connection is connection:
                 await self._drop(error)
 
-    def _hand_out(self, reply: RedisReply) -> None:
+    def _deliver(self, reply: RedisReply) -> None:
         failpoint("redis.after_execution")
         future = self._waiting.popleft()
         if not future.done():
@@ -124,7 +124,7 @@ class Pipe:
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # a caller that timed out no longer looks: that is no unhandled error
+                future.exception()  # a caller that timed out never reads it: no unhandled error
         if reader is not None and reader is not asyncio.current_task():
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -134,11 +134,11 @@ class Pipe:
 
     async def stop(self) -> None:
         await self._drop(RedisUnreachable("shutting down", retry_after_s=1))
-        await asyncio.sleep(0)  # a transport is gone one turn of the loop after it was closed
+        await asyncio.sleep(0)  # a transport is freed one iteration of the loop after it was closed
 
 
-def _too_late(error: TimeoutError) -> RedisUnreachable:
-    """With its cause, also for those who did not wait so long: by it they know that trying again would take as long."""
-    away = RedisUnreachable("Redis did not answer in time", retry_after_s=1)
-    away.__cause__ = error
-    return away
+def _too_late(cause: TimeoutError) -> RedisUnreachable:
+    """The cause goes to every caller, also to one that waited less: a retry after a timeout would take as long again."""
+    error = RedisUnreachable("Redis did not answer in time", retry_after_s=1)
+    error.__cause__ = cause
+    return error

@@ -1,4 +1,4 @@
-"""Reads of live sessions, for the API. It writes nothing and decides nothing."""
+"""Reads of live sessions, for the API and the archivist. It writes nothing and decides nothing."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class LiveSession(Struct, frozen=True):
-    """A session that Redis still knows: open, or closed so lately that Postgres may not have it yet."""
+    """A session that Redis holds: open, or closed so lately that Postgres may not have it yet."""
 
     strand: Strand
     session: Session
@@ -28,7 +28,7 @@ _PORTION_BYTES = 4 << 20
 _MOST_AT_ONCE = 1_000
 
 OpenPosition = tuple[int, bytes]
-"""Where a session stands in a bot's list of open ones: `opened_at_ms` and the strand as a member."""
+"""A position in a bot's list of open sessions: `opened_at_ms` and the strand as a member."""
 
 
 class View:
@@ -39,7 +39,7 @@ class View:
         self._shards = shards
 
     async def find(self, session_id: str) -> LiveSession | None:
-        """The session of this id, open or lately closed; None if Redis does not know it."""
+        """The session of this id, open or lately closed; None if Redis does not hold it."""
         shard = keys.shard_of_session(session_id, self._shards)
         name = keys.messages(shard, session_id)
         member, closed = await self._pipe.call("HMGET", name, keys.STRAND_FIELD, keys.CLOSED_FIELD)
@@ -52,22 +52,22 @@ class View:
         return LiveSession(strand, state.session) if state.session and state.session.id == session_id else None
 
     async def state(self, strand: Strand) -> State:
-        """A strand's state; the default one if Redis does not know it."""
+        """A strand's state; the default one if Redis does not hold it."""
         stored = await self._pipe.call("GET", keys.state(keys.shard_of(strand, self._shards), keys.member(strand)))
         return _state(stored)
 
     async def messages(self, session_id: str) -> list[Message]:
-        """What is kept of a session's entries, in order; empty if Redis does not know it, too few if it forgets it meanwhile."""
+        """A session's messages, in order; empty if Redis does not hold it, too few if it expires meanwhile."""
         return messages_of(await self.transcript(session_id))
 
     async def transcript(self, session_id: str) -> list[bytes]:
-        """The fields and values, in turns, of the hash that keeps a session's entries, each once."""
+        """The fields and values, alternating, of a session's message hash, each once."""
         return [part async for portion in self.portions(session_id) for part in portion]
 
     async def portions(self, session_id: str) -> AsyncIterator[list[bytes]]:
         """The same in portions of some megabytes, in no order.
 
-        The whole of a long session would hold up Redis, and everybody who waits on this process's connection.
+        A long session read at once would block Redis, and every caller on this process's connection.
         """
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
         size, fields = await self._pipe.call_all([("MEMORY", "USAGE", name), ("HLEN", name)])
@@ -77,27 +77,27 @@ class View:
         cursor = b"0"
         while True:
             cursor, found = await self._pipe.call("HSCAN", name, cursor, "COUNT", count)
-            new = [i for i in range(0, len(found), 2) if found[i] not in known]  # a hash that is made larger gives some twice
+            new = [i for i in range(0, len(found), 2) if found[i] not in known]  # a hash that grows meanwhile gives some twice
             known.update(found[i] for i in new)
             yield [part for i in new for part in (found[i], found[i + 1])]
             if cursor == b"0":
                 return
 
     async def messages_named(self, session_id: str, ids: Sequence[str]) -> list[Message]:
-        """Those of a session's messages that have these ids; empty if Redis does not know it."""
+        """A session's messages that have these ids; empty if Redis does not hold it."""
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
         return [decode_message(stored) for stored in await self._pipe.call("HMGET", name, *ids) if stored is not None]
 
     async def page(self, bot: str, *, after: OpenPosition | None, limit: int) -> tuple[list[LiveSession], OpenPosition | None]:
-        """Open sessions of a bot, the longest open first, and the place to go on from; None where there are no more.
+        """Open sessions of a bot, the longest open first, and the position to continue from; None where there are no more.
 
         A session that closes while the list is walked may be left out; one that stays open is given exactly once.
         """
-        shards = [self._places(shard, bot, after=after, count=limit + 1) for shard in range(self._shards)]
-        places = sorted(place for places in await asyncio.gather(*shards) for place in places)
-        shown = places[:limit]
+        shards = [self._positions(shard, bot, after=after, count=limit + 1) for shard in range(self._shards)]
+        positions = sorted(position for found in await asyncio.gather(*shards) for position in found)
+        shown = positions[:limit]
         found = await self._sessions(strands_in((member for _, member in shown), of=f"the open sessions of {bot}"))
-        return found, shown[-1] if len(places) > limit else None
+        return found, shown[-1] if len(positions) > limit else None
 
     async def count(self, bot: str) -> int:
         """How many sessions of a bot are open."""
@@ -117,16 +117,16 @@ class View:
             if cursor == b"0":
                 return sorted(strands_in(members, of=name))
 
-    async def _places(self, shard: int, bot: str, *, after: OpenPosition | None, count: int) -> list[OpenPosition]:
-        """At least `count` places of one shard after `after`, if there are so many."""
+    async def _positions(self, shard: int, bot: str, *, after: OpenPosition | None, count: int) -> list[OpenPosition]:
+        """At least `count` positions of one shard after `after`, if there are so many."""
         start, asked = ("-inf", count) if after is None else (str(after[0]), 2 * count)
         while True:
             reply = await self._pipe.call("ZRANGEBYSCORE", keys.live(shard, bot), start, "+inf", "WITHSCORES", "LIMIT", 0, asked)
             read = [(int(float(reply[i + 1])), bytes(reply[i])) for i in range(0, len(reply), 2)]
-            places = [place for place in read if after is None or place > after]
-            # What was opened in the very ms of the place stands before it and is read again.
-            if len(places) >= count or len(read) < asked:
-                return places
+            positions = [position for position in read if after is None or position > after]
+            # Sessions opened in the same ms, at or before the position, are read again and skipped.
+            if len(positions) >= count or len(read) < asked:
+                return positions
             asked *= 4
 
     async def _sessions(self, strands: Sequence[Strand]) -> list[LiveSession]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path, PurePosixPath
 
@@ -61,6 +62,15 @@ def test_the_folder_map_is_the_tree() -> None:
     )
 
 
+def test_the_task_table_has_every_job_of_the_worker() -> None:
+    """docs/architecture.md says of each job what it reads and writes, and when it runs."""
+    (jobs,) = (node for node in ast.walk(ast.parse((APP / "worker.py").read_text())) if getattr(node, "name", "") == "jobs")
+    (table,) = (node for node in ast.walk(jobs) if isinstance(node, ast.Dict))
+    names = {ast.literal_eval(key) for key in table.keys if key is not None}
+
+    assert named(rows(ARCHITECTURE, "## Processes, tasks and queues")) == names
+
+
 def test_every_failpoint_says_what_a_crash_there_does() -> None:
     """docs/architecture.md has a row for each, in the order of a message's life."""
     assert [cell.strip("`") for cell in rows(ARCHITECTURE, "## A crash between any two steps")] == list(NAMES)
@@ -72,7 +82,7 @@ def test_every_redis_key_has_an_owner() -> None:
     known = {re.sub(r"<\w+>.*", "", name) for name in named(rows(ARCHITECTURE, "## Data and its owners"))}
     missing = {
         key
-        for key in (re.sub(r"\{(?!n\}|directory\}|config\}).*", "", key.replace("{{{shard}}}", "{n}")) for key in made)
+        for key in (re.sub(r"\{(?!n\}|config\}).*", "", key.replace("{{{shard}}}", "{n}")) for key in made)
         if key not in known
     }
 
@@ -120,6 +130,15 @@ def test_links_resolve(path: str) -> None:
         assert linked.resolve().is_relative_to(ROOT), target
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked.read_text()), target
+
+
+@pytest.mark.parametrize("path", sorted(path for path in documents() if path.startswith("docs/decisions/")))
+def test_a_decision_record_has_its_parts(path: str) -> None:
+    """The number of the file, then context, decision, consequences and alternatives (CONTRIBUTING.md)."""
+    text = documents()[path]
+
+    assert text.startswith(f"# {int(path.rpartition('/')[2][:4])}. ")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences", "Alternatives"]
 
 
 def test_no_file_names_one_outside_the_repository() -> None:

@@ -1,0 +1,83 @@
+"""Groups closed sessions and computes metrics over each group, in two statements: the largest keys, then the numbers.
+
+Time buckets come as their first instants: Postgres only places `opened_at` among them, so no rule of a time zone is in SQL. All
+keys that are not among the largest are one group. It refuses nothing: the caller bounds how many groups there can be.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Integer, Subquery, Text, bindparam, cast, func, literal_column, null, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import Grouping
+
+from app.archive.analytics_metrics import Dimension, Metric
+from app.archive.session_reads import SessionFilter, conditions
+from app.archive.tables import Instant, sessions
+
+
+class Buckets(Struct, frozen=True):
+    """Time buckets: the first instant of each, ascending, and the number that its sessions are grouped under."""
+
+    starts: Sequence[datetime]
+    numbers: Sequence[int]
+
+
+class Group(Struct, frozen=True):
+    """One group's numbers: those of each metric's `aggregates`, in the order of the metrics."""
+
+    bucket: int | None
+    place: int | None  # of its key among the keys asked for; None: of all other keys
+    numbers: list[tuple[int | None, ...]]
+
+
+async def largest_keys(
+    conn: AsyncConnection, wanted: SessionFilter, *, dimensions: Sequence[Dimension], since: datetime, limit: int
+) -> list[str]:
+    """The keys with the most sessions opened at or after `since`, then those with the most before it, as JSON arrays."""
+    rows = _rows(wanted, dimensions=dimensions, buckets=None)
+    recent = func.count().filter(rows.c.opened_at >= since)
+    ranked = select(rows.c.key).group_by(rows.c.key).order_by(recent.desc(), func.count().desc(), rows.c.key).limit(limit)
+    return list(await conn.scalars(ranked))
+
+
+async def grouped(
+    conn: AsyncConnection,
+    wanted: SessionFilter,
+    *,
+    metrics: Sequence[Metric],
+    dimensions: Sequence[Dimension],
+    buckets: Buckets | None,
+    keys: Sequence[str],
+) -> list[Group]:
+    """The metrics of the sessions wanted, by bucket and key; groups without a session are left out."""
+    rows = _rows(wanted, dimensions=dimensions, buckets=buckets)
+    place = func.array_position(bindparam("keys", list(keys), type_=ARRAY(Text)), rows.c.key).label("place")
+    aggregates: list[ColumnElement[Any]] = [literal_column(sql) for metric in metrics for sql in metric.aggregates]
+    found = await conn.execute(select(rows.c.bucket, place, *aggregates).select_from(rows).group_by(rows.c.bucket, place))
+    return [_group(tuple(row), metrics) for row in found]
+
+
+def _rows(wanted: SessionFilter, *, dimensions: Sequence[Dimension], buckets: Buckets | None) -> Subquery:
+    """The sessions wanted as `s`, each with its key and the number of its bucket."""
+    key = cast(func.jsonb_build_array(*(sessions.c[dimension.column] for dimension in dimensions)), Text)
+    return select(sessions, key.label("key"), _bucket(buckets).label("bucket")).where(*conditions(wanted)).subquery("s")
+
+
+def _bucket(buckets: Buckets | None) -> ColumnElement[int | None]:
+    if buckets is None:
+        return cast(null(), Integer)
+    starts = bindparam("starts", list(buckets.starts), type_=ARRAY(Instant))
+    numbers = bindparam("numbers", list(buckets.numbers), type_=ARRAY(Integer))
+    return Grouping(numbers)[func.width_bucket(sessions.c.opened_at, starts)]
+
+
+def _group(row: tuple[int | None, ...], metrics: Sequence[Metric]) -> Group:
+    bucket, place, *rest = row
+    numbers = iter(None if number is None else int(number) for number in rest)
+    split = [tuple(islice(numbers, len(metric.aggregates))) for metric in metrics]
+    return Group(bucket, None if place is None else place - 1, split)

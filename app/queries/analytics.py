@@ -1,0 +1,217 @@
+"""Answers one question over closed sessions: metrics by time and by dimensions, beside the period before if asked for.
+
+Bounded: at most `MOST_GROUPS` groups, and the archive's statement timeout. All keys beyond the `top` largest are one group,
+`other`. Each number carries the address of the list of its sessions, where `GET /v1/sessions` can show it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, cast, get_args
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
+
+from msgspec import Struct, json, structs
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.archive import analytics
+from app.archive.analytics import Buckets, Group
+from app.archive.analytics_metrics import Dimension, Metric
+from app.archive.session_reads import SessionFilter
+from app.domain.instants import ms_of, rfc3339
+from app.errors import Fault, Invalid
+from app.queries.time_buckets import Unit, bucket_starts, hour_of_week, previous_period, zone_of
+
+MOST_GROUPS = 10_000
+HOURS_OF_WEEK = 168
+
+TimeDimension = Literal["hour", "day", "week", "month", "hour_of_week"]
+TIME_DIMENSIONS: tuple[TimeDimension, ...] = get_args(TimeDimension)
+
+Json = dict[str, Any]
+Groups = dict[tuple[int, int | None], Group]
+"""By the number of the bucket and the place of the key."""
+
+_NARROWER = "ask for a shorter period, longer buckets or a smaller `top`"
+
+
+class ListAddress(Struct, frozen=True):
+    """The list of sessions that numbers link to: its path, the filters that were asked for, and the names of all it has."""
+
+    path: str
+    filters: Mapping[str, Sequence[str]]
+    known: frozenset[str]
+
+    def url(self, more: Mapping[str, str]) -> str | None:
+        """The list narrowed down; None if it has no such filter, or if only other values of one were asked for."""
+        if not self.known.issuperset(more) or any(value not in self.filters.get(name, [value]) for name, value in more.items()):
+            return None
+        return f"{self.path}?{urlencode({**self.filters, **more}, doseq=True)}"
+
+
+class Period(Struct, frozen=True):
+    """From `start`, which is included, to `end`, which is not."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def view(self) -> Json:
+        return {"from": rfc3339(ms_of(self.start)), "to": rfc3339(ms_of(self.end))}
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """What is asked. `wanted` has no bounds on `opened_at`: `period` has them."""
+
+    wanted: SessionFilter
+    period: Period
+    time_zone: str
+    metrics: Sequence[Metric]
+    dimensions: Sequence[Dimension]
+    time: TimeDimension | None
+    top: int
+    compare: bool
+    listed: ListAddress
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """Raises `Invalid` if there is no such zone."""
+        return zone_of(self.time_zone)
+
+
+class Division(Struct, frozen=True):
+    """A period in time buckets, and as groups show them: the label of each, and the part of the period that is in it."""
+
+    period: Period
+    buckets: Buckets | None
+    labels: Sequence[object]
+    parts: Sequence[Period | None]  # None: an hour of the week is no one part
+
+
+async def answer(engine: AsyncEngine, question: Question) -> Json:
+    """The groups asked for, as JSON. Raises `Invalid` if there would be too many."""
+    period, division = question.period, _divide(question, question.period)
+    before = Period(*previous_period(question.zone, start=period.start, end=period.end)) if question.compare else None
+    async with engine.connect() as plain:
+        # One snapshot: the keys and the numbers are of the same sessions.
+        conn = await plain.execution_options(isolation_level="REPEATABLE READ")
+        keys = await _keys(conn, question, since=before.start if before else period.start)
+        _refuse_too_many(len(division.labels) * (len(keys) + bool(question.dimensions)))
+        groups = await _groups(conn, question, division, keys)
+        earlier = await _groups(conn, question, _divide(question, before), keys) if before else None
+    return {
+        **period.view,
+        "time_zone": question.time_zone,
+        "group_by": [*([question.time] if question.time else []), *(dimension.name for dimension in question.dimensions)],
+        "previous": before.view if before else None,
+        "groups": list(_views(question, division, keys=keys, groups=groups, earlier=earlier)),
+    }
+
+
+async def _keys(conn: AsyncConnection, question: Question, *, since: datetime) -> list[str]:
+    if not question.dimensions:
+        return ["[]"]
+    wanted = _within(question.wanted, Period(since, question.period.end))
+    return await analytics.largest_keys(
+        conn, wanted, dimensions=question.dimensions, since=question.period.start, limit=question.top
+    )
+
+
+async def _groups(conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str]) -> Groups:
+    found = await analytics.grouped(
+        conn,
+        _within(question.wanted, division.period),
+        metrics=question.metrics,
+        dimensions=question.dimensions,
+        buckets=division.buckets,
+        keys=keys,
+    )
+    return {(group.bucket or 0, group.place): group for group in found}
+
+
+def _within(wanted: SessionFilter, period: Period) -> SessionFilter:
+    """The filter, of sessions opened in the period; a bound of its own that is narrower stays."""
+    start_ms, end_ms = ms_of(period.start), ms_of(period.end)
+    own_from_ms, own_to_ms = wanted.opened_from_ms, wanted.opened_to_ms
+    return structs.replace(
+        wanted,
+        opened_from_ms=start_ms if own_from_ms is None else max(start_ms, own_from_ms),
+        opened_to_ms=end_ms if own_to_ms is None else min(end_ms, own_to_ms),
+    )
+
+
+def _refuse_too_many(groups: int) -> None:
+    if groups > MOST_GROUPS:
+        fault = Fault("group_by", f"it gives {groups} groups, and {MOST_GROUPS} is the most", _NARROWER)
+        raise Invalid("there would be too many groups", faults=(fault,))
+
+
+def _divide(question: Question, period: Period) -> Division:
+    """The period in the buckets asked for; undivided, it is one."""
+    if question.time is None:
+        return Division(period, None, [None], [period])
+    weekly = question.time == "hour_of_week"
+    unit = cast("Unit", "hour" if weekly else question.time)
+    starts = bucket_starts(unit, question.zone, start=period.start, end=period.end, limit=MOST_GROUPS)
+    if weekly:
+        numbers = [hour_of_week(start, question.zone) for start in starts]
+        return Division(period, Buckets(starts, numbers), range(HOURS_OF_WEEK), [None] * HOURS_OF_WEEK)
+    ends = [*starts[1:], period.end]
+    parts = [Period(max(start, period.start), end) for start, end in zip(starts, ends, strict=True)]
+    labels = [start.astimezone(question.zone).isoformat() for start in starts]
+    return Division(period, Buckets(starts, range(len(starts))), labels, parts)
+
+
+def _views(
+    question: Question, division: Division, *, keys: Sequence[str], groups: Groups, earlier: Groups | None
+) -> Iterator[Json]:
+    """Every bucket by every key, empty ones too: a chart needs its zeros. `other` comes last, where there is any."""
+    named: list[tuple[int | None, list[Any] | None]] = [(place, json.decode(key)) for place, key in enumerate(keys)]
+    if any(place is None for _, place in (*groups, *(earlier or ()))):
+        named.append((None, None))
+    for bucket, (label, part) in enumerate(zip(division.labels, division.parts, strict=True)):
+        for place, values in named:
+            view: Json = {"key": _key(question, label, values), "other": values is None}
+            view |= part.view if part else {"from": None, "to": None}
+            view["metrics"] = _metrics(question, groups.get((bucket, place)), listed=_filters(question, part, values))
+            if earlier is not None:
+                view["previous"] = _metrics(question, earlier.get((bucket, place)), listed=None)
+            yield view
+
+
+def _key(question: Question, label: object, values: list[Any] | None) -> Json:
+    named = zip(question.dimensions, values or [None] * len(question.dimensions), strict=True)
+    return ({question.time: label} if question.time else {}) | {dimension.name: value for dimension, value in named}
+
+
+def _filters(question: Question, part: Period | None, values: list[Any] | None) -> dict[str, str] | None:
+    """The filters that list a group's sessions; None if none do: of `other`, of an hour of the week, of no value."""
+    if part is None or values is None or None in values:
+        return None
+    own = [dimension.listed_by for dimension in question.dimensions]
+    bounds = _within(question.wanted, part)
+    return {
+        "opened_from": rfc3339(bounds.opened_from_ms or 0),
+        "opened_to": rfc3339(bounds.opened_to_ms or 0),
+        **{name: _parameter(value) for name, value in zip(own, values, strict=True)},
+    }
+
+
+def _parameter(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _metrics(question: Question, group: Group | None, *, listed: Mapping[str, str] | None) -> Json:
+    numbers = [()] * len(question.metrics) if group is None else group.numbers
+    return {
+        metric.name: metric.of(found) | {"sessions_url": _url(question.listed, metric, listed)}
+        for metric, found in zip(question.metrics, numbers, strict=True)
+    }
+
+
+def _url(address: ListAddress, metric: Metric, listed: Mapping[str, str] | None) -> str | None:
+    if listed is None or metric.listed_by is None:
+        return None
+    # Both may name one filter: if its values differ, no list is of sessions that meet both.
+    if any(listed.get(name, value) != value for name, value in metric.listed_by.items()):
+        return None
+    return address.url({**listed, **metric.listed_by})

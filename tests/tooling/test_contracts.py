@@ -1,4 +1,4 @@
-"""What import-linter cannot say: the domain is let everything from the standard library and one package, by name."""
+"""A contract that import-linter cannot express: the domain may import the standard library and one package, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 DOMAIN = Path(__file__).resolve().parents[2] / "app" / "domain"
-# Pure as it is, the domain has no business with these.
+# The domain is pure, so it needs none of these.
 IMPURE = {"asyncio", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 
 

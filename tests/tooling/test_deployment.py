@@ -36,7 +36,7 @@ def test_the_dockerfile_knows_only_instructions() -> None:
 
 
 def test_the_image_is_built_in_two_stages_and_runs_without_root() -> None:
-    """What builds does not run, and what runs is nobody special."""
+    """The stage that builds is not the one that runs, and the one that runs has no rights."""
     words = [word for word, _ in _instructions()]
     last_stage = _instructions()[len(words) - words[::-1].index("FROM") - 1 :]
     users = [rest for word, rest in last_stage if word == "USER"]

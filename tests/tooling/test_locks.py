@@ -32,7 +32,7 @@ def _wanted(*, dev: bool) -> list[Requirement]:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_a_lock_names_no_address(lock: str) -> None:
-    """It can be installed from any mirror, and tells nothing about where it was made."""
+    """It can be installed from any mirror, and does not show where it was made."""
     text = (ROOT / lock).read_text()
 
     assert re.search(r"[a-z]+://|\bindex|find-links|\bwww\.|@ ", text) is None
@@ -49,7 +49,7 @@ def test_every_pin_is_exact_and_hashed(lock: str) -> None:
 
 @pytest.mark.parametrize(("lock", "dev"), ((LOCKS[0], False), (LOCKS[1], True)))
 def test_a_lock_satisfies_the_project(lock: str, dev: bool) -> None:  # noqa: FBT001
-    """Whatever pyproject.toml asks for is pinned within its bounds, for Python 3.11 and 3.12."""
+    """Every requirement of pyproject.toml is pinned within its bounds, for Python 3.11 and 3.12."""
     pins = _pins(lock)
     for wanted in _wanted(dev=dev):
         pinned, _ = pins[canonicalize_name(wanted.name)]
@@ -61,7 +61,7 @@ def test_a_lock_satisfies_the_project(lock: str, dev: bool) -> None:  # noqa: FB
 
 
 def test_both_locks_agree() -> None:
-    """What is tested is what runs."""
+    """The tested versions are the ones that run."""
     run, dev = (_pins(lock) for lock in LOCKS)
 
     assert {name: str(pin.specifier) for name, (pin, _) in run.items()} == {name: str(dev[name][0].specifier) for name in run}

@@ -1,4 +1,4 @@
-"""What a process's log shows and what it never shows."""
+"""The log of a process: its fields, and the secrets that it never shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# docker build -t adjourn .        A trial with servers of its own: docker run -p 8000:8000 -v adjourn:/data adjourn
+# docker build -t adjourn .        Needs REDIS_URL and DATABASE_URL; docker-compose.yml runs it with both servers.
 
 FROM python:3.12-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

@@ -13,7 +13,7 @@ PYTHON ?=
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra build pyproject.toml
 
 .PHONY: help run demo test faults bench check format lock
 
@@ -48,15 +48,16 @@ format: $(VENV)/dev.stamp        ## lay out the code and apply mechanical fixes
 
 lock: $(VENV)/dev.stamp          ## pin the newest versions that pyproject.toml allows, with hashes
 	$(COMPILE) --upgrade --output-file requirements.lock
-	$(COMPILE) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --upgrade --extra embedded --constraint requirements.lock --output-file requirements-embedded.lock
+	$(COMPILE) --upgrade --extra dev --constraint requirements-embedded.lock --output-file requirements-dev.lock
 
-$(VENV)/run.stamp: requirements.lock pyproject.toml .ci/find-python
+$(VENV)/run.stamp: requirements-embedded.lock pyproject.toml .ci/find-python
 	@if ! $(BIN)/python -c '' 2>/dev/null; then \
 		python="$$(.ci/find-python $(PYTHON))"; \
 		echo "making $(VENV) with $$python"; \
 		"$$python" -m venv --clear $(VENV); \
 	fi
-	$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	$(PIP) install --quiet --require-hashes --requirement requirements-embedded.lock
 	@# The lock holds setuptools, so nothing unpinned is fetched to build the project.
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

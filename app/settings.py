@@ -42,6 +42,11 @@ class Settings(BaseSettings):
         description="Postgres for closed sessions: postgresql://. Unset: an embedded Postgres under VAR_DIR.",
     )
     var_dir: Path = Field(default=Path("var"), description="Folder of the embedded servers' data and of run-time files.")
+    embedded_redis_max_mb: int | None = Field(
+        default=None,
+        ge=16,
+        description="Memory bound of the embedded Redis, in MB. Unset: half of this machine's or container's.",
+    )
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port that the API listens on; 0 takes a free one.")
     api_workers: int = Field(default=1, ge=1, le=64, description="API processes that `adjourn serve` runs.")

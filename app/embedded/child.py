@@ -14,9 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
+from app.embedded.account import Account, becoming, view_of
 from app.embedded.child_setup import end_with_parent
 from app.errors import CannotStart
 
@@ -29,12 +31,14 @@ class ChildServer(ABC):
     """A server on one data folder. The subclass defines its command, its check of readiness and its stop signal."""
 
     name: str
-    program: str
+    programs: frozenset[str]
     stop_signal: signal.Signals
 
-    def __init__(self, data_dir: Path, *, log_path: Path) -> None:
+    def __init__(self, data_dir: Path, *, sockets: Path, log_path: Path, account: Account | None) -> None:
         self.data_dir = data_dir
+        self.sockets = sockets
         self.log_path = log_path
+        self.account = account
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,17 +61,25 @@ class ChildServer(ABC):
             return
         self._end_strays()
         self._prepare()
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(),
+        with self.log_path.open("ab") as log, view_of(self.account, self.data_dir, self.sockets) as view:
+            self._process = self._spawn(self._command(*view.names), log=log, descriptors=view.descriptors)
+
+    def _spawn(self, command: Sequence[str], *, log: IO[bytes], descriptors: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.data_dir,
+                pass_fds=descriptors,
                 # A group of its own: Ctrl-C reaches only the parent, which stops its children in order.
                 process_group=0,
-                preexec_fn=self._before_exec(),
+                preexec_fn=becoming(self.account, then=end_with_parent(self.stop_signal)),
             )
+        except (OSError, subprocess.SubprocessError) as error:
+            msg = f"{self.name} cannot be run: {error}"
+            raise CannotStart(msg) from error
 
     def wait_ready(self) -> None:
         if not _wait_until(lambda: self._ready() or not self.running, within_s=START_S) or not self.running:
@@ -98,17 +110,19 @@ class ChildServer(ABC):
         self.start()
 
     @abstractmethod
-    def _prepare(self) -> None: ...
+    def check(self) -> None:
+        """Raise `CannotStart` if this server must not start on its folder. Changes nothing."""
 
     @abstractmethod
-    def _command(self) -> Sequence[str]: ...
+    def _prepare(self) -> None:
+        """Make the data folder ready; no process works on it."""
+
+    @abstractmethod
+    def _command(self, data_dir: str, sockets: str) -> Sequence[str]:
+        """Give the command line, with both folders as the server names them."""
 
     @abstractmethod
     def _ready(self) -> bool: ...
-
-    def _before_exec(self) -> Callable[[], None]:
-        """The function that the child runs between fork and exec."""
-        return end_with_parent(self.stop_signal)
 
     def _end_strays(self) -> None:
         """Stop servers that an earlier, killed parent left running on this folder.
@@ -128,7 +142,7 @@ class ChildServer(ABC):
     def _strays(self) -> list[psutil.Process]:
         # Recognised by their working directory, not by a pid file: after a reboot another process may have that pid.
         processes = psutil.process_iter(["name", "cwd"])
-        return [process for process in processes if process.info == {"name": self.program, "cwd": str(self.data_dir)}]
+        return [each for each in processes if each.info["name"] in self.programs and each.info["cwd"] == str(self.data_dir)]
 
     def _last_log_line(self) -> str:
         try:

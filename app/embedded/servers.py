@@ -8,7 +8,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.folder import folder_lock, socket_folder
+from app.embedded.account import server_account
+from app.embedded.folder import folder_lock, open_var, socket_folder
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
 from app.errors import CannotStart
@@ -40,9 +41,10 @@ class Servers(Struct, frozen=True):
 def urls_of(var_dir: Path) -> tuple[str, str]:
     """The URLs of the Redis and the Postgres that run on this folder. Raises `CannotStart` if they do not run."""
     var_dir = var_dir.resolve()
-    sockets = socket_folder(var_dir) if var_dir.is_dir() else var_dir
-    redis = RedisServer(var_dir, sockets=sockets, durable=True)
-    postgres = PostgresServer(var_dir, sockets=sockets, durable=True)
+    account = server_account()
+    sockets = socket_folder(var_dir, account=account) if var_dir.is_dir() else var_dir
+    redis = RedisServer(var_dir, sockets=sockets, account=account, durable=True)
+    postgres = PostgresServer(var_dir, sockets=sockets, account=account, durable=True)
     if not (redis.socket_path.exists() and postgres.socket_path.exists()):
         msg = f"nothing runs on {var_dir}: start `adjourn serve` there, or set REDIS_URL and DATABASE_URL"
         raise CannotStart(msg)
@@ -50,29 +52,38 @@ def urls_of(var_dir: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def embedded_servers(var_dir: Path, *, redis: bool, postgres: bool, durable: bool = True) -> Iterator[Servers]:
+def embedded_servers(
+    var_dir: Path, *, redis: bool, postgres: bool, durable: bool = True, redis_max_memory_mb: int | None = None
+) -> Iterator[Servers]:
     """Run the servers on the data under `var_dir`, and stop them cleanly at the end. Raises `CannotStart`.
 
     Call it in the main thread: the kernel ends the servers when the thread that started them ends. `durable=False` skips every
     flush to disk, which only a test may do.
     """
     var_dir = var_dir.resolve()
-    for name in ("", "log"):
-        (var_dir / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+    account = server_account()
+    open_var(var_dir)
     with ExitStack() as stack:
-        stack.enter_context(folder_lock(var_dir / "lock"))
-        sockets = socket_folder(var_dir)
+        stack.enter_context(folder_lock(var_dir))
+        sockets = socket_folder(var_dir, account=account)
         stack.callback(_remove_if_empty, sockets)
-        redis_server = RedisServer(var_dir, sockets=sockets, durable=durable) if redis else None
-        postgres_server = PostgresServer(var_dir, sockets=sockets, durable=durable) if postgres else None
+        servers = Servers(
+            redis=RedisServer(var_dir, sockets=sockets, account=account, durable=durable, max_memory_mb=redis_max_memory_mb)
+            if redis
+            else None,
+            postgres=PostgresServer(var_dir, sockets=sockets, account=account, durable=durable) if postgres else None,
+        )
+        started = [server for server in (servers.redis, servers.postgres) if server is not None]
+        # All are checked before the first one changes its folder.
+        for server in started:
+            server.check()
         # The stop is registered before the start, so that a start that fails half-way leaves nothing running.
-        started = [server for server in (redis_server, postgres_server) if server is not None]
         for server in started:
             stack.callback(server.stop)
             server.launch()
         for server in started:
             server.wait_ready()
-        yield Servers(redis=redis_server, postgres=postgres_server)
+        yield servers
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -73,7 +73,8 @@ def _servers(settings: Settings) -> Iterator[Servers]:
         yield Servers()
         return
     _print_step("data", f"{settings.var_dir.resolve()} (embedded servers; set REDIS_URL and DATABASE_URL to use your own)")
-    with embedded_servers(settings.var_dir, redis=redis, postgres=postgres) as servers:
+    bound = settings.embedded_redis_max_mb
+    with embedded_servers(settings.var_dir, redis=redis, postgres=postgres, redis_max_memory_mb=bound) as servers:
         yield servers
 
 

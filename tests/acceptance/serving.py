@@ -55,7 +55,7 @@ class Serving:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=10)
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """The living children, by what they do: api, worker, redis-server, postgres."""
+        """The living children, by what they do: api, worker, valkey-server, postgres."""
         found: dict[str, list[psutil.Process]] = {}
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile, and perhaps nobody has noticed yet

@@ -52,7 +52,7 @@ def test_everything_is_ready(served: Serving) -> None:
     assert {part: len(found) for part, found in served.processes().items()} == {
         "api": 2,
         "worker": 1,
-        "redis-server": 1,
+        "valkey-server": 1,
         "postgres": 1,
     }
 
@@ -98,7 +98,7 @@ def test_a_second_start_on_the_same_folder_is_refused(served: Serving) -> None:
     assert httpx.get(f"{served.url}/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("part", ("api", "worker", "redis-server", "postgres"))
+@pytest.mark.parametrize("part", ("api", "worker", "valkey-server", "postgres"))
 def test_a_part_that_dies_comes_back(served: Serving, part: str) -> None:
     """Kill -9 of any child costs a moment; the others go on, and all is well again."""
     until(served.well)

@@ -30,9 +30,9 @@ async def test_redis_full_under_load(stage: Installation, tabulate: Tabulate, se
 
 
 @pytest.mark.parametrize(("seconds", "sessions"), ROUNDS)
-@pytest.mark.usefixtures("newer_redis")
-async def test_newer_redis_full_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
-    """The same where scripts have flags."""
+@pytest.mark.usefixtures("older_redis")
+async def test_older_redis_full_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
+    """The same where scripts have no flags."""
     await _fill_and_lift(stage, tabulate, seconds, sessions)
 
 

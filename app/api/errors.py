@@ -23,9 +23,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.domain.errors import DomainError, InvalidPolicy, StateTooLarge
+from app.domain.errors import DomainError, Fault, StateTooLarge
 from app.domain.json_value import DEEPEST
-from app.errors import AdjournError, Conflict, Fault, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from app.errors import AdjournError, Conflict, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -215,20 +215,11 @@ def _told(error: AdjournError | DomainError) -> AdjournError:
     """A refusal of the domain as one of ours."""
     if isinstance(error, AdjournError):
         return error
-    if isinstance(error, InvalidPolicy):
-        faults = tuple(_of_policy(where, message) for where, message in error.problems)
-        told: AdjournError = Invalid("the policy says something impossible", faults=faults)
-    elif isinstance(error, StateTooLarge):
-        told = TooLarge(error.message, hint=error.hint)
+    if isinstance(error, StateTooLarge):
+        told: AdjournError = TooLarge(error.message, hint=error.hint)
     else:
-        faults = (Fault(getattr(error, "field", "body"), error.message, error.hint),)
-        told = Invalid(error.message, hint=error.hint, faults=faults)
+        told = Invalid(error.message, hint=error.hint, faults=error.faults)
     return _Coded(told, error.code)
-
-
-def _of_policy(where: str, message: str) -> Fault:
-    what, _, hint = message.rpartition("; ")
-    return Fault(where or "policy", what, hint)
 
 
 class _Coded(AdjournError):

@@ -6,7 +6,8 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from app.errors import Fault, Invalid
+from app.domain.errors import Fault
+from app.errors import Invalid
 
 MOST_TOLD = 20
 

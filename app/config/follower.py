@@ -17,7 +17,8 @@ from app.clock import monotonic_ms
 from app.config.publish import MARK
 from app.config.records import BotConfig, BotRecord, KeyConfig, Mark
 from app.domain.errors import InvalidPolicy
-from app.domain.policy.parse import Policy, PolicyVersion, policy_from
+from app.domain.policy.model import Policy, PolicyVersion
+from app.domain.policy.parse import policy_from
 from app.domain.records import BotRules
 from app.failures import failure_of
 from app.live import keys

@@ -20,7 +20,8 @@ import httpx
 from typing_extensions import override
 
 from app.delivery.special_addresses import Address, refusal
-from app.errors import Fault, Invalid
+from app.domain.errors import Fault
+from app.errors import Invalid
 from app.settings import PrivateAddresses
 
 MAX_URL = 2048

@@ -4,7 +4,8 @@ import re
 from typing import get_args
 
 from app.domain.entry import Entry, EntryType, Role
-from app.errors import Fault, Invalid
+from app.domain.errors import Fault
+from app.errors import Invalid
 
 LONGEST = 200
 """Characters told of what was sent: names of fields and values may be as long as a body."""

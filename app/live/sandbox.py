@@ -6,8 +6,9 @@ It refuses a move backwards, and one so far from real time that the archive woul
 from typing import Literal
 
 from app.clock import Clock
+from app.domain.errors import Fault
 from app.domain.instants import DAY_MS, rfc3339
-from app.errors import Conflict, Fault, Invalid
+from app.errors import Conflict, Invalid
 from app.live import keys
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from app.errors import Fault, Invalid
+from app.domain.errors import Fault
+from app.errors import Invalid
 
 LONGEST = 4_500
 """Of open sessions the place is a strand: user, window and thread, each of up to 256 characters of four bytes."""

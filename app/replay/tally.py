@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from app.errors import Fault
+from app.domain.errors import Fault
 from app.replay.lines import Line
 
 _TOLD = 20

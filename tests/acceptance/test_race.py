@@ -17,7 +17,7 @@ from app.config.publish import move
 from app.config.records import BotRecord, Mark
 from app.domain.entry import Entry
 from app.domain.instants import HOUR_MS, MINUTE_MS
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import Event, Message, Receive, Session
 from app.domain.strand import Strand, strand_of
 from app.errors import Unavailable

@@ -6,7 +6,7 @@ It shares no code with `app.domain` but the records that entries and policies co
 from dataclasses import dataclass, field
 
 from app.domain.entry import Entry
-from app.domain.policy.parse import Policy
+from app.domain.policy.model import Policy
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE

@@ -5,7 +5,9 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from app.domain.entry import Entry, EntryType, Role
-from app.domain.policy.parse import PRESETS, Policy, policy_from
+from app.domain.policy.model import Policy
+from app.domain.policy.parse import policy_from
+from app.domain.policy.presets import PRESETS
 from tests.domain.talk import entry_of
 
 MINUTE = 60_000

@@ -4,7 +4,8 @@ from msgspec import convert
 
 from app.domain.entry import Entry
 from app.domain.instants import MINUTE_MS
-from app.domain.policy.parse import PolicyVersion, policy_from
+from app.domain.policy.model import PolicyVersion
+from app.domain.policy.parse import policy_from
 from app.domain.records import (
     Answer,
     ApplyPolicy,

@@ -1,6 +1,7 @@
 """What an archived session collected after it was archived becomes a session of its own."""
 
-from app.domain.policy.parse import PolicyVersion, policy_from
+from app.domain.policy.model import PolicyVersion
+from app.domain.policy.parse import policy_from
 from app.domain.rules.continuation import continuation, told
 from app.domain.strand import Strand, opened_at_ms_of, session_id
 from tests.domain.talk import Talk, minute

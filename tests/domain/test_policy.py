@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 
 from app.domain.errors import InvalidPolicy
-from app.domain.policy.parse import PRESETS, Policy, PolicyVersion, describe, notices, policy_from, policy_view
+from app.domain.policy.describe import describe, notices, policy_view
+from app.domain.policy.model import Overrides, Policy, PolicyVersion
+from app.domain.policy.parse import policy_from
+from app.domain.policy.presets import PRESETS
 from tests.domain.strategies import policies
 
 TEXTS = {"default": "bye"}
@@ -16,10 +19,9 @@ LANGUAGES = [f"{first}{second}" for first in "abcd" for second in "abcdefghijklm
 def problems_of(given: object) -> dict[str, str]:
     with pytest.raises(InvalidPolicy) as refused:
         policy_from(given)
-    assert refused.value.hint == ""
-    assert str(refused.value) == "; ".join(f"{path}: {message}" for path, message in refused.value.problems)
-    assert all(what and hint for what, _, hint in (message.rpartition("; ") for _, message in refused.value.problems))
-    return dict(refused.value.problems)
+    assert str(refused.value) == refused.value.message == "the policy holds what is not allowed"
+    assert all(fault.what and fault.hint for fault in refused.value.faults)
+    return {fault.where: f"{fault.what}; {fault.hint}" for fault in refused.value.faults}
 
 
 def test_defaults_are_those_of_the_rules() -> None:
@@ -36,10 +38,25 @@ def test_defaults_are_those_of_the_rules() -> None:
         "on_resolved": "end",
         "on_survey_answered": "continue",
         "discard_closes": True,
+        "discard_utterances": [],
+        "discard_all_utterances": [],
+        "starts_with": [
+            "message",
+            "session.start",
+            "conversation.started",
+            "connect",
+            "authorization",
+            "agent.joined",
+            "article.opened",
+        ],
+        "bot_starts": True,
+        "agent_message_joins": True,
         "requires_bot": False,
         "abandon_after_hours": 168,
         "max_duration_hours": 168,
         "billing_block_minutes": 15,
+        "epilogue_seconds": 0,
+        "epilogue_intents": [],
         "channels": {},
     }
 
@@ -59,6 +76,7 @@ def test_preset_is_a_policy(name: str) -> None:
         ("abandon_after_hours", 1, 720),
         ("max_duration_hours", 1, 720),
         ("billing_block_minutes", 1, 1440),
+        ("epilogue_seconds", 0, 600),
     ),
 )
 def test_range_of_numbers(field: str, least: int, most: int) -> None:
@@ -97,10 +115,10 @@ def test_choices(field: str, allowed: tuple[str, ...]) -> None:
     for value in allowed:
         assert getattr(policy_from({field: value}), field) == value
     for refused, told in (("never", '"never"'), (1, "1"), (None, "null"), (["any"], '["any"]')):
-        assert problems_of({field: refused}) == {field: f"{told} given; one of {', '.join(allowed)} is expected"}
+        assert problems_of({field: refused}) == {field: f"{told} given; one of {', '.join(sorted(allowed))} is expected"}
 
 
-@pytest.mark.parametrize("field", ("discard_closes", "requires_bot"))
+@pytest.mark.parametrize("field", ("discard_closes", "requires_bot", "bot_starts", "agent_message_joins"))
 def test_yes_or_no(field: str) -> None:
     assert getattr(policy_from({field: True}), field) is True
     assert getattr(policy_from({field: False}), field) is False
@@ -127,18 +145,18 @@ def test_all_problems_are_told_at_once() -> None:
         "channels.web.channels",
         "channels.api",
     ]
-    assert told["timeout"].startswith("there is no such field; the fields are method, closing, inactivity_minutes")
+    assert told["timeout"].startswith("there is no such field; the fields are inactivity_minutes, method, closing")
     assert told["channels.SMS"] == (
-        "that is no channel's name; it has 1 to 64 of a-z, 0-9, `_`, `.` and `-`, first a letter or digit"
+        '"SMS" given; 1 to 64 of a-z, 0-9, `_`, `.` and `-`, the first of them a letter or digit is expected'
     )
     assert told["channels.api"] == "7 given; an object of fields is expected"
 
 
 def test_what_is_no_policy_at_all() -> None:
-    assert problems_of([1]) == {"": "[1] given; an object of fields is expected"}
+    assert problems_of([1]) == {"policy": "[1] given; an object of fields is expected"}
     assert problems_of({"channels": []}) == {"channels": "[] given; an object of channel names and their overrides is expected"}
     assert problems_of({"channels": {f"c{n}": {} for n in range(101)}}) == {
-        "channels": "101 channels given; at most 100 are allowed"
+        "channels": "101 names given; at most 100 are allowed"
     }
     assert len(policy_from({"channels": {f"c{n}": {} for n in range(100)}}).channels) == 100
     assert policy_from({"channels": None}).channels == {}
@@ -222,17 +240,17 @@ def test_words_that_are_on() -> None:
 @pytest.mark.parametrize(
     ("message", "path", "says"),
     (
-        (True, "", "true given; an object with texts, channels is expected, or null for off"),
+        (True, "", "true given; an object with texts, channels, to, or null for off, is expected"),
         ({}, ".texts", "it is required; add it"),
         ({"texts": {"pt": "x"}}, ".texts", "there is no text for `default`; it is required, since"),
         ({"texts": "bye"}, ".texts", '"bye" given; an object of language tags and their texts is expected'),
-        ({"texts": {"default": 5}}, ".texts", '{"default":5} given; an object of language tags'),
+        ({"texts": {"default": 5}}, ".texts.default", "5 given; a text is expected"),
         ({"texts": {"default": ""}}, ".texts.default", "0 characters given; 1 to 2000 are allowed"),
         ({"texts": {"default": "x" * 2_001}}, ".texts.default", "2001 characters given"),
         (
             {"texts": {"default": "x", "portuguese!": "x"}},
             ".texts.portuguese!",
-            "that is no language; a tag such as `pt` or `pt-BR` is expected, or `default`",
+            '"portuguese!" given; a language tag such as `pt` or `pt-BR`, or `default`, is expected',
         ),
         (
             {"texts": {"default": "{name}"}},
@@ -243,16 +261,18 @@ def test_words_that_are_on() -> None:
         (
             {"texts": {"default": "x"} | {f"a{chr(97 + n // 26)}{chr(97 + n % 26)}": "x" for n in range(100)}},
             ".texts",
-            "101 texts",
+            "101 names given; at most 100 are allowed",
         ),
         (
             {"texts": TEXTS, "channels": "web"},
             ".channels",
-            '"web" given; a list of channel names is expected, or null for all channels',
+            '"web" given; a list of channel names, or null for all channels, is expected',
         ),
-        ({"texts": TEXTS, "channels": ["WEB"]}, ".channels", '["WEB"] given; a list of channel names'),
-        ({"texts": TEXTS, "channels": [5]}, ".channels", "[5] given; a list of channel names"),
-        ({"texts": TEXTS, "minutes": 5}, ".minutes", "there is no such field; the fields are texts, channels"),
+        ({"texts": TEXTS, "channels": ["WEB"]}, ".channels[0]", '"WEB" given; 1 to 64 of a-z'),
+        ({"texts": TEXTS, "channels": ["web", 5]}, ".channels[1]", "5 given; 1 to 64 of a-z"),
+        ({"texts": TEXTS, "channels": [f"c{n}" for n in range(101)]}, ".channels", "101 items given; at most 100 are allowed"),
+        ({"texts": TEXTS, "to": "none"}, ".to", '"none" given; one of all, interactive is expected'),
+        ({"texts": TEXTS, "minutes": 5}, ".minutes", "there is no such field; the fields are texts, channels, to"),
     ),
 )
 def test_words_that_are_wrong(message: object, path: str, says: str) -> None:
@@ -426,3 +446,11 @@ def test_hours_in_words() -> None:
     told = describe(policy_from({"channels": {"sms": {"inactivity_minutes": 1440}}}))
 
     assert told["channels"]["sms"]["words"][1].startswith("After 24 hours of silence")
+
+
+def test_channel_can_differ_in_every_field_but_channels() -> None:
+    """The overrides derive from the same types: a field added to one is in the other."""
+    assert {*Overrides.__struct_fields__, "channels"} == set(Policy.__struct_fields__)
+    assert all(
+        policy_from({"channels": {"web": {name: value}}}) for name, value in policy_view(Policy()).items() if name != "channels"
+    )

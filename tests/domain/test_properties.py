@@ -11,7 +11,7 @@ from msgspec import msgpack
 
 from app.domain.entry import Entry
 from app.domain.explanation import RULES
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand

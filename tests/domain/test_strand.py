@@ -7,7 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.domain.errors import InvalidEntry
-from app.domain.policy.parse import PolicyVersion, policy_from
+from app.domain.policy.model import PolicyVersion
+from app.domain.policy.parse import policy_from
 from app.domain.strand import (
     LONGEST_CONVERSATION,
     Strand,

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from app.clock import Clock
 from app.closing.sweep import Sweep
 from app.domain.entry import Entry
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import BotRules, Event, Message, Receive, Session, State, Wake
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand

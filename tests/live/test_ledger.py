@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from app.clock import Clock
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import BotRules, Close, Command, Decision, Receive, State, Wake
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from app.clock import Clock
 from app.domain.entry import Entry
-from app.domain.policy.parse import Policy, PolicyVersion
+from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import BotRules, Receive
 from app.domain.strand import Strand
 from app.live.commit import CommitScript

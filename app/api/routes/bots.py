@@ -16,8 +16,9 @@ from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, policies
 from app.archive.tables import instant
 from app.closing.sweep import close_deleted_sandbox
+from app.domain.errors import Fault
 from app.domain.policy.parse import policy_from
-from app.errors import AdjournError, Conflict, Fault, Invalid
+from app.errors import AdjournError, Conflict, Invalid
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
 

@@ -18,7 +18,8 @@ from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.keys import KeyCreated, KeyPage, KeyView, NewKey
 from app.api.schemas.problems import PROBLEMS
 from app.archive import bots, keys
-from app.errors import Fault, Invalid, NotFound
+from app.domain.errors import Fault
+from app.errors import Invalid, NotFound
 from app.ids import new_id, new_key
 from app.queries.cursor import cursor_of, page_of, place_of
 

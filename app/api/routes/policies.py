@@ -19,8 +19,11 @@ from app.api.schemas.policies import PolicyToSave, PolicyVersions, PolicyView, P
 from app.api.schemas.problems import PRECONDITIONS, PROBLEMS
 from app.archive import bots, policies
 from app.archive.tables import instant
-from app.domain.policy.parse import PRESETS, describe, policy_from, policy_view
-from app.errors import Fault, Invalid, PreconditionRequired, StaleVersion
+from app.domain.errors import Fault
+from app.domain.policy.describe import describe, policy_view
+from app.domain.policy.parse import policy_from
+from app.domain.policy.presets import PRESETS
+from app.errors import Invalid, PreconditionRequired, StaleVersion
 from app.queries.cursor import cursor_of, page_of, place_of
 from app.resources import Resources
 

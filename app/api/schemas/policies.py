@@ -8,7 +8,9 @@ from sqlalchemy import Row
 
 from app.api.schemas.common import JsonObject, Next
 from app.domain.instants import ms_of, rfc3339
-from app.domain.policy.parse import PRESETS, Policy, notices, policy_view
+from app.domain.policy.describe import notices, policy_view
+from app.domain.policy.model import Policy
+from app.domain.policy.presets import PRESETS
 
 
 def _policy_schema() -> dict[str, Any]:

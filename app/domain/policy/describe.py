@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import json
 
 from app.domain.policy.model import Policy
 
@@ -44,7 +44,7 @@ def describe(policy: Policy) -> dict[str, Any]:
 
 def policy_view(policy: Policy) -> dict[str, Any]:
     """The policy as JSON-like values with every field; `policy_from` makes the same policy of it."""
-    view: dict[str, Any] = to_builtins(policy)
+    view: dict[str, Any] = json.decode(json.encode(policy))
     return view
 
 

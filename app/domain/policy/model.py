@@ -1,78 +1,113 @@
-"""A bot's session policy: its fields, their ranges and defaults (`docs/rules.md`, "Policy"), and what it means for one channel.
+"""The fields of a policy with their limits and defaults, and what a policy means on one channel.
 
-It owns the records. What a caller sends becomes one of them by `app.domain.policy.parse.policy_from`.
+Each field is written once: a channel's overrides, the reader, the OpenAPI document and its descriptions derive from the types.
 """
 
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_type_hints
 
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, defstruct, structs
 
-from app.domain.instants import HOUR_MS, MINUTE_MS
+from app.domain.entry import Intent, Slug
+from app.domain.instants import HOUR_MS, MINUTE_MS, SECOND_MS
+from app.domain.policy.texts import ClosureMessage, Reminder
 
 Method = Literal["inactivity", "platform", "client"]
 Closing = Literal["proactive", "on_new_intent", "on_return"]
 InactivityClock = Literal["any", "user"]
 OnHandoff = Literal["continue", "end", "split", "pause"]
 OnSignal = Literal["continue", "end"]
+Starter = Literal[
+    "message", "session.start", "conversation.started", "connect", "authorization", "agent.joined", "article.opened"
+]
+"""The types of entries that may open a session."""
+
+LONGEST_SESSION_HOURS = 720
+STARTERS = get_args(Starter)
+
+_SILENCE = "Minutes of silence: 5 to 60, on a channel up to 1440."
+Utterance = Annotated[str, Meta(min_length=1, max_length=256)]
+Utterances = Annotated[tuple[Utterance, ...], Meta(max_length=32, extra={"expected": "a list of texts"})]
 
 
-class Spoken(Struct, frozen=True, kw_only=True):
-    """Words for a user. `texts` by language tag, with a `default`; `channels` that can show them, None for all."""
+class ChannelPolicy(Struct, frozen=True, kw_only=True):
+    """The fields that hold on one channel."""
 
-    texts: dict[str, str]
-    channels: tuple[str, ...] | None = None
+    inactivity_minutes: Annotated[int, Meta(ge=5, le=1440, description=_SILENCE)] = 15
+    method: Annotated[
+        Method,
+        Meta(description="What bounds a session: silence, the platform's start and end signals, or the client's session ids."),
+    ] = "inactivity"
+    closing: Annotated[
+        Closing, Meta(description="When the silence closes: at once, or lazily when the user comes back (deprecated).")
+    ] = "proactive"
+    inactivity_clock: Annotated[InactivityClock, Meta(description="Whose entries restart the clock of the silence.")] = "any"
+    closure_message: Annotated[
+        ClosureMessage | None, Meta(description="The text for the user when the silence closes; null: off.")
+    ] = None
+    reminder: Annotated[Reminder | None, Meta(description="The text for the user before the silence closes; null: off.")] = None
+    on_handoff: Annotated[OnHandoff, Meta(description="What a hand-off to a human does to the session.")] = "continue"
+    on_escalated: Annotated[OnSignal, Meta(description="What `escalated` does to the session.")] = "continue"
+    on_resolved: Annotated[OnSignal, Meta(description="What `resolved` does to the session.")] = "end"
+    on_survey_answered: Annotated[OnSignal, Meta(description="What a survey's answer in time does to the session.")] = "continue"
+    discard_closes: Annotated[bool, Meta(description="Whether `discard` closes the session after clearing.")] = True
+    discard_utterances: Annotated[
+        Utterances, Meta(description="A user's message that is one of these texts, in any case, discards.")
+    ] = ()
+    discard_all_utterances: Annotated[
+        Utterances, Meta(description="A user's message that is one of these texts, in any case, discards all.")
+    ] = ()
+    starts_with: Annotated[
+        Annotated[tuple[Starter, ...], Meta(min_length=1, max_length=len(STARTERS))],
+        Meta(description="The types of entries that may open a session."),
+    ] = STARTERS
+    bot_starts: Annotated[bool, Meta(description="Whether a bot's own message or `connect` may open a session.")] = True
+    agent_message_joins: Annotated[
+        bool, Meta(description="Whether a message by an agent who has not joined counts as `agent.joined`.")
+    ] = True
+    requires_bot: Annotated[bool, Meta(description="Whether a session counts only if a bot took part.")] = False
+    abandon_after_hours: Annotated[
+        int, Meta(ge=1, le=LONGEST_SESSION_HOURS, description="Hours without any entry after which a session closes anyway.")
+    ] = 168
+    max_duration_hours: Annotated[
+        int, Meta(ge=1, le=LONGEST_SESSION_HOURS, description="Hours after which an open session closes.")
+    ] = 168
+    billing_block_minutes: Annotated[int, Meta(ge=1, le=1440, description="Minutes of a billing session.")] = 15
+    epilogue_seconds: Annotated[
+        int,
+        Meta(ge=0, le=600, description="Seconds after a close in which a user's message without an intent is late; 0: off."),
+    ] = 0
+    epilogue_intents: Annotated[
+        Annotated[tuple[Intent, ...], Meta(max_length=32)],
+        Meta(description="Intents of messages that are late in that time, too, such as thanks."),
+    ] = ()
 
 
-class ClosureMessage(Spoken, frozen=True, kw_only=True):
-    """Said when the silence closes a session (K09, K10)."""
+if TYPE_CHECKING:
+
+    class Overrides(Struct, frozen=True):
+        """Any of the fields of `ChannelPolicy`; only those that differ are set."""
+
+else:
+    Overrides = defstruct(
+        "Overrides",
+        [(name, kind | UnsetType, UNSET) for name, kind in get_type_hints(ChannelPolicy, include_extras=True).items()],
+        frozen=True,
+        kw_only=True,
+        omit_defaults=True,
+        namespace={"__doc__": "The fields in which one channel differs; the others are those of the bot's policy."},
+    )
+
+Channels = Annotated[
+    dict[Slug, Overrides], Meta(max_length=100, extra={"expected": "an object of channel names and their overrides"})
+]
 
 
-class Reminder(Spoken, frozen=True, kw_only=True):
-    """Said `minutes` before the silence would close a session; an entry cancels it."""
+class Policy(ChannelPolicy, frozen=True, kw_only=True):
+    """One bot's policy: the fields hold wherever a channel does not differ."""
 
-    minutes: int
-
-
-class Overrides(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one channel does otherwise: only what differs is set."""
-
-    method: Method | UnsetType = UNSET
-    closing: Closing | UnsetType = UNSET
-    inactivity_minutes: int | UnsetType = UNSET
-    inactivity_clock: InactivityClock | UnsetType = UNSET
-    closure_message: ClosureMessage | UnsetType | None = UNSET
-    reminder: Reminder | UnsetType | None = UNSET
-    on_handoff: OnHandoff | UnsetType = UNSET
-    on_escalated: OnSignal | UnsetType = UNSET
-    on_resolved: OnSignal | UnsetType = UNSET
-    on_survey_answered: OnSignal | UnsetType = UNSET
-    discard_closes: bool | UnsetType = UNSET
-    requires_bot: bool | UnsetType = UNSET
-    abandon_after_hours: int | UnsetType = UNSET
-    max_duration_hours: int | UnsetType = UNSET
-    billing_block_minutes: int | UnsetType = UNSET
-
-
-class Policy(Struct, frozen=True, kw_only=True):
-    """One bot's policy. The fields after `channels` hold wherever a channel does not say otherwise."""
-
-    inactivity_minutes: int = 15
-    method: Method = "inactivity"
-    closing: Closing = "proactive"
-    inactivity_clock: InactivityClock = "any"
-    closure_message: ClosureMessage | None = None
-    reminder: Reminder | None = None
-    on_handoff: OnHandoff = "continue"
-    on_escalated: OnSignal = "continue"
-    on_resolved: OnSignal = "end"
-    on_survey_answered: OnSignal = "continue"
-    discard_closes: bool = True
-    requires_bot: bool = False
-    abandon_after_hours: int = 168
-    max_duration_hours: int = 168
-    billing_block_minutes: int = 15
-    channels: dict[str, Overrides] = {}
+    inactivity_minutes: Annotated[int, Meta(ge=5, le=60, description=_SILENCE)] = 15
+    channels: Annotated[Channels, Meta(description="Channel to the fields in which it differs.")] = {}
 
     def on(self, channel: str) -> "Policy":
         """The policy as it stands on one channel."""
@@ -95,6 +130,9 @@ class Terms(Struct, frozen=True):
     abandon_ms: int
     max_duration_ms: int
     billing_block_ms: int
+    epilogue_ms: int
+    discard_utterances: frozenset[str]
+    discard_all_utterances: frozenset[str]
 
 
 class PolicyVersion(Struct, frozen=True, dict=True):
@@ -105,7 +143,7 @@ class PolicyVersion(Struct, frozen=True, dict=True):
     policy: Policy
 
     def terms(self, channel: str) -> Terms:
-        """What holds on `channel`. Computed once for each channel that has overrides, and once for all others."""
+        """The terms on `channel`. Computed once for each channel that has overrides, and once for all others."""
         return self._by_channel.get(channel) or self._elsewhere
 
     @cached_property
@@ -115,6 +153,11 @@ class PolicyVersion(Struct, frozen=True, dict=True):
     @cached_property
     def _by_channel(self) -> dict[str, Terms]:
         return {channel: _terms(self, self.policy.on(channel)) for channel in self.policy.channels}
+
+
+def folded(text: str) -> str:
+    """A text as utterances are compared: without regard to case and to space around it."""
+    return text.strip().casefold()
 
 
 def _set_fields(overrides: Overrides) -> dict[str, object]:
@@ -137,4 +180,7 @@ def _terms(saved: PolicyVersion, policy: Policy) -> Terms:
         abandon_ms=policy.abandon_after_hours * HOUR_MS,
         max_duration_ms=policy.max_duration_hours * HOUR_MS,
         billing_block_ms=policy.billing_block_minutes * MINUTE_MS,
+        epilogue_ms=policy.epilogue_seconds * SECOND_MS,
+        discard_utterances=frozenset(map(folded, policy.discard_utterances)),
+        discard_all_utterances=frozenset(map(folded, policy.discard_all_utterances)),
     )

@@ -17,8 +17,9 @@ from app.archive import analytics
 from app.archive.analytics import Buckets, Group
 from app.archive.analytics_metrics import Dimension, Metric
 from app.archive.session_reads import SessionFilter
+from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
-from app.errors import Fault, Invalid
+from app.errors import Invalid
 from app.queries.time_buckets import Unit, bucket_starts, hour_of_week, previous_period, zone_of
 
 MOST_GROUPS = 10_000

@@ -10,7 +10,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from app.errors import Fault, Invalid
+from app.domain.errors import Fault
+from app.errors import Invalid
 
 Unit = Literal["hour", "day", "week", "month"]
 

@@ -12,9 +12,9 @@ from app.api.dependencies import ResourcesDep
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
 from app.api.schemas.rejects import RejectDetail, RejectPage, RejectView
-from app.archive import audit, rejects
+from app.archive import rejects
 from app.archive.audit import Actor
-from app.closing.rejects import put_back
+from app.closing.rejects import replay
 from app.errors import NotFound
 from app.queries.cursor import cursor_of, page_of, place_of
 
@@ -50,11 +50,7 @@ async def replay_reject(reject_id: str, resources: ResourcesDep, principal: Admi
     """Have it archived again, now that what it failed on is mended. If it fails again, it is set aside under a new id."""
     async with resources.engine.begin() as conn:
         row = await _reject(conn, principal, reject_id, locked=True)
-        # If this transaction fails after that, it is here and there: then it can be done again, and is archived once.
-        await put_back(resources.pipe, row.payload)
-        await rejects.remove(conn, row.id)
-        actor = Actor(principal.key.name, principal.key.id)
-        await audit.record(conn, actor, "reject.replayed", str(row.id), bot=row.bot_id)
+        await replay(conn, resources.pipe, row, actor=Actor(principal.key.name, principal.key.id))
         return RejectView.of(row)
 
 

@@ -11,10 +11,10 @@ from app.api.auth import Administering, Principal
 from app.api.dependencies import ResourcesDep
 from app.api.schemas.common import Cursor, Limit
 from app.api.schemas.problems import PROBLEMS
-from app.api.schemas.rejects import RejectDetail, RejectPage, RejectView
+from app.api.schemas.rejects import RejectDetail, RejectPage, RejectsReplayed, RejectView
 from app.archive import rejects
 from app.archive.audit import Actor
-from app.closing.rejects import replay
+from app.closing.rejects import replay, replay_all
 from app.errors import NotFound
 from app.queries.cursor import cursor_of, page_of, place_of
 
@@ -36,6 +36,14 @@ async def list_rejects(
         rows = await rejects.page(conn, bots=principal.key.bots, before=before, limit=limit + 1)
     shown, last = page_of(rows, limit=limit)
     return RejectPage(rejects=[RejectView.of(row) for row in shown], next=last and cursor_of(last.id, of=LIST))
+
+
+@router.post("/rejects/replay", status_code=202)
+async def replay_rejects(resources: ResourcesDep, principal: Administering) -> RejectsReplayed:
+    """Archive all rejects of the bots that the key covers again, the oldest first; one that fails again gets a new id."""
+    actor = Actor(principal.key.name, principal.key.id)
+    done = await replay_all(resources.engine, resources.pipe, bots=principal.key.bots, actor=actor)
+    return RejectsReplayed(replayed=done.replayed, unreadable=done.unreadable)
 
 
 @router.get("/rejects/{reject_id}")

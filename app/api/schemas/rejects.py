@@ -43,6 +43,13 @@ class RejectPage(BaseModel):
     next: Next
 
 
+class RejectsReplayed(BaseModel):
+    """How many rejects are being archived again."""
+
+    replayed: Annotated[int, Field(description="Rejects that went back to the event streams.", examples=[3])]
+    unreadable: Annotated[int, Field(description="Rejects that only another version of Adjourn can replay.", examples=[0])]
+
+
 def _told(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,

@@ -133,7 +133,7 @@ def test_K09_closes_silently_or_with_a_message(bot: BotMaker) -> None:
 
 
 def test_K10_message_goes_before_the_close_is_told(bot: BotMaker) -> None:
-    """the message goes out before the close is told, only on supported channels"""
+    """the message goes out before `session.closed`, only on supported channels"""
     it = bot("kore", closure_message={"texts": TEXTS, "channels": ["web"]})
     it.listen("session.closure_message", "session.closed")
     it.say("user", "hi", channel="web")

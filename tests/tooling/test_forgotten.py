@@ -59,6 +59,17 @@ def test_every_module_of_routes_is_included(name: str) -> None:
     assert router is None or router in routes.ROUTERS, "name it in app/api/routes/__init__.py"
 
 
+def test_every_row_that_the_code_names_is_known() -> None:
+    """An id such as K07, which an explanation shows, has its sentence in docs/rows.md, and so has every conformance test."""
+    known = set(re.findall(r"^\| ([KBRAS]\d\d) \| \S", (DOCS / "rows.md").read_text(), re.MULTILINE))
+    tests = [text for path, text in texts().items() if path.startswith("tests/conformance/")]
+    tested = {row for text in tests for row in re.findall(r"def test_([KBRAS]\d\d)_", text)}
+    cited = {row for text in [*modules().values(), RULES] for row in re.findall(r"\b[KBRAS]\d\d\b", text)}
+
+    assert tested
+    assert (tested | cited) - known == set(), "add the row to docs/rows.md"
+
+
 @pytest.mark.parametrize("word", sorted({*get_args(EntryType), *get_args(Reason), *get_args(Outcome)}))
 def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
     """docs/rules.md says what an entry of each type does, and when each reason and outcome is given."""

@@ -8,18 +8,16 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app.api import ingest
-from app.api.body_limit import BodyLimit
-from app.api.docs_page import install_docs
 from app.api.errors import install_error_handlers
-from app.api.ingest_openapi import with_ingest
+from app.api.middleware import install_middleware
+from app.api.openapi import document_of, install_docs_page
 from app.api.routes import ROUTERS
-from app.api.schemas.problems import with_problems
 from app.log import configure_logging
 from app.resources import Resources, open_resources
 from app.settings import Settings
 
 VERSION = "0.1.0"
-DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; everyone is told."
+DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; webhooks report it."
 
 
 class Adjourn(FastAPI):
@@ -34,7 +32,7 @@ class Adjourn(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = with_problems(with_ingest(super().openapi()))
+            self.openapi_schema = document_of(super().openapi())
         return self.openapi_schema
 
 
@@ -55,9 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.add_middleware(BodyLimit, max_bytes=known.max_body_bytes)
     install_error_handlers(app)
-    install_docs(app)
+    install_middleware(app, max_body_bytes=known.max_body_bytes)
+    install_docs_page(app)
     for router in ROUTERS:
         app.include_router(router)
     return app
@@ -75,5 +73,5 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
 
 
 async def _finish(resources: Resources) -> None:
-    """Requests in flight have been answered by now; what they left with the ledger is committed."""
+    """Requests in flight are answered already; commit the commands that they left with the ledger."""
     await resources.ledger.stop()

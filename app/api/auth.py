@@ -1,28 +1,33 @@
-"""Who asks, and what they may: keys by scope and by bot.
+"""API keys: which principal a request has, and what its scopes and bots let it see.
 
-A key that is limited to some bots sees nothing of others: they are not found, just as if they were not there. A missing scope is
-refused before anything is looked up, so it tells nothing of what exists either.
+A key that is limited to some bots gets 404 for things of other bots, in the same words as for things that do not exist. A
+missing scope is refused before any look-up, so that it reveals nothing either.
 """
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
+from uuid import UUID
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from msgspec import Struct
 
 from app.api.parameters import check_parameters
+from app.archive.audit import Actor
 from app.config.follower import ConfigReplica
 from app.config.records import BotConfig, KeyConfig
+from app.domain.entry import LONGEST_SLUG, SLUG_PATTERN
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
 
-Scope = Literal["ingest", "read", "admin"]
+KeyScope = Literal["ingest", "read", "admin"]
+Thing = TypeVar("Thing")
 
 _BEARER = "bearer"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_BOT = re.compile(SLUG_PATTERN)
 _HINT = "send `Authorization: Bearer adj_…`"
+_LONGEST_NAME = 64
 
 
 class Principal(Struct, frozen=True):
@@ -30,30 +35,63 @@ class Principal(Struct, frozen=True):
 
     key: KeyConfig
 
-    def require(self, *scopes: Scope, bot: str | None = None) -> None:
-        """Raises `Forbidden` unless the key has one of these scopes, `NotFound` if it has nothing to do with this bot."""
+    @property
+    def actor(self) -> Actor:
+        """The key as the audit log names it."""
+        return Actor(self.key.name, self.key.id)
+
+    def require(self, *scopes: KeyScope, bot: str | None = None) -> None:
+        """Raise `Forbidden` unless the key has one of these scopes, `NotFound` if it does not cover this bot."""
         if not self.key.scopes.intersection(scopes):
             raise Forbidden(
                 f"this needs a key with scope {' or '.join(scopes)}",
                 hint=f"this key has {', '.join(sorted(self.key.scopes))}",
             )
-        # What cannot be a bot's name is asked of nobody: Postgres would refuse some of it as a text.
-        if bot is not None and not (_NAME.fullmatch(bot) and self.covers(bot)):
-            raise no_bot(bot)
+        # A text that cannot be a bot's id is never looked up: Postgres would refuse some of them as text.
+        if bot is not None and not (len(bot) <= LONGEST_SLUG and _BOT.fullmatch(bot) and self.covers(bot)):
+            raise not_found("bot", bot)
 
     def require_all_bots(self) -> None:
-        """Raises `Forbidden` for a key that is limited to some bots."""
+        """Raise `Forbidden` for a key that is limited to some bots."""
         if self.key.bots is not None:
             raise Forbidden("this needs a key for all bots", hint=f"this key is limited to {', '.join(sorted(self.key.bots))}")
 
-    def covers(self, bot: str) -> bool:
+    def covers(self, bot: str | None) -> bool:
+        """Whether the key may see things of this bot; things of no bot (None) are for keys of all bots."""
         return self.key.bots is None or bot in self.key.bots
+
+    def bots_asked_for(self, config: ConfigReplica, named: frozenset[str] | None) -> frozenset[str] | None:
+        """The bots that a filter names, deleted ones too; without a filter those that the key covers (None: all)."""
+        for bot in sorted(named or ()):
+            if not self.covers(bot) or config.bot_or_deleted(bot) is None:
+                raise not_found("bot", bot)
+        return named or self.key.bots
+
+
+def not_found(kind: str, name: str) -> NotFound:
+    """The one answer for a thing that does not exist and for a thing that the key does not cover."""
+    return NotFound(f"there is no {kind} {name[:_LONGEST_NAME]!r}")
+
+
+def found(thing: Thing | None, kind: str, name: str, *, seen: Callable[[Thing], bool] = lambda _: True) -> Thing:
+    """The thing, if it exists and `seen` lets the key see it. Raise `NotFound` otherwise."""
+    if thing is None or not seen(thing):
+        raise not_found(kind, name)
+    return thing
+
+
+def id_of(kind: str, text: str) -> str:
+    """The canonical form of a UUID in a path. Raise `NotFound` for any other text: it is the id of nothing."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise not_found(kind, text) from None
 
 
 def principal_of(config: ConfigReplica, authorization: str) -> Principal:
-    """Whose key an `Authorization` header carries. Keys are found by their digest, so no comparison takes time to tell.
+    """The principal of an `Authorization` header. Keys are found by digest, so no comparison takes time that reveals a key.
 
-    Raises `Unauthenticated`, or `Unavailable` while this process does not know any keys yet.
+    Raise `Unauthenticated`, or `Unavailable` while this process has not read any keys yet.
     """
     scheme, _, key = authorization.strip().partition(" ")
     if not key or scheme.lower() != _BEARER:
@@ -63,42 +101,37 @@ def principal_of(config: ConfigReplica, authorization: str) -> Principal:
     if known is not None:
         return Principal(known)
     if config.is_unreadable_key(digest):
-        raise Unavailable("this process is too old to read what is saved of this key", retry_after_s=10)
+        raise Unavailable("this process runs an older version than the one that saved this key; retry", retry_after_s=10)
     if not config.loaded:
-        raise Unavailable("bots and keys are not known yet", hint="try again in a moment", retry_after_s=1)
+        raise Unavailable("this process has not read the configuration yet", hint="try again in a moment", retry_after_s=1)
     raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)
 
 
 def known_bot(config: ConfigReplica, name: str) -> BotConfig:
-    """The bot of this name. Raises `NotFound`, or `Unavailable` if this process cannot read what is kept of it."""
+    """The bot of this id. Raise `NotFound`, or `Unavailable` if this process cannot read the bot's record."""
     bot = config.bot(name)
     if bot is not None:
         return bot
     if config.is_unreadable(name):
-        raise Unavailable("this process is too old to read what is saved of this bot", retry_after_s=10)
-    raise no_bot(name)
+        raise Unavailable("this process runs an older version than the one that saved this bot; retry", retry_after_s=10)
+    raise not_found("bot", name)
 
 
-def no_bot(name: str) -> NotFound:
-    """The same words whether the bot does not exist or is none of the asker's."""
-    return NotFound(f"there is no bot {name[:64]!r}")
-
-
-# Only for the OpenAPI document; the check is `_needs`'s own.
+# Only for the OpenAPI document; `_needs` makes the check.
 _documented = Depends(HTTPBearer(auto_error=False, description="An API key, `adj_…`"))
 
 
-def _needs(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
-    """A dependency: the principal, who has one of these scopes and, where the path names a bot, may see it.
+def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
+    """A dependency: the principal, which has one of these scopes and covers the bot in the path, if there is one.
 
-    Every route but those of operators has one, so it is here that parameters are looked at, once it is known who asks.
+    Every route but those for operators has one, so it also checks the query parameters, after the key.
     """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
-        found = principal_of(request.app.state.resources.config, request.headers.get("authorization", ""))
-        found.require(*scopes, bot=request.path_params.get("bot"))
+        asking = principal_of(request.app.state.resources.config, request.headers.get("authorization", ""))
+        asking.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
-        return found
+        return asking
 
     return principal
 
@@ -106,5 +139,5 @@ def _needs(*scopes: Scope) -> Callable[..., Awaitable[Principal]]:
 Ingesting = Annotated[Principal, Security(_needs("ingest"))]
 Reading = Annotated[Principal, Security(_needs("read"))]
 Administering = Annotated[Principal, Security(_needs("admin"))]
-Anyone = Annotated[Principal, Security(_needs("ingest", "read", "admin"))]
-ReadingOrIngesting = Annotated[Principal, Security(_needs("read", "ingest"))]
+AnyKey = Annotated[Principal, Security(_needs("ingest", "read", "admin"))]
+Closing = Annotated[Principal, Security(_needs("ingest", "admin"))]

@@ -1,18 +1,18 @@
-"""The two ingest routes: a small ASGI endpoint in front of FastAPI, since each message comes through here.
+"""The two ingest routes: a small ASGI endpoint in front of FastAPI, since every message passes through here.
 
-It reads a body, finds key and bot in the process's memory, hands the entries on and writes the answer. The OpenAPI document
-describes it by hand (`app.api.ingest_openapi`).
+It reads a body, finds key and bot in the process's memory, hands the entries to the intake and writes the answer. FastAPI does
+not know these routes; `app.api.openapi` adds them to the document.
 """
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 import structlog
 from starlette.datastructures import QueryParams
+from starlette.types import Receive, Scope, Send
 
 from app.api.auth import known_bot, principal_of
-from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of, request_id_of
+from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
+from app.api.middleware import request_id_of
 from app.api.parameters import refuse_unknown
 from app.config.records import BotConfig
 from app.domain.errors import DomainError
@@ -21,15 +21,12 @@ from app.ingest.intake import EntryRefusal
 from app.ingest.wire import Receipt, encode, entries_from, entry_from
 from app.resources import Resources
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
 
 _ROUTE = re.compile(r"/v1/bots/(?P<bot>[^/]+)/messages(?P<batch>/batch)?")
 _JSON = "application/json"
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-_OK = [(b"content-type", b"application/json")]
 _log = structlog.get_logger()
 
 
@@ -39,33 +36,27 @@ def route_of(scope: Scope) -> re.Match[str] | None:
 
 
 async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
-    """Answer one request. Every refusal is an answer, and so is what nobody foresaw; its trace is in the log."""
+    """Reply one request. Every refusal is an answer, and so is what nobody foresaw; its trace is in the log."""
     request_id = request_id_of(scope)
     try:
         status, headers, body = await _answer(resources, scope, receive, route)
     except (AdjournError, DomainError) as error:
         status, headers, body = problem_bytes(error, instance=scope["path"], request_id=request_id)
     except Exception as error:  # noqa: BLE001 - logged with its trace
-        _log.exception("request.failed", method=scope["method"], path=scope["path"], request_id=request_id)
+        _log.exception("request failed", method=scope["method"], path=scope["path"], request_id=request_id)
         status, headers, body = problem_bytes(error_of(error), instance=scope["path"], request_id=request_id)
-    length = (b"content-length", str(len(body)).encode())
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [*headers, length, (b"x-request-id", request_id.encode())],
-        }
-    )
+    headers.append((b"x-request-id", request_id.encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _answer(resources: Resources, scope: Scope, receive: Receive, route: re.Match[str]) -> Answer:
+async def _answer(resources: Resources, scope: Scope, receive: Receive, route: re.Match[str]) -> Reply:
     if scope["method"] != "POST":
         raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
     bot = _bot(resources, headers, route["bot"])
     if scope["query_string"]:
-        refuse_unknown(QueryParams(scope["query_string"]), known=())
+        refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     body = await _body(receive, headers, limit=resources.settings.max_body_bytes)
@@ -90,28 +81,30 @@ def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"cannot read {what[:LONGEST_WHERE]!r}", hint=hint)
 
 
-async def _one(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Answer:
+async def _one(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Reply:
     if media != _JSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
     (result,) = await resources.intake.take(bot, [entry_from(body)])
     if not isinstance(result, Receipt):
         raise result
-    return 200, _OK, encode(result)
+    return _ok(result)
 
 
-async def _many(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Answer:
+async def _many(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Reply:
     if media != _JSON and media not in _NDJSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
     entries = entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
-    if not entries:
-        raise Invalid("the batch is empty", hint="send at least one entry")
-    results = await resources.intake.take(bot, entries)
-    refused = [result for result in results if not isinstance(result, Receipt)]
-    told = [_told(result) for result in results]
-    return 200, _OK, encode({"accepted": len(results) - len(refused), "refused": len(refused), "answers": told})
+    results = await resources.intake.take(bot, entries) if entries else []
+    refused = sum(not isinstance(result, Receipt) for result in results)
+    return _ok({"accepted": len(results) - refused, "refused": refused, "answers": list(map(_result, results))})
 
 
-def _told(result: Receipt | EntryRefusal) -> Receipt | dict[str, object]:
+def _ok(answer: object) -> Reply:
+    body = encode(answer)
+    return 200, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())], body
+
+
+def _result(result: Receipt | EntryRefusal) -> Receipt | dict[str, object]:
     return result if isinstance(result, Receipt) else {"error": problem_of(result)}
 
 

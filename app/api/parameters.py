@@ -1,41 +1,61 @@
-"""Refuses query parameters that a route does not have: a misspelt filter must not answer with everything."""
+"""Checks the names of query parameters: a misspelt or repeated filter must not answer with everything.
 
-from collections.abc import Iterable, Iterator
+A parameter that holds a list may be given several times and then means any of its values; every other one is given once.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import get_args, get_origin
 
 from fastapi import Request
-from fastapi.routing import APIRoute
+from fastapi.dependencies.models import Dependant
 from pydantic import BaseModel
 
 from app.domain.errors import Fault
 from app.errors import Invalid
 
-MOST_TOLD = 20
+MOST_FAULTS = 20
 
 
 def check_parameters(request: Request) -> None:
-    """Raises `Invalid` with each parameter that the route does not know."""
+    """Raise `Invalid` with each parameter that the route does not have, or that is repeated and no list."""
     if request.query_params:
-        refuse_unknown(request.query_params, known=tuple(_names(request.scope["route"])))
+        given = [name for name, _ in request.query_params.multi_items()]
+        refuse_unknown(given, known=dict(_parameters(request.scope["route"].dependant)))
 
 
-def refuse_unknown(given: Iterable[str], *, known: tuple[str, ...]) -> None:
-    """Raises `Invalid` unless all names that are given are known."""
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        hint = f"the parameters are {', '.join(known)}" if known else "leave it out: this route has none"
-        faults = tuple(Fault(_plain(name), "there is no such parameter", hint) for name in unknown[:MOST_TOLD])
-        raise Invalid("the request is not valid", hint="mend what `errors` names", faults=faults)
+def refuse_unknown(given: Sequence[str], *, known: dict[str, bool]) -> None:
+    """Raise `Invalid` unless every given name is known. `known` says of each name whether it may be repeated."""
+    faults = tuple(_faults(given, known))
+    if faults:
+        raise Invalid("the request is not valid", hint="correct what `errors` names", faults=faults[:MOST_FAULTS])
 
 
-def _names(route: APIRoute) -> Iterator[str]:
-    for field in route.dependant.query_params:
+def _faults(given: Sequence[str], known: dict[str, bool]) -> Iterator[Fault]:
+    hint = f"the parameters are {', '.join(known)}" if known else "leave it out: this route has none"
+    for name, count in Counter(given).items():
+        if name not in known:
+            yield Fault(_plain(name), "there is no such parameter", hint)
+        elif count > 1 and not known[name]:
+            yield Fault(name, "it is given more than once", "give it once")
+
+
+def _parameters(route: Dependant) -> Iterator[tuple[str, bool]]:
+    """Names of the query parameters of a route and of its dependencies, and whether each is a list."""
+    for dependency in route.dependencies:
+        yield from _parameters(dependency)
+    for field in route.query_params:
         kind = field.field_info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from kind.model_fields
+            yield from ((name, _is_list(info.annotation)) for name, info in kind.model_fields.items())
         else:
-            yield field.alias
+            yield field.alias, _is_list(kind)
+
+
+def _is_list(kind: object) -> bool:
+    return get_origin(kind) is list or any(get_origin(part) is list for part in get_args(kind))
 
 
 def _plain(name: str) -> str:
-    """A name may be anything, even what no answer can be written in."""
+    """A name may hold characters that UTF-8 cannot encode."""
     return name.encode("utf-8", "backslashreplace").decode()

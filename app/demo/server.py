@@ -1,4 +1,4 @@
-"""Starts `adjourn serve` as a user would: a process with embedded servers in a temporary folder, removed afterwards."""
+"""Starts `adjourn serve` as anyone would: a process with servers of its own in a folder of its own, gone afterwards."""
 
 import asyncio
 import re
@@ -25,23 +25,23 @@ _KEY = re.compile(r"Bearer (adj_[\w-]+)")
 
 
 class Served(Struct, frozen=True):
-    """Its URL, its first admin key, and its output during the start."""
+    """Where it listens, its first admin key, and what it said while it started."""
 
     url: str
     key: str
-    output_text: str
+    said: str
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Served]:
-    """A running `adjourn serve` until the end of the block. Raises `CannotStart` with its output."""
+    """Everything runs until the end of the block. Raises `CannotStart` with what the process said."""
     folder = Path(tempfile.mkdtemp(prefix="adj-"))
     try:
         process, output = await _start(folder)
         try:
-            output_text = await _until_ready(output)
+            said = await _until_ready(output)
             draining = asyncio.create_task(_drain(output))
-            yield Served(_found(_URL, output_text), _found(_KEY, output_text), output_text)
+            yield Served(_found(_URL, said), _found(_KEY, said), said)
         finally:
             await _stop(process)
         await draining
@@ -65,18 +65,18 @@ async def _start(folder: Path) -> tuple[Process, StreamReader]:
 
 
 async def _until_ready(output: StreamReader) -> str:
-    output_text = ""
+    said = ""
     with suppress(TimeoutError):
         async with asyncio.timeout(_START_S):
             async for line in output:
-                output_text += line.decode()
+                said += line.decode()
                 if line.startswith(b"Ready"):
-                    return output_text
-    raise CannotStart(f"`adjourn serve` did not start:\n{output_text}")
+                    return said
+    raise CannotStart(f"`adjourn serve` did not start:\n{said}")
 
 
 async def _drain(output: StreamReader) -> None:
-    """Read the output: the process would block when the pipe is full."""
+    """A process whose output nobody reads would stop when the pipe is full."""
     async for _ in output:
         pass
 
@@ -92,8 +92,8 @@ async def _stop(process: Process) -> None:
         await process.wait()
 
 
-def _found(pattern: re.Pattern[str], output_text: str) -> str:
-    found = pattern.search(output_text)
+def _found(pattern: re.Pattern[str], said: str) -> str:
+    found = pattern.search(said)
     if found is None:
-        raise CannotStart(f"`adjourn serve` did not say what it should:\n{output_text}")
+        raise CannotStart(f"`adjourn serve` did not say what it should:\n{said}")
     return found[1]

@@ -1,8 +1,8 @@
-"""One view over live and archive: a session is looked for in Redis first, then in Postgres, and told in one shape.
+"""One view over live and archive: a session is looked up in Redis first, then in Postgres, and has one shape.
 
-Redis knows open sessions and lately closed ones, which Postgres may not hold yet; whoever asks for one by id or by its
-conversation never sees it missing in between. If one of the two is away, the other answers for what it holds, and only what it
-cannot deny is refused as unavailable. Lists by filter are of the archive alone. Who may see what is the caller's business.
+Redis holds open sessions and recently closed ones, which Postgres may not have yet, so a look-up by id or by conversation never
+misses a session in between. If one server is unreachable, the other answers for what it holds; a look-up is refused as
+unavailable only if neither can answer. Lists by filter read the archive alone. The caller checks what a key may see.
 """
 
 from collections.abc import Awaitable
@@ -16,8 +16,7 @@ from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from app.errors import Unavailable
-from app.live.view import LiveSession, View
-from app.live.view import OpenPosition as LivePlace
+from app.live.view import LiveSession, OpenPosition, View
 
 
 class Sessions:
@@ -28,34 +27,34 @@ class Sessions:
         self._engine = engine
 
     async def find(self, session_id: str) -> ArchivedSession | None:
-        """The session of this id, open or closed; the id must be a UUID. Raises `Unavailable` if neither server can tell."""
-        away: Unavailable | None = None
+        """The session of this id, open or closed; the id must be a UUID. Raise `Unavailable` if neither server can answer."""
+        unreachable: Unavailable | None = None
         try:
             found = await self._live.find(session_id)
         except Unavailable as error:
-            found, away = None, error
+            found, unreachable = None, error
         if found is not None:
             return _as_archived(found)
         async with self._engine.connect() as conn:
             archived = await session_reads.find(conn, session_id)
-        if archived is None and away is not None:
-            raise away
+        if archived is None and unreachable is not None:
+            raise unreachable
         return archived
 
     async def messages(self, session: Session, *, after: int, limit: int) -> list[Message]:
         """A session's messages in order, those whose sequence is above `after`."""
-        kept = await self._kept(session, self._live.messages(session.id))
-        if kept and (session.closed_at_ms is None or len(kept) >= session.entries):
-            return [message for message in kept if message.sequence > after][:limit]
+        live = await self._live_or_none(session, self._live.messages(session.id))
+        if live and (session.closed_at_ms is None or len(live) >= session.entries):
+            return [message for message in live if message.sequence > after][:limit]
         async with self._engine.connect() as conn:
             return await session_reads.messages_of(conn, session.id, after=after, limit=limit)
 
-    async def telling(self, session: Session) -> list[Message]:
-        """The messages that an explanation of a session names."""
+    async def messages_to_explain(self, session: Session) -> list[Message]:
+        """The messages that the explanation of a session names."""
         ids = [name for name in (session.opened_by, session.deadline_by, session.closed_by) if name]
-        kept = await self._kept(session, self._live.messages_named(session.id, ids))
-        if kept:
-            return kept
+        live = await self._live_or_none(session, self._live.messages_named(session.id, ids))
+        if live:
+            return live
         async with self._engine.connect() as conn:
             return await session_reads.messages_by_id(conn, session.id, ids)
 
@@ -69,7 +68,9 @@ class Sessions:
         last = shown[-1].session if len(found) > limit else None
         return shown, None if last is None else SessionPlace(last.opened_at_ms, last.id)
 
-    async def live_page(self, bot: str, *, after: LivePlace | None, limit: int) -> tuple[list[ArchivedSession], LivePlace | None]:
+    async def live_page(
+        self, bot: str, *, after: OpenPosition | None, limit: int
+    ) -> tuple[list[ArchivedSession], OpenPosition | None]:
         """A bot's open sessions, the longest open first, and the place to go on from; None at the end."""
         found, place = await self._live.page(bot, after=after, limit=limit)
         return [_as_archived(one) for one in found], place
@@ -77,7 +78,7 @@ class Sessions:
     async def lately_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
         """A conversation's open sessions (with method `client` or in help windows, several side by side).
 
-        And the one that closed last, as long as Redis knows it: Postgres may not have it yet.
+        And the one that closed last, as long as Redis holds it: Postgres may not have it yet.
         """
         strands = {Strand(bot, conversation), *await self._live.strands_of(bot, conversation)}
         found = []
@@ -90,8 +91,8 @@ class Sessions:
                 found.append(_as_archived(closed))
         return found
 
-    async def _kept(self, session: Session, reading: Awaitable[list[Message]]) -> list[Message]:
-        """What Redis has of a session's messages; nothing if it is away and Postgres may have them."""
+    async def _live_or_none(self, session: Session, reading: Awaitable[list[Message]]) -> list[Message]:
+        """The session's messages in Redis; none if Redis is unreachable and Postgres may have them."""
         try:
             return await reading
         except Unavailable:
@@ -100,7 +101,7 @@ class Sessions:
             return []
 
 
-def told(found: ArchivedSession) -> dict[str, Any]:
+def view(found: ArchivedSession) -> dict[str, Any]:
     """A session as JSON."""
     return session_view(found.strand, found.session) | {"continuation_of": found.continuation_of}
 

@@ -185,7 +185,10 @@ def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
     ]
     referred = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
 
-    assert all(list(response["content"]) == ["application/problem+json"] for _, status, response in answers if status >= "400")
+    refusals = [
+        (path, response) for path, status, response in answers if status >= "400" and (path, status) != ("/readyz", "503")
+    ]
+    assert all(list(response["content"]) == ["application/problem+json"] for _, response in refusals)
     assert referred <= set(document["components"]["schemas"])
     assert "HTTPValidationError" not in referred
 
@@ -194,9 +197,7 @@ def test_the_document_tells_that_an_entry_of_a_batch_may_be_refused(app: FastAPI
     """A generated client must not break on `error` where a receipt would stand."""
     items = app.openapi()["components"]["schemas"]["BatchAnswer"]["properties"]["answers"]["items"]
 
-    receipt, refused = items["anyOf"]
-    assert receipt == {"$ref": "#/components/schemas/Receipt"}
-    assert refused["properties"] == {"error": {"$ref": "#/components/schemas/Problem"}}
+    assert [choice["$ref"].rpartition("/")[2] for choice in items["anyOf"]] == ["Receipt", "EntryError"]
 
 
 def test_the_document_names_every_operation_once(app: FastAPI) -> None:

@@ -92,7 +92,6 @@ OPEN = {
     ("POST", "/v1/policies/validate"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/keys"),
-    ("POST", "/v1/rejects/replay"),
 }
 """Routes that concern nobody's things, or make new ones (`test_admin` holds those to the asker's own bots)."""
 
@@ -199,7 +198,7 @@ async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, 
 
 def _scopes(method: str, path: str) -> set[str]:
     if path.endswith("/close"):
-        return {"read", "ingest"}
+        return {"ingest", "admin"}
     if "/messages" in path and method == "POST":
         return {"ingest"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):

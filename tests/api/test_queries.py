@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.api.schemas.sessions import LivePage, MessagePage, SessionPage, SessionView
+from app.api.routes.sessions import LivePage, MessagePage, SessionPage, SessionView
 from app.archive.sessions import insert_closed
 from app.domain.entry import Entry
 from app.domain.records import Receive
@@ -47,7 +47,7 @@ async def test_a_session_has_one_shape_open_lately_closed_and_archived(admin: Cl
     assert archived == closed
     assert listed == [closed]
     for view in (opened, closed):
-        SessionView.model_validate(view)
+        SessionView.model_validate(view, extra="forbid")
 
 
 async def test_an_archived_session_is_told_from_postgres_alone(admin: Client, worker: Worker, resources: Resources) -> None:
@@ -77,11 +77,11 @@ async def test_what_is_told_is_what_the_document_says(admin: Client, worker: Wor
     described = set(SessionView.model_fields) - {"continuation_of"}
 
     assert set(session_view(told.strand, told.session)) == described
-    LivePage.model_validate(await admin.ok("GET", "/v1/bots/shop/live"))
-    MessagePage.model_validate(await admin.ok("GET", f"/v1/sessions/{answer['session_id']}/messages"))
+    LivePage.model_validate(await admin.ok("GET", "/v1/bots/shop/live"), extra="forbid")
+    MessagePage.model_validate(await admin.ok("GET", f"/v1/sessions/{answer['session_id']}/messages"), extra="forbid")
     await advance(admin, HOUR_S)
     await worker.archivist.run_once()
-    SessionPage.model_validate(await admin.ok("GET", "/v1/sessions"))
+    SessionPage.model_validate(await admin.ok("GET", "/v1/sessions"), extra="forbid")
 
 
 async def test_closing_by_api_closes_once(admin: Client, worker: Worker) -> None:

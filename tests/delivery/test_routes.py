@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.errors import install_error_handlers
-from app.api.routes import deliveries as routes
+from app.api.routes import deliveries, endpoints
 from app.clock import wall_ms
 from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
@@ -42,7 +42,8 @@ async def resources(redis_url: str, database_url: str) -> AsyncIterator[Resource
 def app(resources: Resources) -> FastAPI:
     made = FastAPI()
     install_error_handlers(made)
-    made.include_router(routes.router)
+    made.include_router(deliveries.router)
+    made.include_router(endpoints.router)
     made.state.resources = resources
     return made
 

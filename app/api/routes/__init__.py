@@ -1,4 +1,4 @@
-"""Every route but the two of ingest, one module a resource."""
+"""Every route but the two of ingest: one module a resource, with its request and response models."""
 
 from fastapi import APIRouter
 
@@ -9,29 +9,15 @@ from app.api.routes import (
     deliveries,
     endpoints,
     keys,
-    live,
     operations,
     policies,
     rejects,
     sandbox,
     sessions,
-    summary,
-    variables,
 )
 
-ROUTERS: tuple[APIRouter, ...] = (
-    bots.router,
-    policies.router,
-    endpoints.router,
-    keys.router,
-    audit.router,
-    rejects.router,
-    sessions.router,
-    conversations.router,
-    live.router,
-    summary.router,
-    variables.router,
-    sandbox.router,
-    deliveries.router,
-    operations.router,
+# Variables of a conversation come before the conversation's sessions: see `conversations`.
+ROUTERS: tuple[APIRouter, ...] = tuple(
+    module.router
+    for module in (sessions, conversations, sandbox, bots, policies, endpoints, deliveries, keys, audit, rejects, operations)
 )

@@ -1,35 +1,67 @@
 """The audit log: who changed what and when."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+from sqlalchemy import Row
 
 from app.api.auth import Administering
-from app.api.dependencies import ResourcesDep
-from app.api.schemas.audit import AuditEntry, AuditPage
-from app.api.schemas.common import Cursor, Limit, Slug
-from app.api.schemas.problems import PROBLEMS
+from app.api.dependencies import EngineDep
+from app.api.fields import Id, Instant, Slug
+from app.api.paging import Next, Page, PageQuery
 from app.archive import audit
-from app.queries.cursor import cursor_of, page_of, place_of
+from app.domain.instants import ms_of, rfc3339
 
-router = APIRouter(prefix="/v1", tags=["audit"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 
-@router.get("/audit")
-async def list_changes(
-    resources: ResourcesDep,
-    principal: Administering,
-    bot: Annotated[Slug | None, Query(description="Only changes that concern this bot.")] = None,
-    limit: Annotated[Limit, Query()] = 50,
-    *,
-    cursor: Annotated[Cursor, Query()] = None,
-) -> AuditPage:
-    """Changes of bots, policies, endpoints and keys, the latest first. A limited key sees those of its bots."""
-    if bot is not None:
-        principal.require("admin", bot=bot)
-    of = ["audit", bot]
-    before = place_of(cursor, of=of, kind=int)
-    async with resources.engine.connect() as conn:
-        rows = await audit.page(conn, bots=principal.key.bots, bot=bot, before=before, limit=limit + 1)
-    shown, last = page_of(rows, limit=limit)
-    return AuditPage(entries=[AuditEntry.of(row) for row in shown], next=last and cursor_of(last.id, of=of))
+class AuditQuery(PageQuery):
+    """Which entries."""
+
+    bot: Annotated[Slug | None, Field(description="Only changes that concern this bot.", examples=["shop"])] = None
+
+
+class AuditEntry(BaseModel):
+    """One change of a bot, a policy, an endpoint, a key or a session."""
+
+    id: Annotated[int, Field(description="Number of the entry; later entries have larger ones.", examples=[6])]
+    at: Annotated[Instant, Field(description="When the change was made.")]
+    actor: Annotated[str, Field(description="Name of the key that made it, or of the command.", examples=["the shop's bot"])]
+    key_id: Annotated[Id | None, Field(description="Id of that key; null if the change was not made by API.")]
+    action: Annotated[str, Field(description="The thing and what was done to it.", examples=["policy.changed"])]
+    bot: Annotated[str | None, Field(description="The one bot that the change concerns, if there is one.", examples=["shop"])]
+    target: Annotated[str, Field(description="Id of the thing that was changed.", examples=["shop"])]
+    detail: Annotated[dict[str, Any], Field(description="New values, by field; never a secret.", examples=[{"version": 2}])]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "AuditEntry":
+        return cls(
+            id=row.id,
+            at=rfc3339(ms_of(row.at)),
+            actor=row.actor,
+            key_id=row.key_id,
+            action=row.action,
+            bot=row.bot_id,
+            target=row.target,
+            detail=row.detail,
+        )
+
+
+class AuditPage(BaseModel):
+    """Entries of the audit log, the latest first."""
+
+    entries: Annotated[list[AuditEntry], Field(description="The entries of this page.")]
+    next: Next
+
+
+@router.get("")
+async def list_changes(engine: EngineDep, principal: Administering, asked: Annotated[AuditQuery, Query()]) -> AuditPage:
+    """Changes of bots, policies, endpoints, keys and sessions, the latest first. A limited key sees those of its bots."""
+    if asked.bot is not None:
+        principal.require("admin", bot=asked.bot)
+    page = Page(asked, of=["audit", asked.bot], place=int)
+    async with engine.connect() as conn:
+        rows = await audit.page(conn, bots=principal.key.bots, bot=asked.bot, before=page.after, limit=page.probe)
+    shown, following = page.cut(rows, lambda row: int(row.id))
+    return AuditPage(entries=[AuditEntry.of(row) for row in shown], next=following)

@@ -1,42 +1,108 @@
-"""Bots: create, list, read, change, delete. A bot is born with version 1 of its policy."""
+"""Bots: create, list, read, change, delete. A bot is created with version 1 of its policy."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import structlog
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field, model_validator
 from redis.exceptions import RedisError
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, no_bot
-from app.api.dependencies import ResourcesDep
-from app.api.saving import saving
-from app.api.schemas.bots import BotChange, BotPage, BotView, NewBot
-from app.api.schemas.common import Cursor, Limit
-from app.api.schemas.problems import PROBLEMS
+from app.api.auth import Administering, found
+from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep
+from app.api.fields import Body, BotPath, Instant, Name, PolicyToSave, Slug
+from app.api.paging import Next, Page, Paged
+from app.api.responses import refuses
 from app.archive import bots, policies
 from app.archive.tables import instant
-from app.closing.sweep import close_deleted_sandbox
+from app.closing.sweep import Sweep, close_deleted_sandbox
 from app.domain.errors import Fault
+from app.domain.instants import ms_of, rfc3339
 from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Invalid
-from app.queries.cursor import cursor_of, page_of, place_of
-from app.resources import Resources
+from app.live.sandbox import SandboxClocks
 
-router = APIRouter(prefix="/v1/bots", tags=["bots"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/bots", tags=["bots"])
 
-LIST = "bots"
+ClockMode = Literal["manual", "sent_at"]
 _log = structlog.get_logger()
 
+_Id = Annotated[Slug, Field(description="Id of the bot; never given to another bot.", examples=["shop"])]
+_Sandbox = Annotated[bool, Field(description="Whether the bot has a clock of its own, for tests.")]
+_ClockMode = Annotated[
+    ClockMode | None,
+    Field(
+        description="How a sandbox bot's clock moves: `manual` by `POST …/clock/advance` alone, `sent_at` by its entries, too."
+    ),
+]
 
-@router.post("", status_code=201)
-async def create_bot(new: NewBot, resources: ResourcesDep, principal: Administering, response: Response) -> BotView:
-    """Create a bot. Needs a key for all bots; a deleted bot's id is not given away again."""
+
+class NewBot(Body):
+    """A bot to create."""
+
+    id: _Id
+    name: Annotated[Name | None, Field(description="For people; the id if left out.")] = None
+    sandbox: _Sandbox = False
+    clock_mode: _ClockMode = None
+    policy: Annotated[PolicyToSave, Field(description="Version 1 of the policy; the defaults if left out.")] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _only_a_sandbox_has_a_clock(self) -> "NewBot":
+        if self.clock_mode is not None and not self.sandbox:
+            raise ValueError("`clock_mode` is for sandbox bots: set `sandbox` too, or leave it out")
+        return self
+
+
+class BotChange(Body):
+    """Fields to change; a field that is left out stays as it is. `sandbox` cannot be changed."""
+
+    name: Name | None = None
+    clock_mode: _ClockMode = None
+
+
+class BotView(BaseModel):
+    """A bot."""
+
+    id: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
+    name: Annotated[str, Field(description="For people.", examples=["Shop"])]
+    sandbox: _Sandbox
+    clock_mode: _ClockMode
+    created_at: Annotated[Instant, Field(description="When it was created.")]
+    updated_at: Annotated[Instant, Field(description="When one of these fields was changed last.")]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "BotView":
+        return cls(
+            id=row.id,
+            name=row.name,
+            sandbox=row.sandbox,
+            clock_mode=row.clock_mode,
+            created_at=rfc3339(ms_of(row.created_at)),
+            updated_at=rfc3339(ms_of(row.updated_at)),
+        )
+
+
+class BotPage(BaseModel):
+    """Bots by id."""
+
+    bots: Annotated[list[BotView], Field(description="The bots of this page.")]
+    next: Next
+
+
+@router.post("", status_code=201, responses=refuses(Conflict))
+async def create_bot(
+    new: NewBot, clock: ClockDep, changing: ChangingDep, principal: Administering, *, response: Response
+) -> BotView:
+    """Create a bot. Needs a key for all bots; the id of a deleted bot is not given away again."""
     principal.require_all_bots()
     policy_from(new.policy)
     clock_mode = (new.clock_mode or "manual") if new.sandbox else None
     # A clock that follows its entries begins at zero, so that old records can be played.
-    effective_at = instant(0 if clock_mode == "sent_at" else resources.clock.now_ms())
-    async with saving(resources, principal) as change:
+    effective_at = instant(0 if clock_mode == "sent_at" else clock.now_ms())
+    async with changing(principal) as change:
         row = await bots.create(change.conn, new.id, name=new.name or new.id, sandbox=new.sandbox, clock_mode=clock_mode)
         if row is None:
             raise Conflict(f"there is, or was, a bot {new.id!r}", hint="choose another id")
@@ -47,62 +113,58 @@ async def create_bot(new: NewBot, resources: ResourcesDep, principal: Administer
 
 
 @router.get("")
-async def list_bots(
-    resources: ResourcesDep,
-    principal: Administering,
-    limit: Annotated[Limit, Query()] = 50,
-    cursor: Annotated[Cursor, Query()] = None,
-) -> BotPage:
+async def list_bots(engine: EngineDep, principal: Administering, asked: Paged) -> BotPage:
     """Bots by id: those that the key covers."""
-    after = place_of(cursor, of=LIST, kind=str) or ""
-    async with resources.engine.connect() as conn:
-        rows = await bots.page(conn, only=principal.key.bots, after=after, limit=limit + 1)
-    shown, last = page_of(rows, limit=limit)
-    return BotPage(bots=[BotView.of(row) for row in shown], next=last and cursor_of(last.id, of=LIST))
+    page = Page(asked, of="bots", place=str)
+    async with engine.connect() as conn:
+        rows = await bots.page(conn, only=principal.key.bots, after=page.after or "", limit=page.probe)
+    shown, following = page.cut(rows, lambda row: str(row.id))
+    return BotPage(bots=[BotView.of(row) for row in shown], next=following)
 
 
 @router.get("/{bot}")
-async def read_bot(bot: str, resources: ResourcesDep, _: Administering) -> BotView:
+async def read_bot(bot: BotPath, engine: EngineDep, _: Administering) -> BotView:
     """One bot."""
-    async with resources.engine.connect() as conn:
-        return BotView.of(found_bot(await bots.find(conn, bot), bot))
+    async with engine.connect() as conn:
+        return BotView.of(await bot_row(conn, bot))
 
 
 @router.patch("/{bot}")
-async def change_bot(bot: str, wanted: BotChange, resources: ResourcesDep, principal: Administering) -> BotView:
+async def change_bot(bot: BotPath, wanted: BotChange, changing: ChangingDep, principal: Administering) -> BotView:
     """Change a bot's name, or how a sandbox bot's clock moves."""
     changes = wanted.model_dump(exclude_none=True)
-    async with saving(resources, principal) as change:
-        row = found_bot(await bots.find(change.conn, bot), bot)
+    async with changing(principal) as change:
+        row = await bot_row(change.conn, bot)
         if wanted.clock_mode is not None and not row.sandbox:
             fault = Fault("clock_mode", "this bot goes by real time", "leave it out")
             raise Invalid("only a sandbox bot has a clock of its own", faults=(fault,))
-        row = found_bot(await bots.change(change.conn, bot, changes), bot)
+        row = found(await bots.change(change.conn, bot, changes), "bot", bot)
         await change.record("bot.changed", bot, bot=bot, **changes)
     return BotView.of(row)
 
 
 @router.delete("/{bot}", status_code=204)
-async def delete_bot(bot: str, resources: ResourcesDep, principal: Administering) -> None:
-    """Delete a bot: it takes no more entries, its open sessions close on time, its closed ones stay readable.
+async def delete_bot(
+    bot: BotPath, changing: ChangingDep, sandboxes: SandboxesDep, sweep: SweepDep, *, principal: Administering
+) -> None:
+    """Delete a bot: it takes no more entries, its open sessions close on time, its closed sessions stay readable.
 
-    Its endpoints go with it, so nobody is told. A sandbox bot's clock runs out, and its open sessions close now.
+    Its endpoints are deleted too, so no more webhooks are sent. A sandbox bot's open sessions close at once.
     """
-    async with saving(resources, principal) as change:
-        row = found_bot(await bots.delete(change.conn, bot), bot)
+    async with changing(principal) as change:
+        row = found(await bots.delete(change.conn, bot), "bot", bot)
         await change.record("bot.deleted", bot, bot=bot)
     if row.sandbox:
-        await _close_sandbox(resources, bot)
+        await _close_sandbox(bot, sandboxes, sweep)
 
 
-async def _close_sandbox(resources: Resources, bot: str) -> None:
+async def bot_row(conn: AsyncConnection, bot: str) -> Row[Any]:
+    """The row of a bot that is not deleted. Raise `NotFound`."""
+    return found(await bots.find(conn, bot), "bot", bot)
+
+
+async def _close_sandbox(bot: str, sandboxes: SandboxClocks, sweep: Sweep) -> None:
     try:
-        await close_deleted_sandbox(bot, clocks=resources.sandboxes, sweep=resources.sweep)
-    except (RedisError, AdjournError) as error:  # the bot is deleted all the same, and a worker does this again
-        _log.warning("deleted_bot.sessions_still_open", bot=bot, error=str(error))
-
-
-def found_bot(row: Row[Any] | None, bot: str) -> Row[Any]:
-    if row is None:
-        raise no_bot(bot)
-    return row
+        await close_deleted_sandbox(bot, clocks=sandboxes, sweep=sweep)
+    except (RedisError, AdjournError) as error:  # the bot is deleted all the same, and a worker closes its sessions later
+        _log.warning("sessions of a deleted bot are still open", bot=bot, error=str(error))

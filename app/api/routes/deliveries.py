@@ -1,187 +1,232 @@
-"""What became of webhooks, and doing something about it: lists, attempts, replays, tests, new secrets.
+"""Webhook deliveries: list them, read one with its attempts, send them again."""
 
-A key that covers some bots sees their deliveries and endpoints alone; others are answered as if they did not exist.
-"""
-
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+import msgspec
+from fastapi import APIRouter, Path, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, Principal
-from app.api.dependencies import ResourcesDep
-from app.api.saving import saving
-from app.api.schemas.deliveries import (
-    DeliveryDetail,
-    DeliveryPage,
-    DeliveryQuery,
-    DeliveryView,
-    NewSecret,
-    Replayed,
-    ReplayMany,
-    RotateSecret,
-    TestResult,
-    id_or_none,
-)
-from app.api.schemas.problems import PROBLEMS
-from app.archive import audit, delivery_log, endpoint_health, endpoints
-from app.archive.audit import Actor
+from app.api.auth import Administering, Principal, found, id_of
+from app.api.dependencies import ClockDep, EngineDep
+from app.api.fields import GivenInstant, Id, Instant, Slug, Text, component, text_of
+from app.api.paging import Next, Page, PageQuery
+from app.api.responses import refuses
+from app.api.routes.endpoints import endpoint_row
+from app.archive import audit, delivery_log, endpoints
 from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
-from app.archive.endpoint_health import HEALTHY
-from app.archive.outbox import valid_secrets
-from app.archive.tables import instant
-from app.delivery.endpoint_test import send_test
+from app.clock import Clock
 from app.domain.instants import ms_of, rfc3339
-from app.errors import Conflict, NotFound
-from app.ids import new_webhook_secret
-from app.queries.cursor import cursor_of, page_of, place_of
-from app.resources import Resources
+from app.errors import Conflict
 
-router = APIRouter(prefix="/v1", tags=["webhooks"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
 
-REPLAY_ROOM = 5_000
+REPLAY_BATCH = 5_000
+Status = Literal["pending", "delivered", "failed", "cancelled"]
+_DeliveryPath = Annotated[str, Path(description="Id of the delivery.", json_schema_extra={"format": "uuid"})]
 
 
-@router.get("/deliveries")
-async def list_deliveries(
-    resources: ResourcesDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]
-) -> DeliveryPage:
+class DeliveryQuery(PageQuery):
+    """Which deliveries."""
+
+    bot: Annotated[Slug | None, Field(description="Only of this bot.", examples=["shop"])] = None
+    endpoint_id: Annotated[UUID | None, Field(description="Only to this endpoint.")] = None
+    session_id: Annotated[UUID | None, Field(description="Only of this session.")] = None
+    event: Annotated[Text | None, Field(description="Only of this event.", examples=["session.closed"])] = None
+    status: Annotated[Status | None, Field(description="Only with this status.")] = None
+    since: Annotated[GivenInstant | None, Field(description="Only those created at or after this instant.")] = None
+
+    def filter(self, bots: frozenset[str] | None) -> DeliveryFilter:
+        """The filter, among the bots that the key covers."""
+        return DeliveryFilter(
+            bots=bots,
+            bot=self.bot,
+            endpoint_id=text_of(self.endpoint_id),
+            session_id=text_of(self.session_id),
+            event=self.event,
+            status=self.status,
+            since_ms=None if self.since is None else ms_of(self.since),
+        )
+
+
+class AttemptView(BaseModel):
+    """One attempt to deliver."""
+
+    attempt: Annotated[int, Field(description="Number of the attempt, from 1.", examples=[1])]
+    started_at: Annotated[Instant, Field(description="When it started.")]
+    duration_ms: Annotated[int | None, Field(description="How long it took, in ms; null while it is under way.", examples=[9])]
+    status: Annotated[int | None, Field(description="HTTP status of the answer; null if there was none.", examples=[200])]
+    error: Annotated[str | None, Field(description="Why it failed, if it did.", examples=["connection refused"])]
+    reply: Annotated[str | None, Field(description="The first kilobyte of the answer's body.", examples=["ok"])]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "AttemptView":
+        return cls(
+            attempt=row.attempt,
+            started_at=rfc3339(ms_of(row.started_at)),
+            duration_ms=row.duration_ms,
+            status=row.status,
+            error=row.error,
+            reply=row.reply,
+        )
+
+
+class DeliveryView(BaseModel):
+    """One event to one endpoint."""
+
+    id: Annotated[Id, Field(description="Id of the delivery: the `webhook-id` of all its attempts.")]
+    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
+    endpoint_id: Annotated[Id, Field(description="Id of the endpoint.")]
+    session_id: Annotated[Id | None, Field(description="Id of the session; null for a `webhook.test`.")]
+    event: Annotated[str, Field(description="Type of the event.", examples=["session.closed"])]
+    status: Annotated[
+        Status, Field(description="`failed` and `cancelled` are dead letters: nothing sends them again unless they are replayed.")
+    ]
+    attempts: Annotated[int, Field(description="Attempts so far.", examples=[1])]
+    created_at: Annotated[Instant, Field(description="When it was put into the outbox.")]
+    event_at: Annotated[Instant, Field(description="When the event happened, in the bot's own time.")]
+    next_attempt_at: Annotated[
+        Instant | None,
+        Field(description="When a pending one is tried next; while an attempt is under way, when another worker may retry."),
+    ]
+    delivered_at: Annotated[Instant | None, Field(description="When it was delivered, if it was.")]
+    failed_at: Annotated[Instant | None, Field(description="When it was given up or cancelled, if it was.")]
+    last_status: Annotated[int | None, Field(description="HTTP status of the last attempt.", examples=[200])]
+    last_error: Annotated[str | None, Field(description="Why the last attempt failed, if it did.", examples=["timeout"])]
+    after_id: Annotated[Id | None, Field(description="Id of the delivery that is settled before this one is sent.")]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "DeliveryView":
+        return cls(**_fields(row))
+
+
+class DeliveryDetail(DeliveryView):
+    """A delivery with its payload and its attempts."""
+
+    payload: Annotated[dict[str, Any], component("WebhookEvent"), Field(description="The body that every attempt sends.")]
+    history: Annotated[list[AttemptView], Field(description="Each attempt so far, in order.")]
+
+    @classmethod
+    def with_history(cls, row: Row[Any], attempts: list[Row[Any]]) -> "DeliveryDetail":
+        return cls(**_fields(row), payload=msgspec.json.decode(row.body), history=[AttemptView.of(each) for each in attempts])
+
+
+class DeliveryPage(BaseModel):
+    """Deliveries, the newest first."""
+
+    deliveries: Annotated[list[DeliveryView], Field(description="The deliveries of this page.")]
+    next: Next
+
+
+class ReplayMany(BaseModel):
+    """Which dead letters to send again: `bot` or `endpoint_id` is required."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: Annotated[AwareDatetime, Field(description="Those that failed at or after this instant.")]
+    bot: Annotated[Slug | None, Field(description="Those of this bot.", examples=["shop"])] = None
+    endpoint_id: Annotated[UUID | None, Field(description="Those to this endpoint.")] = None
+
+    @model_validator(mode="after")
+    def _of_bot_or_endpoint(self) -> "ReplayMany":
+        if self.bot is None and self.endpoint_id is None:
+            raise ValueError("give `bot` or `endpoint_id`: a replay is of one of them")
+        return self
+
+
+class ReplayedCount(BaseModel):
+    """How much was replayed."""
+
+    replayed: Annotated[int, Field(description="How many are pending again.", examples=[12])]
+
+
+@router.get("")
+async def list_deliveries(engine: EngineDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]) -> DeliveryPage:
     """Deliveries, the newest first."""
     principal.require("admin", bot=asked.bot)
-    wanted = asked.wanted(principal.key.bots)
-    of = ["deliveries", wanted]
-    after = place_of(asked.cursor, of=of, kind=DeliveryPlace)
-    async with resources.engine.connect() as conn:
-        rows = await delivery_log.page(conn, wanted, after=after, limit=asked.limit + 1)
-    shown, last = page_of(rows, limit=asked.limit)
-    following = None if last is None else cursor_of(DeliveryPlace(last.created_at, last.id), of=of)
+    wanted = asked.filter(principal.key.bots)
+    page = Page(asked, of=["deliveries", wanted], place=DeliveryPlace)
+    async with engine.connect() as conn:
+        rows = await delivery_log.page(conn, wanted, after=page.after, limit=page.probe)
+    shown, following = page.cut(rows, lambda row: DeliveryPlace(row.created_at, row.id))
     return DeliveryPage(deliveries=[DeliveryView.of(row) for row in shown], next=following)
 
 
-@router.get("/deliveries/{delivery_id}")
-async def read_delivery(delivery_id: str, resources: ResourcesDep, principal: Administering) -> DeliveryDetail:
+@router.get("/{delivery_id}")
+async def read_delivery(delivery_id: _DeliveryPath, engine: EngineDep, principal: Administering) -> DeliveryDetail:
     """One delivery with its payload and each of its attempts."""
-    async with resources.engine.connect() as conn:
+    async with engine.connect() as conn:
         row = await _delivery(conn, principal, delivery_id)
         return DeliveryDetail.with_history(row, await delivery_log.attempts_of(conn, row.id))
 
 
-@router.post("/deliveries/replay")
-async def replay_deliveries(asked: ReplayMany, resources: ResourcesDep, principal: Administering) -> Replayed:
+@router.post("/replay")
+async def replay_deliveries(asked: ReplayMany, engine: EngineDep, clock: ClockDep, principal: Administering) -> ReplayedCount:
     """Send all dead letters since an instant again, of an endpoint or of a bot; disabled endpoints are left out."""
     principal.require("admin", bot=asked.bot)
-    endpoint = id_or_none(asked.endpoint_id)
-    bot = asked.bot or await _bot_of(resources, principal, str(endpoint))
+    endpoint = text_of(asked.endpoint_id)
+    bot = asked.bot or await _bot_of(engine, principal, str(endpoint))
     wanted = DeliveryFilter(bots=principal.key.bots, bot=bot, endpoint_id=endpoint, since_ms=ms_of(asked.since))
-    replayed = await _replay_all(resources, wanted)
+    replayed = await _replay_all(engine, clock, wanted)
     detail = {"since": rfc3339(ms_of(asked.since)), "replayed": replayed}
-    async with resources.engine.begin() as conn:
-        await audit.record(conn, _actor(principal), "deliveries.replayed", endpoint or bot, bot=bot, **detail)
-    return Replayed(replayed=replayed)
+    async with engine.begin() as conn:
+        await audit.record(conn, principal.actor, "deliveries.replayed", endpoint or bot, bot=bot, **detail)
+    return ReplayedCount(replayed=replayed)
 
 
-@router.post("/deliveries/{delivery_id}/replay", status_code=202)
-async def replay_delivery(delivery_id: str, resources: ResourcesDep, principal: Administering) -> DeliveryView:
-    """Send a delivery again under its old id, whatever became of it; its retries start anew."""
-    async with resources.engine.begin() as conn:
+@router.post("/{delivery_id}/replay", status_code=202, responses=refuses(Conflict))
+async def replay_delivery(
+    delivery_id: _DeliveryPath, engine: EngineDep, clock: ClockDep, principal: Administering
+) -> DeliveryView:
+    """Send a delivery again under its id, whatever its status; its retries start anew."""
+    async with engine.begin() as conn:
         row = await _delivery(conn, principal, delivery_id)
         endpoint = await endpoints.find(conn, row.endpoint_id)
         if endpoint is None or not endpoint.enabled:
             raise Conflict("its endpoint is disabled or deleted", hint="enable the endpoint, then replay")
-        if not await delivery_log.replay(conn, row.id, now_ms=resources.clock.now_ms()):
+        if not await delivery_log.replay(conn, row.id, now_ms=clock.now_ms()):
             raise Conflict("it is pending already", hint="wait for its next attempt")
-        await audit.record(conn, _actor(principal), "delivery.replayed", row.id, bot=row.bot_id)
+        await audit.record(conn, principal.actor, "delivery.replayed", row.id, bot=row.bot_id)
         return DeliveryView.of(await _delivery(conn, principal, delivery_id))
 
 
-@router.post("/endpoints/{endpoint_id}/test")
-async def test_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> TestResult:
-    """Send the endpoint a signed `webhook.test` now, and tell what it answered. If it took it, what waited for it goes out."""
-    now_ms = resources.clock.now_ms()
-    async with resources.engine.connect() as conn:
-        endpoint = await _endpoint(conn, principal, endpoint_id)
-    # No connection is held while the receiver takes its time.
-    test = await send_test(resources.settings, endpoint, now_ms=now_ms)
-    async with resources.engine.begin() as conn:
-        await delivery_log.insert_test(conn, test)
-        if test.delivered:
-            await endpoint_health.save(conn, {endpoint.id: HEALTHY})
-    return TestResult.of(test)
-
-
-@router.post("/endpoints/{endpoint_id}/rotate-secret")
-async def rotate_secret(
-    endpoint_id: str, resources: ResourcesDep, principal: Administering, rotate: RotateSecret | None = None
-) -> NewSecret:
-    """Sign with a new secret from now on, and with the present one beside it for a while.
-
-    409 while the one before is still valid, as after an answer that was lost; with `force` that one ends at once.
-    """
-    wanted, secret, now_ms = rotate or RotateSecret(), new_webhook_secret(), resources.clock.now_ms()
-    until_ms = now_ms + wanted.previous_valid_s * 1000
-    async with saving(resources, principal) as change:
-        endpoint = await _endpoint(change.conn, principal, endpoint_id)
-        if not wanted.force:
-            _check_previous_over(endpoint, now_ms=now_ms)
-        changes = {"secret": secret, "previous_secret": endpoint.secret, "previous_secret_expires_at": instant(until_ms)}
-        await endpoints.change(change.conn, endpoint.id, changes)
-        await change.record("endpoint.secret_rotated", endpoint.id, bot=endpoint.bot_id, previous_valid_until=rfc3339(until_ms))
-    return NewSecret(secret=secret, previous_valid_until=rfc3339(until_ms))
-
-
-def _check_previous_over(endpoint: Row[Any], *, now_ms: int) -> None:
-    """An endpoint has room for two secrets, and the older one was promised to somebody until it expires."""
-    if len(valid_secrets(endpoint, now_ms=now_ms)) > 1:
-        expires = rfc3339(ms_of(endpoint.previous_secret_expires_at))
-        raise Conflict(
-            f"its secret was rotated already, and the one before is valid until {expires}",
-            hint='rotate again after that, or with `"force": true`, by which the one before ends at once',
-        )
-
-
-async def _replay_all(resources: Resources, wanted: DeliveryFilter) -> int:
-    """In portions: one transaction over all would hold up the dispatcher, and be undone whole by a time-out."""
-    replayed, done = 0, REPLAY_ROOM
-    while done == REPLAY_ROOM:
-        async with resources.engine.begin() as conn:
-            done = await delivery_log.replay_failed(conn, wanted, room=REPLAY_ROOM, now_ms=resources.clock.now_ms())
+async def _replay_all(engine: AsyncEngine, clock: Clock, wanted: DeliveryFilter) -> int:
+    """Replay in batches: one transaction over all would block the dispatcher, and a time-out would undo all of it."""
+    replayed, done = 0, REPLAY_BATCH
+    while done == REPLAY_BATCH:
+        async with engine.begin() as conn:
+            done = await delivery_log.replay_failed(conn, wanted, room=REPLAY_BATCH, now_ms=clock.now_ms())
         replayed += done
     return replayed
 
 
-async def _bot_of(resources: Resources, principal: Principal, endpoint_id: str) -> str:
-    async with resources.engine.connect() as conn:
-        return str((await _endpoint(conn, principal, endpoint_id)).bot_id)
+async def _bot_of(engine: AsyncEngine, principal: Principal, endpoint_id: str) -> str:
+    async with engine.connect() as conn:
+        return str((await endpoint_row(conn, principal, endpoint_id)).bot_id)
 
 
 async def _delivery(conn: AsyncConnection, principal: Principal, delivery_id: str) -> Row[Any]:
-    known_id = _id(delivery_id)
-    row = known_id and await delivery_log.find(conn, known_id)
-    return _covered(principal, row or None, f"delivery {delivery_id[:64]!r}")
+    row = await delivery_log.find(conn, id_of("delivery", delivery_id))
+    return found(row, "delivery", delivery_id, seen=lambda row: principal.covers(row.bot_id))
 
 
-async def _endpoint(conn: AsyncConnection, principal: Principal, endpoint_id: str) -> Row[Any]:
-    known_id = _id(endpoint_id)
-    row = known_id and await endpoints.find(conn, known_id)
-    return _covered(principal, row or None, f"endpoint {endpoint_id[:64]!r}")
-
-
-def _covered(principal: Principal, row: Row[Any] | None, name: str) -> Row[Any]:
-    """What exists and is of a bot that the key covers: the two are not to be told apart."""
-    if row is None or not principal.covers(row.bot_id):
-        raise NotFound(f"there is no {name}")
-    return row
-
-
-def _id(text: str) -> str | None:
-    """What is no id is the id of nothing."""
-    try:
-        return str(UUID(text))
-    except ValueError:
-        return None
-
-
-def _actor(principal: Principal) -> Actor:
-    return Actor(principal.key.name, principal.key.id)
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "bot": row.bot_id,
+        "endpoint_id": str(row.endpoint_id),
+        "session_id": row.session_id,
+        "event": row.event,
+        "status": row.status,
+        "attempts": row.attempt,
+        "created_at": rfc3339(ms_of(row.created_at)),
+        "event_at": rfc3339(ms_of(row.event_at)),
+        "next_attempt_at": rfc3339(ms_of(row.next_attempt_at)) if row.status == "pending" else None,
+        "delivered_at": rfc3339(ms_of(row.delivered_at)) if row.delivered_at else None,
+        "failed_at": rfc3339(ms_of(row.failed_at)) if row.failed_at else None,
+        "last_status": row.last_status,
+        "last_error": row.last_error,
+        "after_id": row.after_id,
+    }

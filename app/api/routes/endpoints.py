@@ -1,37 +1,180 @@
-"""Webhook endpoints: create, list, read, change, delete. What is sent to them: `app.api.routes.deliveries`."""
+"""Webhook endpoints: create, list, read, change, delete, test, rotate the secret. Deliveries: `app.api.routes.deliveries`."""
 
-from typing import Any
-from uuid import UUID
+from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, Principal
-from app.api.dependencies import ResourcesDep
-from app.api.routes.bots import found_bot
-from app.api.saving import saving
-from app.api.schemas.endpoints import EndpointChange, EndpointCreated, Endpoints, EndpointView, NewEndpoint
-from app.api.schemas.problems import PROBLEMS
-from app.archive import bots, endpoints
+from app.api.auth import Administering, Principal, found, id_of
+from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SettingsDep
+from app.api.fields import Body, BotPath, Id, Instant
+from app.api.responses import refuses
+from app.api.routes.bots import bot_row
+from app.archive import delivery_log, endpoint_health, endpoints
+from app.archive.delivery_log import TestDelivery
+from app.archive.endpoint_health import HEALTHY
+from app.archive.outbox import valid_secrets
+from app.archive.tables import instant
+from app.delivery.endpoint_test import send_test
 from app.delivery.url_guard import check_destination
-from app.errors import Conflict, NotFound
+from app.domain.entry import ID_PATTERN
+from app.domain.instants import DAY_MS, ms_of, rfc3339
+from app.domain.records import EventType
+from app.errors import Conflict
 from app.ids import new_id, new_webhook_secret
-from app.resources import Resources
+from app.settings import Settings
 
-router = APIRouter(prefix="/v1", tags=["webhooks"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 MOST = 20
+DEFAULT_EVENTS: tuple[EventType, ...] = ("session.reminder", "session.closure_message", "session.closed")
+_DAY_S = DAY_MS // 1000
+
+EndpointPath = Annotated[str, Path(description="Id of the endpoint.", json_schema_extra={"format": "uuid"})]
 
 
-@router.post("/bots/{bot}/endpoints", status_code=201)
+def _each_once(events: list[EventType]) -> list[EventType]:
+    return [event for event in get_args(EventType) if event in events]
+
+
+_Url = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=2048,
+        pattern=ID_PATTERN,
+        description="Where webhooks are sent by POST.",
+        examples=["https://example.com/webhooks"],
+    ),
+]
+_Events = Annotated[
+    list[EventType],
+    Field(min_length=1, max_length=20, description="The events that are sent to it.", examples=[["session.closed"]]),
+    AfterValidator(_each_once),
+]
+_Enabled = Annotated[bool, Field(description="Whether webhooks are sent to it.", examples=[True])]
+
+
+class NewEndpoint(Body):
+    """An endpoint to add to a bot."""
+
+    url: _Url
+    events: _Events = Field(default_factory=lambda: list(DEFAULT_EVENTS))
+
+
+class EndpointChange(Body):
+    """Fields to change; a field that is left out stays as it is. Enabling an endpoint again clears `disabled_reason`."""
+
+    url: _Url | None = None
+    events: _Events | None = None
+    enabled: _Enabled | None = None
+
+
+class EndpointView(BaseModel):
+    """An endpoint."""
+
+    id: Annotated[Id, Field(description="Id of the endpoint.")]
+    bot: Annotated[str, Field(description="Id of its bot.", examples=["shop"])]
+    url: Annotated[str, Field(description="Where webhooks are sent by POST.", examples=["https://example.com/webhooks"])]
+    events: Annotated[list[EventType], Field(description="The events that are sent to it.", examples=[["session.closed"]])]
+    enabled: _Enabled
+    disabled_reason: Annotated[
+        str | None, Field(description="Why Adjourn disabled it, if it did.", examples=["the endpoint answered 410"])
+    ]
+    previous_secret_expires_at: Annotated[
+        Instant | None, Field(description="Until when webhooks carry a signature by the previous secret, too.")
+    ]
+    created_at: Annotated[Instant, Field(description="When it was created.")]
+    updated_at: Annotated[Instant, Field(description="When one of its fields was changed last.")]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "EndpointView":
+        return cls(**_fields(row))
+
+
+class EndpointCreated(EndpointView):
+    """A new endpoint with its secret."""
+
+    secret: Annotated[
+        str,
+        Field(
+            description="Verifies signatures (Standard Webhooks). No other answer shows it.",
+            examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"],
+        ),
+    ]
+
+    @classmethod
+    def with_secret(cls, row: Row[Any]) -> "EndpointCreated":
+        return cls(**_fields(row), secret=row.secret)
+
+
+class EndpointList(BaseModel):
+    """A bot's endpoints, the oldest first."""
+
+    endpoints: Annotated[list[EndpointView], Field(description="The endpoints.")]
+
+
+class TestResult(BaseModel):
+    """How an endpoint answered a `webhook.test` that was sent just now."""
+
+    delivery_id: Annotated[Id, Field(description="Id of the delivery, for `GET /v1/deliveries/{delivery_id}`.")]
+    delivered: Annotated[bool, Field(description="Whether the answer counts as delivered.")]
+    status: Annotated[int | None, Field(description="HTTP status of the answer; null if there was none.", examples=[200])]
+    error: Annotated[str | None, Field(description="Why it was not delivered.", examples=["connection refused"])]
+    reply: Annotated[str, Field(description="The first kilobyte of the answer's body.", examples=["ok"])]
+    duration_ms: Annotated[int, Field(description="Time until the answer, in ms.", examples=[9])]
+
+    @classmethod
+    def of(cls, test: TestDelivery) -> "TestResult":
+        return cls(
+            delivery_id=test.id,
+            delivered=test.delivered,
+            status=test.replied,
+            error=test.error,
+            reply=test.reply,
+            duration_ms=test.duration_ms,
+        )
+
+
+class RotateSecret(Body):
+    """How a secret is replaced."""
+
+    previous_valid_s: Annotated[
+        int,
+        Field(
+            ge=0, le=30 * _DAY_S, description="How long webhooks carry a signature by the old secret, too, in s.", examples=[3600]
+        ),
+    ] = _DAY_S
+    force: Annotated[bool, Field(description="Rotate even if the previous secret is still valid: it ends at once.")] = False
+
+
+class NewSecret(BaseModel):
+    """The new secret of an endpoint."""
+
+    secret: Annotated[
+        str, Field(description="The secret. No other answer shows it.", examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"])
+    ]
+    previous_valid_until: Annotated[Instant, Field(description="Until when the old secret signs, too.")]
+
+
+@router.post("/bots/{bot}/endpoints", status_code=201, responses=refuses(Conflict))
 async def create_endpoint(
-    bot: str, new: NewEndpoint, resources: ResourcesDep, principal: Administering, *, response: Response
+    bot: BotPath,
+    new: NewEndpoint,
+    *,
+    clock: ClockDep,
+    settings: SettingsDep,
+    changing: ChangingDep,
+    principal: Administering,
+    response: Response,
 ) -> EndpointCreated:
-    """Add an endpoint. Its secret, by which webhooks are verified, is in this answer and in no other."""
-    await _check_url(resources, principal, new.url)
-    endpoint = new_id(resources.clock.now_ms())
-    async with saving(resources, principal) as change:
-        found_bot(await bots.find(change.conn, bot), bot)
+    """Add an endpoint. Its secret, which verifies webhooks, is in this answer and in no other."""
+    await _check_url(settings, principal, new.url)
+    endpoint = new_id(clock.now_ms())
+    async with changing(principal) as change:
+        await bot_row(change.conn, bot)
         if len(await endpoints.of_bot(change.conn, bot)) >= MOST:
             raise Conflict(f"a bot has at most {MOST} endpoints", hint="delete one that is no longer needed")
         row = await endpoints.create(
@@ -49,77 +192,135 @@ async def create_endpoint(
 
 
 @router.get("/bots/{bot}/endpoints")
-async def list_endpoints(bot: str, resources: ResourcesDep, _: Administering) -> Endpoints:
-    """A bot's endpoints."""
-    async with resources.engine.connect() as conn:
-        found_bot(await bots.find(conn, bot), bot)
+async def list_endpoints(bot: BotPath, engine: EngineDep, _: Administering) -> EndpointList:
+    """A bot's endpoints, the oldest first."""
+    async with engine.connect() as conn:
+        await bot_row(conn, bot)
         rows = await endpoints.of_bot(conn, bot)
-    return Endpoints(endpoints=[EndpointView.of(row) for row in rows])
+    return EndpointList(endpoints=[EndpointView.of(row) for row in rows])
 
 
 @router.get("/endpoints/{endpoint_id}")
-async def read_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> EndpointView:
+async def read_endpoint(endpoint_id: EndpointPath, engine: EngineDep, principal: Administering) -> EndpointView:
     """One endpoint."""
-    known_id = _id(endpoint_id)
-    async with resources.engine.connect() as conn:
-        return EndpointView.of(_covered(principal, await endpoints.find(conn, known_id), endpoint_id))
+    return EndpointView.of(await _read(engine, principal, endpoint_id))
 
 
 @router.patch("/endpoints/{endpoint_id}")
 async def change_endpoint(
-    endpoint_id: str, wanted: EndpointChange, resources: ResourcesDep, principal: Administering
+    endpoint_id: EndpointPath,
+    wanted: EndpointChange,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    changing: ChangingDep,
+    principal: Administering,
 ) -> EndpointView:
-    """Change where it is, what it hears of, and whether it does. What is pending for it goes to the new place."""
-    known_id = _id(endpoint_id)
+    """Update URL, events or `enabled`. Pending deliveries go to the new URL."""
     if wanted.url is not None:
-        async with resources.engine.connect() as conn:
-            _covered(principal, await endpoints.find(conn, known_id), endpoint_id)
-        await _check_url(resources, principal, wanted.url)
+        await _read(engine, principal, endpoint_id)
+        await _check_url(settings, principal, wanted.url)
     changes = wanted.model_dump(exclude_none=True)
-    async with saving(resources, principal) as change:
-        row = _covered(principal, await endpoints.find(change.conn, known_id), endpoint_id)
+    async with changing(principal) as change:
+        row = await endpoint_row(change.conn, principal, endpoint_id)
         more: dict[str, Any] = {"disabled_reason": None} if wanted.enabled else {}
         if wanted.url is not None:
             more["private_allowed"] = _may_name_private(principal)
-        row = await endpoints.change(change.conn, known_id, changes | more)
-        await change.record("endpoint.changed", known_id, bot=row.bot_id, **changes)
+        row = await endpoints.change(change.conn, row.id, changes | more)
+        await change.record("endpoint.changed", row.id, bot=row.bot_id, **changes)
     return EndpointView.of(row)
 
 
 @router.delete("/endpoints/{endpoint_id}", status_code=204)
-async def delete_endpoint(endpoint_id: str, resources: ResourcesDep, principal: Administering) -> None:
-    """Delete an endpoint: nothing more is sent to it, and what is pending for it is cancelled."""
-    known_id = _id(endpoint_id)
-    async with saving(resources, principal) as change:
-        row = _covered(principal, await endpoints.find(change.conn, known_id), endpoint_id)
-        await endpoints.delete(change.conn, known_id)
-        await change.record("endpoint.deleted", known_id, bot=row.bot_id)
+async def delete_endpoint(endpoint_id: EndpointPath, changing: ChangingDep, principal: Administering) -> None:
+    """Delete an endpoint: nothing more is sent to it, and its pending deliveries are cancelled."""
+    async with changing(principal) as change:
+        row = await endpoint_row(change.conn, principal, endpoint_id)
+        await endpoints.delete(change.conn, row.id)
+        await change.record("endpoint.deleted", row.id, bot=row.bot_id)
 
 
-async def _check_url(resources: Resources, principal: Principal, url: str) -> None:
-    allowed = resources.settings.private_webhooks_allowed
+@router.post("/endpoints/{endpoint_id}/test")
+async def test_endpoint(
+    endpoint_id: EndpointPath, engine: EngineDep, clock: ClockDep, settings: SettingsDep, *, principal: Administering
+) -> TestResult:
+    """Send the endpoint a signed `webhook.test` now. If it is delivered, pending deliveries are sent at once, too."""
+    now_ms = clock.now_ms()
+    endpoint = await _read(engine, principal, endpoint_id)
+    # No connection is held while the receiver answers.
+    test = await send_test(settings, endpoint, now_ms=now_ms)
+    async with engine.begin() as conn:
+        await delivery_log.insert_test(conn, test)
+        if test.delivered:
+            await endpoint_health.save(conn, {endpoint.id: HEALTHY})
+    return TestResult.of(test)
+
+
+@router.post("/endpoints/{endpoint_id}/rotate-secret", responses=refuses(Conflict))
+async def rotate_secret(
+    endpoint_id: EndpointPath,
+    clock: ClockDep,
+    changing: ChangingDep,
+    principal: Administering,
+    *,
+    rotate: RotateSecret | None = None,
+) -> NewSecret:
+    """Sign with a new secret from now on, and for a while with the present one, too.
+
+    409 while the previous secret is still valid, as after an answer that was lost; `force` ends that one at once.
+    """
+    wanted, secret, now_ms = rotate or RotateSecret(), new_webhook_secret(), clock.now_ms()
+    until_ms = now_ms + wanted.previous_valid_s * 1000
+    async with changing(principal) as change:
+        endpoint = await endpoint_row(change.conn, principal, endpoint_id)
+        if not wanted.force:
+            _check_previous_over(endpoint, now_ms=now_ms)
+        changes = {"secret": secret, "previous_secret": endpoint.secret, "previous_secret_expires_at": instant(until_ms)}
+        await endpoints.change(change.conn, endpoint.id, changes)
+        await change.record("endpoint.secret_rotated", endpoint.id, bot=endpoint.bot_id, previous_valid_until=rfc3339(until_ms))
+    return NewSecret(secret=secret, previous_valid_until=rfc3339(until_ms))
+
+
+def _check_previous_over(endpoint: Row[Any], *, now_ms: int) -> None:
+    """An endpoint has two secrets at most, and its owner was promised that the older one is valid until it expires."""
+    if len(valid_secrets(endpoint, now_ms=now_ms)) > 1:
+        expires = rfc3339(ms_of(endpoint.previous_secret_expires_at))
+        raise Conflict(
+            f"its secret was rotated already, and the previous one is valid until {expires}",
+            hint='rotate again after that, or with `"force": true`, which ends the previous one at once',
+        )
+
+
+async def _check_url(settings: Settings, principal: Principal, url: str) -> None:
+    allowed = settings.private_webhooks_allowed
     await check_destination(url, allow_private=allowed if _may_name_private(principal) else False)
 
 
 def _may_name_private(principal: Principal) -> bool:
-    """Receivers' replies are shown: a tenant's admin must not read with them what is inside the operator's network."""
+    """A receiver's answer is shown, so a tenant's admin could read what is inside the operator's network."""
     return principal.key.bots is None
 
 
-def _covered(principal: Principal, row: Row[Any] | None, endpoint: str) -> Row[Any]:
-    """An endpoint that exists and is of a bot that the key covers: the two are not to be told apart."""
-    if row is None or not principal.covers(row.bot_id):
-        raise _no_endpoint(endpoint)
-    return row
+async def _read(engine: AsyncEngine, principal: Principal, endpoint_id: str) -> Row[Any]:
+    async with engine.connect() as conn:
+        return await endpoint_row(conn, principal, endpoint_id)
 
 
-def _id(endpoint: str) -> str:
-    """What is no id is the id of nothing."""
-    try:
-        return str(UUID(endpoint))
-    except ValueError:
-        raise _no_endpoint(endpoint) from None
+async def endpoint_row(conn: AsyncConnection, principal: Principal, endpoint_id: str) -> Row[Any]:
+    row = await endpoints.find(conn, id_of("endpoint", endpoint_id))
+    return found(row, "endpoint", endpoint_id, seen=lambda row: principal.covers(row.bot_id))
 
 
-def _no_endpoint(endpoint: str) -> NotFound:
-    return NotFound(f"there is no endpoint {endpoint[:64]!r}")
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    expires_at = row.previous_secret_expires_at
+    return {
+        "id": row.id,
+        "bot": row.bot_id,
+        "url": row.url,
+        "events": row.events,
+        "enabled": row.enabled,
+        "disabled_reason": row.disabled_reason,
+        "previous_secret_expires_at": None if expires_at is None else rfc3339(ms_of(expires_at)),
+        "created_at": rfc3339(ms_of(row.created_at)),
+        "updated_at": rfc3339(ms_of(row.updated_at)),
+    }

@@ -1,40 +1,97 @@
 """API keys: create, list, revoke.
 
-`admin` is the highest scope: it makes keys of any scope, also of those that the asker's own key does not have.
-An admin whose key is limited to some bots makes keys for those alone, and sees and revokes only keys that reach no further.
+`admin` is the highest scope: it makes keys of any scope, also scopes that the asking key does not have. An admin whose key is
+limited to some bots makes keys for those bots alone, and sees and revokes only keys that reach no further.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, Principal
-from app.api.dependencies import ResourcesDep
-from app.api.saving import saving
-from app.api.schemas.common import Cursor, Limit
-from app.api.schemas.keys import KeyCreated, KeyPage, KeyView, NewKey
-from app.api.schemas.problems import PROBLEMS
+from app.api.auth import Administering, KeyScope, Principal, found, id_of
+from app.api.dependencies import ChangingDep, ClockDep, EngineDep
+from app.api.fields import Body, Id, Instant, Name, Slug
+from app.api.paging import Next, Page, Paged
 from app.archive import bots, keys
 from app.domain.errors import Fault
-from app.errors import Invalid, NotFound
+from app.domain.instants import ms_of, rfc3339
+from app.errors import Invalid
 from app.ids import new_id, new_key
-from app.queries.cursor import cursor_of, page_of, place_of
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
-LIST = "keys"
+_KeyPath = Annotated[str, Path(description="Id of the key.", json_schema_extra={"format": "uuid"})]
+_SCOPES = "`ingest` posts entries and closes sessions, `read` queries, `admin` configures."
+
+
+def _each_once(scopes: list[KeyScope]) -> list[KeyScope]:
+    return [scope for scope in get_args(KeyScope) if scope in scopes]
+
+
+class NewKey(Body):
+    """A key to create."""
+
+    name: Name
+    scopes: Annotated[
+        list[KeyScope], Field(min_length=1, max_length=3, description=_SCOPES, examples=[["ingest"]]), AfterValidator(_each_once)
+    ]
+    bots: Annotated[
+        list[Slug] | None,
+        Field(min_length=1, max_length=1000, description="The bots that it covers; null for all.", examples=[["shop"]]),
+    ] = None
+
+
+class KeyView(BaseModel):
+    """A key, without the key itself."""
+
+    id: Annotated[Id, Field(description="Id of the key.")]
+    name: Annotated[str, Field(description="For people.", examples=["the shop's bot"])]
+    prefix: Annotated[str, Field(description="How the key begins.", examples=["adj_7Qk2"])]
+    scopes: Annotated[list[KeyScope], Field(description=_SCOPES, examples=[["ingest"]])]
+    bots: Annotated[list[str] | None, Field(description="The bots that it covers; null for all.", examples=[["shop"]])]
+    created_at: Annotated[Instant, Field(description="When it was created.")]
+    created_by: Annotated[Id | None, Field(description="Id of the key that created it; null: created at the command line.")]
+    revoked_at: Annotated[Instant | None, Field(description="When it was revoked, if it was.")]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "KeyView":
+        return cls(**_fields(row))
+
+
+class KeyCreated(KeyView):
+    """A new key with the key itself, which is stored nowhere."""
+
+    key: Annotated[
+        str,
+        Field(
+            description="The key, for `Authorization: Bearer …`. No other answer shows it.",
+            examples=["adj_7Qk2m0Yb9sT4vXwZ1aC3dE5fG6hJ8kL0nP2qR4sT6u"],
+        ),
+    ]
+
+    @classmethod
+    def with_key(cls, row: Row[Any], key: str) -> "KeyCreated":
+        return cls(**_fields(row), key=key)
+
+
+class KeyPage(BaseModel):
+    """Keys in the order of their creation."""
+
+    keys: Annotated[list[KeyView], Field(description="The keys of this page.")]
+    next: Next
 
 
 @router.post("", status_code=201)
-async def create_key(new: NewKey, resources: ResourcesDep, principal: Administering) -> KeyCreated:
+async def create_key(new: NewKey, clock: ClockDep, changing: ChangingDep, principal: Administering) -> KeyCreated:
     """Create a key. The key itself is in this answer and in no other."""
     if new.bots is None:
         principal.require_all_bots()
-    key, key_id = new_key(), new_id(resources.clock.now_ms())
-    async with saving(resources, principal) as change:
+    key, key_id = new_key(), new_id(clock.now_ms())
+    async with changing(principal) as change:
         await _check_bots(change.conn, principal, new.bots or [])
         row = await keys.create(
             change.conn,
@@ -50,32 +107,28 @@ async def create_key(new: NewKey, resources: ResourcesDep, principal: Administer
 
 
 @router.get("")
-async def list_keys(
-    resources: ResourcesDep,
-    principal: Administering,
-    limit: Annotated[Limit, Query()] = 50,
-    cursor: Annotated[Cursor, Query()] = None,
-) -> KeyPage:
-    """Keys, revoked ones too, in the order they were made."""
-    after = place_of(cursor, of=LIST, kind=UUID)
-    async with resources.engine.connect() as conn:
-        rows = await keys.page(conn, within=principal.key.bots, after=None if after is None else str(after), limit=limit + 1)
-    shown, last = page_of(rows, limit=limit)
-    return KeyPage(keys=[KeyView.of(row) for row in shown], next=last and cursor_of(last.id, of=LIST))
+async def list_keys(engine: EngineDep, principal: Administering, asked: Paged) -> KeyPage:
+    """Keys in the order of their creation, revoked ones too."""
+    page = Page(asked, of="keys", place=UUID)
+    async with engine.connect() as conn:
+        after = None if page.after is None else str(page.after)
+        rows = await keys.page(conn, within=principal.key.bots, after=after, limit=page.probe)
+    shown, following = page.cut(rows, lambda row: UUID(str(row.id)))
+    return KeyPage(keys=[KeyView.of(row) for row in shown], next=following)
 
 
 @router.delete("/{key_id}", status_code=204)
-async def revoke_key(key_id: str, resources: ResourcesDep, principal: Administering) -> None:
-    """Revoke a key; within 2 seconds nobody takes it any more. Revoking it again is no error."""
-    known_id = _id(key_id)
-    async with saving(resources, principal) as change:
-        row = _covered(principal, await keys.find(change.conn, known_id), key_id)
+async def revoke_key(key_id: _KeyPath, changing: ChangingDep, principal: Administering) -> None:
+    """Revoke a key; within 2 seconds no process accepts it. Revoking it again is no error."""
+    known_id = id_of("key", key_id)
+    async with changing(principal) as change:
+        row = found(await keys.find(change.conn, known_id), "key", key_id, seen=lambda row: _reaches_no_further(row, principal))
         if await keys.revoke(change.conn, known_id):
             await change.record("key.revoked", known_id, bot=_only(row.bots), name=row.name)
 
 
 async def _check_bots(conn: AsyncConnection, principal: Principal, names: list[str]) -> None:
-    """Bots that do not exist and bots that are none of the asker's are refused in the same words."""
+    """Refuse bots that do not exist and bots that the key does not cover, in the same words."""
     absent = await bots.missing(conn, names)
     faults = tuple(
         Fault(f"bots[{at}]", f"there is no bot {name!r}", "name bots that exist")
@@ -86,25 +139,24 @@ async def _check_bots(conn: AsyncConnection, principal: Principal, names: list[s
         raise Invalid("the key would be for bots that do not exist", faults=faults)
 
 
-def _covered(principal: Principal, row: Row[Any] | None, key_id: str) -> Row[Any]:
-    """A key that reaches no further than the asker's own."""
+def _reaches_no_further(row: Row[Any], principal: Principal) -> bool:
     within = principal.key.bots
-    if row is None or (within is not None and (row.bots is None or not within.issuperset(row.bots))):
-        raise _no_key(key_id)
-    return row
+    return within is None or (row.bots is not None and within.issuperset(row.bots))
 
 
 def _only(names: list[str] | None) -> str | None:
-    """The one bot that a key is for: its admins may read of it."""
+    """The one bot that a key is for: its admins may read about it in the audit log."""
     return names[0] if names is not None and len(names) == 1 else None
 
 
-def _id(key_id: str) -> str:
-    try:
-        return str(UUID(key_id))
-    except ValueError:
-        raise _no_key(key_id) from None
-
-
-def _no_key(key_id: str) -> NotFound:
-    return NotFound(f"there is no key {key_id[:64]!r}")
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "prefix": row.prefix,
+        "scopes": row.scopes,
+        "bots": row.bots,
+        "created_at": rfc3339(ms_of(row.created_at)),
+        "created_by": row.created_by,
+        "revoked_at": None if row.revoked_at is None else rfc3339(ms_of(row.revoked_at)),
+    }

@@ -1,72 +1,109 @@
-"""What operators ask: is it alive, is it ready, what does it count."""
+"""Routes for operators: is the process alive, is it ready, what does it count. They need no key."""
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.api.dependencies import ClockDep, ConfigDep, EngineDep, PipeDep, SettingsDep
 from app.archive.migrate import head_matches
+from app.clock import Clock
+from app.config.follower import ConfigReplica
 from app.errors import AdjournError
 from app.live import keys
+from app.live.pipe import Pipe
 from app.live.server import durability_warnings
-from app.resources import Resources
+from app.settings import Settings
 
 router = APIRouter(tags=["operations"])
 
 OK = "ok"
 _CHECK_TIMEOUT_S = 1.5
-# A worker ticks every second; without a tick for this long nothing closes on time.
-_TICK_FRESH_MS = 10_000
+# A worker's heartbeat comes every second; without one for this long nothing closes on time.
+_HEARTBEAT_FRESH_MS = 10_000
+
+
+ReadinessStatus = Literal["ready", "degraded", "draining", "unready"]
+
+
+class Health(BaseModel):
+    """This process answers."""
+
+    status: Annotated[Literal["ok"], Field(description="Always `ok`.")] = "ok"
+
+
+class Checks(BaseModel):
+    """`ok`, or what is wrong, for each part."""
+
+    redis: Annotated[str, Field(description="Redis answers.", examples=["ok"])]
+    durability: Annotated[str, Field(description="Redis is set to lose nothing that it should keep.", examples=["ok"])]
+    configuration: Annotated[str, Field(description="This process follows changes of bots and keys.", examples=["ok"])]
+    postgres: Annotated[str, Field(description="Postgres answers and has the newest schema.", examples=["ok"])]
+    worker: Annotated[str, Field(description="A worker's heartbeat is fresh.", examples=["ok"])]
+
+
+class Readiness(BaseModel):
+    """Whether this process can take entries."""
+
+    status: Annotated[
+        ReadinessStatus,
+        Field(description="`degraded`: it takes entries, but a check failed. `draining`: it is shutting down."),
+    ]
+    checks: Annotated[Checks, Field(description="Each check.")]
 
 
 @router.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Whether this process answers; it asks nobody else."""
-    return {"status": OK}
+async def healthz() -> Health:
+    """Whether this process answers; it asks no server."""
+    return Health()
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "It cannot take entries, or `strict` finds a fault"}})
 async def readyz(
     request: Request,
     response: Response,
     *,
-    strict: Annotated[bool, Query(description="answer 503 for whatever is not right, not only for what stops ingest")] = False,
-) -> dict[str, object]:
-    """Whether this process can take entries: 503 where it cannot.
+    config: ConfigDep,
+    clock: ClockDep,
+    engine: EngineDep,
+    pipe: PipeDep,
+    settings: SettingsDep,
+    strict: Annotated[bool, Query(description="Answer 503 whenever a check fails, not only if it stops ingest.")] = False,
+) -> Readiness:
+    """Whether this process can take entries: 503 if it cannot.
 
-    A Postgres that is down, a schema that is not the newest, a worker that does not tick, a Redis that keeps less than it should,
-    bots and keys of which nothing is heard are told as `degraded` with 200, since ingest goes on and taking every process out of
-    service would stop it.
+    Other faults are answered as `degraded` with 200: Postgres is down, the schema is not the newest, no worker's heartbeat is
+    fresh, Redis keeps less than it should, changes of configuration do not arrive. Ingest goes on, and a load balancer that
+    took every process out of service would stop it.
     """
-    resources: Resources = request.app.state.resources
-    names = ("redis", "durability", "configuration", "postgres", "worker")
-    asked = (
-        _redis(resources),
-        _durability(resources),
-        _configuration(resources),
-        _postgres(resources),
-        _worker(resources),
-    )
-    checks = dict(zip(names, await asyncio.gather(*map(_checked, asked)), strict=True))
+    asked = {
+        "redis": _redis(pipe),
+        "durability": _durability(pipe, settings),
+        "configuration": _configuration(config),
+        "postgres": _postgres(engine),
+        "worker": _worker(pipe, clock),
+    }
+    checks = dict(zip(asked, await asyncio.gather(*map(_checked, asked.values())), strict=True))
     draining = bool(getattr(request.app.state, "draining", False))
-    taking = checks["redis"] == OK and resources.config.loaded and not draining
+    taking = checks["redis"] == OK and config.loaded and not draining
     right = taking and all(check == OK for check in checks.values())
     response.status_code = 200 if right or (taking and not strict) else 503
-    status = "ready" if right else "degraded" if taking else "draining" if draining else "unready"
-    return {"status": status, "checks": checks}
+    status: ReadinessStatus = "ready" if right else "degraded" if taking else "draining" if draining else "unready"
+    return Readiness(status=status, checks=Checks(**checks))
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(request: Request) -> Response:
-    """What Prometheus scrapes; with several processes, of all of them."""
-    resources: Resources = request.app.state.resources
+async def metrics(settings: SettingsDep) -> Response:
+    """Metrics for Prometheus, of all processes of this machine."""
     registry = REGISTRY
-    if resources.settings.prometheus_multiproc_dir is not None:
+    if settings.prometheus_multiproc_dir is not None:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
@@ -84,28 +121,28 @@ async def _checked(check: Awaitable[str]) -> str:
         return "cannot be reached"
 
 
-async def _redis(resources: Resources) -> str:
-    await resources.pipe.call("PING")
+async def _redis(pipe: Pipe) -> str:
+    await pipe.call("PING")
     return OK
 
 
-async def _durability(resources: Resources) -> str:
-    return "; ".join(await durability_warnings(resources.pipe, appendfsync=resources.settings.appendfsync)) or OK
+async def _durability(pipe: Pipe, settings: Settings) -> str:
+    return "; ".join(await durability_warnings(pipe, appendfsync=settings.appendfsync)) or OK
 
 
-async def _configuration(resources: Resources) -> str:
-    return resources.config.warning or OK
+async def _configuration(config: ConfigReplica) -> str:
+    return config.warning or OK
 
 
-async def _postgres(resources: Resources) -> str:
-    async with resources.engine.connect() as conn:
+async def _postgres(engine: AsyncEngine) -> str:
+    async with engine.connect() as conn:
         await conn.execute(text("SELECT 1"))
         return OK if await head_matches(conn) else "the schema is not the newest: run `adjourn migrate`"
 
 
-async def _worker(resources: Resources) -> str:
-    ticks = await resources.pipe.call("HVALS", keys.HEARTBEATS)
-    if not ticks:
-        return "no worker has ever ticked"
-    age_ms = resources.clock.now_ms() - max(map(int, ticks))
-    return OK if age_ms < _TICK_FRESH_MS else f"the last tick was {age_ms // 1000} s ago"
+async def _worker(pipe: Pipe, clock: Clock) -> str:
+    heartbeats = await pipe.call("HVALS", keys.HEARTBEATS)
+    if not heartbeats:
+        return "there has been no heartbeat of any worker"
+    age_ms = clock.now_ms() - max(map(int, heartbeats))
+    return OK if age_ms < _HEARTBEAT_FRESH_MS else f"the last heartbeat was {age_ms // 1000} s ago"

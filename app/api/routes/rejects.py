@@ -1,71 +1,108 @@
-"""Records that could not be archived: set aside, so that their neighbours were, and shown here to an admin."""
+"""Rejects: records that could not be archived. Each is stored whole, so that it can be replayed."""
 
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, Principal
-from app.api.dependencies import ResourcesDep
-from app.api.schemas.common import Cursor, Limit
-from app.api.schemas.problems import PROBLEMS
-from app.api.schemas.rejects import RejectDetail, RejectPage, RejectsReplayed, RejectView
-from app.archive import rejects
-from app.archive.audit import Actor
-from app.closing.rejects import replay, replay_all
-from app.errors import NotFound
-from app.queries.cursor import cursor_of, page_of, place_of
+from app.api.auth import Administering, Principal, found, not_found
+from app.api.dependencies import EngineDep, PipeDep
+from app.api.fields import Id, Instant
+from app.api.paging import Next, Page, Paged
+from app.api.responses import refuses
+from app.archive import audit, rejects
+from app.closing.rejects import put_back, readable
+from app.domain.instants import ms_of, rfc3339
+from app.errors import Conflict
 
-router = APIRouter(prefix="/v1", tags=["operations"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/rejects", tags=["operations"])
 
-LIST = "rejects"
-
-
-@router.get("/rejects")
-async def list_rejects(
-    resources: ResourcesDep,
-    principal: Administering,
-    limit: Annotated[Limit, Query()] = 50,
-    cursor: Annotated[Cursor, Query()] = None,
-) -> RejectPage:
-    """What was set aside, the latest first. Anything here is a fault of Adjourn's: please report it with its `error`."""
-    before = place_of(cursor, of=LIST, kind=int)
-    async with resources.engine.connect() as conn:
-        rows = await rejects.page(conn, bots=principal.key.bots, before=before, limit=limit + 1)
-    shown, last = page_of(rows, limit=limit)
-    return RejectPage(rejects=[RejectView.of(row) for row in shown], next=last and cursor_of(last.id, of=LIST))
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_RejectPath = Annotated[str, Path(description="Number of the reject.", examples=["1"])]
 
 
-@router.post("/rejects/replay", status_code=202)
-async def replay_rejects(resources: ResourcesDep, principal: Administering) -> RejectsReplayed:
-    """Archive all rejects of the bots that the key covers again, the oldest first; one that fails again gets a new id."""
-    actor = Actor(principal.key.name, principal.key.id)
-    done = await replay_all(resources.engine, resources.pipe, bots=principal.key.bots, actor=actor)
-    return RejectsReplayed(replayed=done.replayed, unreadable=done.unreadable)
+class RejectView(BaseModel):
+    """A record that could not be archived."""
+
+    id: Annotated[int, Field(description="Number of the reject; later ones have larger numbers.", examples=[1])]
+    at: Annotated[Instant, Field(description="When it was rejected.")]
+    bot: Annotated[str | None, Field(description="Id of the bot; null if the record cannot be read.", examples=["shop"])]
+    session_id: Annotated[Id | None, Field(description="Id of the session; null if the record cannot be read.")]
+    error: Annotated[str, Field(description="Why it could not be archived.", examples=["value out of range for type integer"])]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "RejectView":
+        return cls(**_fields(row))
 
 
-@router.get("/rejects/{reject_id}")
-async def read_reject(reject_id: str, resources: ResourcesDep, principal: Administering) -> RejectDetail:
-    """One with all that Redis held of it."""
-    async with resources.engine.connect() as conn:
+class RejectDetail(RejectView):
+    """A reject with the data that Redis held."""
+
+    record: Annotated[
+        Any, Field(description="The record, its fields by position; base64 if it cannot be read.", examples=["gaFh"])
+    ]
+    transcripts: Annotated[
+        dict[str, list[Any]],
+        Field(description="Messages by session id; each with its fields by position.", examples=[{}]),
+    ]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> "RejectDetail":
+        stored = readable(row.payload)
+        return cls(**_fields(row), record=stored.record, transcripts=stored.transcripts)
+
+
+class RejectPage(BaseModel):
+    """Rejects, the latest first."""
+
+    rejects: Annotated[list[RejectView], Field(description="The rejects of this page.")]
+    next: Next
+
+
+@router.get("")
+async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged) -> RejectPage:
+    """Rejects, the latest first. Each is a fault of Adjourn: please report it with its `error`."""
+    page = Page(asked, of="rejects", place=int)
+    async with engine.connect() as conn:
+        rows = await rejects.page(conn, bots=principal.key.bots, before=page.after, limit=page.probe)
+    shown, following = page.cut(rows, lambda row: int(row.id))
+    return RejectPage(rejects=[RejectView.of(row) for row in shown], next=following)
+
+
+@router.get("/{reject_id}")
+async def read_reject(reject_id: _RejectPath, engine: EngineDep, principal: Administering) -> RejectDetail:
+    """One reject with all data that Redis held of it."""
+    async with engine.connect() as conn:
         return RejectDetail.of(await _reject(conn, principal, reject_id))
 
 
-@router.post("/rejects/{reject_id}/replay", status_code=202)
-async def replay_reject(reject_id: str, resources: ResourcesDep, principal: Administering) -> RejectView:
-    """Have it archived again, now that what it failed on is mended. If it fails again, it is set aside under a new id."""
-    async with resources.engine.begin() as conn:
+@router.post("/{reject_id}/replay", status_code=202, responses=refuses(Conflict))
+async def replay_reject(reject_id: _RejectPath, engine: EngineDep, pipe: PipeDep, principal: Administering) -> RejectView:
+    """Archive it again, once its cause is removed. If that fails, it comes back under a new number."""
+    async with engine.begin() as conn:
         row = await _reject(conn, principal, reject_id, locked=True)
-        await replay(conn, resources.pipe, row, actor=Actor(principal.key.name, principal.key.id))
+        # If this transaction fails after this line, the record is in both places: it can be replayed again, and is archived once.
+        await put_back(pipe, row.payload)
+        await rejects.remove(conn, row.id)
+        await audit.record(conn, principal.actor, "reject.replayed", str(row.id), bot=row.bot_id)
         return RejectView.of(row)
 
 
 async def _reject(conn: AsyncConnection, principal: Principal, reject_id: str, *, locked: bool = False) -> Row[Any]:
-    """What exists and is of a bot that the key covers; what is of no bot that is known is for keys of all bots."""
-    known = re.fullmatch(r"[0-9]{1,18}", reject_id)
-    row = await rejects.find(conn, int(reject_id), locked=locked) if known else None
-    if row is None or not (principal.covers(row.bot_id) if row.bot_id else principal.key.bots is None):
-        raise NotFound(f"there is no reject {reject_id[:64]!r}")
-    return row
+    if not _NUMBER.fullmatch(reject_id):
+        raise not_found("reject", reject_id)
+    row = await rejects.find(conn, int(reject_id), locked=locked)
+    return found(row, "reject", reject_id, seen=lambda row: principal.covers(row.bot_id))
+
+
+def _fields(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "at": rfc3339(ms_of(row.at)),
+        "bot": row.bot_id,
+        "session_id": None if row.session_id is None else str(row.session_id),
+        "error": row.error,
+    }

@@ -2,72 +2,83 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from app.api.auth import Ingesting, known_bot
+from app.api.dependencies import ClockDep, ConfigDep, OwnTime, OwnTimeDep, SandboxesDep, SweepDep
+from app.api.fields import BotPath, Instant
+from app.api.responses import refuses
+from app.clock import Clock
+from app.config.follower import ConfigReplica
 from app.config.records import BotConfig
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict
 from app.live.sandbox import forward_target_ms
-from app.resources import Resources
 
 router = APIRouter(prefix="/v1/bots/{bot}/clock", tags=["sandbox"])
 
 _YEAR_S = 366 * 86_400
 
 
-class Advance(BaseModel):
-    """Either `seconds` to move by, or the instant `to` to move to."""
+class ClockAdvance(BaseModel):
+    """How far to move the clock: by `seconds`, or to the instant `to`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    seconds: Annotated[float, Field(ge=0, le=_YEAR_S)] | None = None
-    to: AwareDatetime | None = None
+    seconds: Annotated[float | None, Field(ge=0, le=_YEAR_S, description="How far to move it, in s.", examples=[900])] = None
+    to: Annotated[AwareDatetime | None, Field(description="The instant to move it to.")] = None
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> "Advance":
+    def _one_of_them(self) -> "ClockAdvance":
         if (self.seconds is None) == (self.to is None):
             raise ValueError("give either `seconds` or `to`")
         return self
 
 
 class ClockView(BaseModel):
-    """Where the clock stands, and how many conversations were due on the way there."""
+    """A sandbox bot's clock."""
 
-    now: str
-    due: int = 0
-
-
-@router.get("")
-async def read_clock(bot: str, request: Request, _: Ingesting) -> ClockView:
-    """Where a sandbox bot's clock stands."""
-    resources: Resources = request.app.state.resources
-    return ClockView(now=rfc3339(await _stands_ms(resources, _sandbox(resources, bot))))
+    now: Annotated[Instant, Field(description="The instant that the clock shows.")]
+    due: Annotated[int, Field(description="How many conversations were due while it moved.", examples=[2])] = 0
 
 
-@router.post("/advance")
-async def advance_clock(bot: str, advance: Advance, request: Request, _: Ingesting) -> ClockView:
-    """Move a sandbox bot's clock forward. When this returns, everything that was due on the way is closed."""
-    resources: Resources = request.app.state.resources
-    known = _sandbox(resources, bot)
+@router.get("", responses=refuses(Conflict))
+async def read_clock(bot: BotPath, config: ConfigDep, clock: ClockDep, own_time: OwnTimeDep, *, _: Ingesting) -> ClockView:
+    """The instant that a sandbox bot's clock shows."""
+    return ClockView(now=rfc3339(await _now_ms(_sandbox(config, bot), clock, own_time)))
+
+
+@router.post("/advance", responses=refuses(Conflict))
+async def advance_clock(
+    bot: BotPath,
+    advance: ClockAdvance,
+    *,
+    config: ConfigDep,
+    clock: ClockDep,
+    own_time: OwnTimeDep,
+    sandboxes: SandboxesDep,
+    sweep: SweepDep,
+    _: Ingesting,
+) -> ClockView:
+    """Move a sandbox bot's clock forward. Everything that was due on the way is closed when this returns."""
     target_ms = forward_target_ms(
-        await _stands_ms(resources, known),
+        await _now_ms(_sandbox(config, bot), clock, own_time),
         by_ms=None if advance.seconds is None else round(advance.seconds * 1000),
         to_ms=None if advance.to is None else ms_of(advance.to),
-        real_ms=resources.clock.now_ms(),
+        real_ms=clock.now_ms(),
     )
-    now_ms = await resources.sandboxes.forward(bot, to_ms=target_ms)
-    return ClockView(now=rfc3339(now_ms), due=await resources.sweep.run_bot(bot, now_ms))
+    now_ms = await sandboxes.forward(bot, to_ms=target_ms)
+    return ClockView(now=rfc3339(now_ms), due=await sweep.run_bot(bot, now_ms))
 
 
-async def _stands_ms(resources: Resources, bot: BotConfig) -> int:
-    stands_ms = await resources.sandbox_ms(bot)
-    return resources.clock.now_ms() if stands_ms is None else stands_ms
+async def _now_ms(bot: BotConfig, clock: Clock, own_time: OwnTime) -> int:
+    now_ms = await own_time(bot)
+    return clock.now_ms() if now_ms is None else now_ms
 
 
-def _sandbox(resources: Resources, name: str) -> BotConfig:
-    bot = known_bot(resources.config, name)
+def _sandbox(config: ConfigReplica, name: str) -> BotConfig:
+    bot = known_bot(config, name)
     if not bot.sandbox:
         raise Conflict("this bot goes by real time", hint="only a bot created with `sandbox: true` has a clock of its own")
     return bot

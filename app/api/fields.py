@@ -1,0 +1,106 @@
+"""Types of fields that several resources share: names, ids, instants, and JSON that can be stored.
+
+A type carries what the OpenAPI document says of every field that has it. Examples of ids, instants, booleans and enumerations
+are derived from their types (`app.api.openapi`), so no field writes them again.
+"""
+
+import math
+import re
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Path
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from app.domain.entry import ID_PATTERN, LONGEST_SLUG, SLUG_PATTERN
+from app.domain.json_value import DEEPEST
+from app.domain.strand import LONGEST_CONVERSATION
+
+COMPONENT = "x-component"
+_LARGEST_INTEGER = 2**63
+_LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
+
+Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
+"""An id in an answer."""
+Instant = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+"""An instant in an answer: RFC 3339 in UTC with milliseconds."""
+Slug = Annotated[str, Field(min_length=1, max_length=LONGEST_SLUG, pattern=SLUG_PATTERN)]
+Text = Annotated[str, Field(min_length=1, max_length=256, pattern=ID_PATTERN)]
+Name = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=ID_PATTERN, description="For people; need not be unique.", examples=["Shop"])
+]
+ConversationText = Annotated[str, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
+
+
+def _restore_plus(value: object) -> object:
+    """An unescaped `+01:00` in a query string arrives as a space before `01:00`."""
+    return _LOST_PLUS.sub("+", value) if isinstance(value, str) else value
+
+
+GivenInstant = Annotated[AwareDatetime, BeforeValidator(_restore_plus)]
+"""An instant in a request: RFC 3339 with an offset."""
+
+BotPath = Annotated[str, Path(description="Id of the bot.", examples=["shop"])]
+ConversationPath = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=LONGEST_CONVERSATION,
+        pattern=ID_PATTERN,
+        description="Id of the conversation, percent-encoded, slashes too.",
+        examples=["web:ann"],
+    ),
+]
+
+
+class Body(BaseModel):
+    """A request's body: unknown fields are refused, and no value is converted to another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+def text_of(given: UUID | None) -> str | None:
+    return None if given is None else str(given)
+
+
+def storable(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Refuse JSON that Postgres cannot hold or that other JSON readers refuse; `within` says where it stands."""
+    left = [("", value, 0)]
+    while left:
+        where, item, depth = left.pop()
+        if depth > DEEPEST:
+            raise _not_storable(where, f"it is nested deeper than {DEEPEST} levels")
+        if isinstance(item, dict):
+            left.extend((f"{where}.{key}".lstrip("."), inner, depth + 1) for key, inner in item.items())
+            left.extend((where, key, depth) for key in item)
+        elif isinstance(item, list):
+            left.extend((f"{where}[{at}]", inner, depth + 1) for at, inner in enumerate(item))
+        elif not _storable(item):
+            raise _not_storable(where, "it holds a character or number that cannot be stored")
+    return value
+
+
+def _not_storable(where: str, what: str) -> PydanticCustomError:
+    return PydanticCustomError("not_storable", "{what}", {"what": what, "within": where.removeprefix(".")})
+
+
+def _storable(value: object) -> bool:
+    if isinstance(value, str):
+        return "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
+
+
+def component(name: str) -> WithJsonSchema:
+    """The schema of a record of the domain, by the name that `app.api.openapi` gives it among the document's components."""
+    return WithJsonSchema({COMPONENT: name})
+
+
+Json = Annotated[Any, AfterValidator(storable)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(storable)]
+PolicyToSave = Annotated[JsonObject, component("PolicyToSave")]
+"""A policy in a request. Any JSON object is decoded: the domain then names every fault in it."""
+PolicyValues = Annotated[dict[str, Any], component("Policy")]
+"""A policy in an answer, with every field."""

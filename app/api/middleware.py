@@ -1,0 +1,98 @@
+"""ASGI middleware around every route: request ids, problem details for unforeseen errors, and a limit on bodies."""
+
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from itertools import count
+from secrets import token_hex
+from typing import Any, cast
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import error_of, problem_bytes
+from app.errors import AdjournError, TooLarge
+
+_GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = structlog.get_logger()
+
+# Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
+_PROCESS = token_hex(12)
+_COUNT = count()
+
+
+def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
+    """Request ids are outermost, so that a body over the limit is answered with one, too."""
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(RequestIds)
+
+
+class BodyLimit:
+    """Refuses bodies over a limit before they are read into memory, whether their length is announced or not.
+
+    Starlette's own limit answers in plain text; this one leaves the answer to the app's error handlers.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = self._max_bytes
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                # Of the kind that FastAPI lets through while it reads a body.
+                raise HTTPException(TooLarge.status)
+            return message
+
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
+
+
+class RequestIds:
+    """Gives each request an id (the caller's own, if it is plain), and answers requests that fail with an unforeseen error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_of(scope)
+        scope["adjourn.request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                _log.exception("request failed", method=scope["method"], path=scope["path"])
+                if started:
+                    raise
+                await _send_problem(error_of(error), scope, send_with_id)
+
+
+def request_id_of(scope: MutableMapping[str, Any]) -> str:
+    """The caller's `X-Request-Id` if it is fit to be written to a log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _GIVEN_ID.fullmatch(value.decode("latin-1")):
+            return cast("bytes", value).decode("latin-1")
+    return f"{_PROCESS}{next(_COUNT):08x}"
+
+
+async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:
+    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=scope["adjourn.request_id"])
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,307 @@
+"""The OpenAPI document: FastAPI's own, with the ingest routes, the domain's records, webhooks and every route's errors.
+
+Nothing is written twice: schemas of entries, answers and policies come from the domain's records, errors from what a route
+takes, examples of ids, instants and enumerations from their types. Patterns are those that RE2 and ECMAScript know, too.
+"""
+
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from msgspec import Meta, Struct
+from pydantic.json_schema import models_json_schema
+from starlette.staticfiles import StaticFiles
+
+from app.api.errors import PROBLEM_JSON, BadRequest, Unexpected
+from app.api.fields import COMPONENT
+from app.api.webhooks import EVENTS
+from app.domain.entry import END, Entry
+from app.domain.policy.model import Policy
+from app.domain.policy.presets import PRESETS
+from app.errors import AdjournError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from app.ingest.wire import Receipt
+from app.settings import Settings
+
+Json = dict[str, Any]
+
+REF = "#/components/schemas/{name}"
+ASSETS = "docs/assets"
+_OWN_ALONE = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+TAGS = {
+    "ingest": "Report the entries of conversations, one by one or in batches.",
+    "sessions": "Query open and closed sessions, their messages and why they are as they are; close them; add them up.",
+    "conversations": "The sessions, variables and dialog context of a conversation.",
+    "sandbox": "The clock of a sandbox bot, for tests that wait for no silence.",
+    "bots": "Create and change bots.",
+    "policies": "When a bot's sessions open and close.",
+    "webhooks": "Endpoints that events are sent to, and their deliveries.",
+    "keys": "API keys, their scopes and bots.",
+    "audit": "Who changed what and when.",
+    "operations": "Health, readiness, metrics, and records that could not be archived.",
+}
+_EXAMPLES = {
+    "uuid": "01a1fd8c-6900-7dff-8007-b98ca63b51ae",
+    "date-time": "2026-11-21T10:00:00.000Z",
+}
+_BATCH = Settings.model_fields["max_batch_entries"].default
+
+
+class EntryError(Struct, frozen=True):
+    """The result of an entry that was refused."""
+
+    error: Annotated[dict[str, Any], Meta(description="Why it was refused.")]
+
+
+class BatchAnswer(Struct, frozen=True):
+    """The results of a batch."""
+
+    accepted: Annotated[int, Meta(description="How many entries were accepted.", examples=[4])]
+    refused: Annotated[int, Meta(description="How many entries were refused.", examples=[1])]
+    answers: Annotated[list[Any], Meta(description="The result of each entry, in order.")]
+
+
+def document_of(made: Json) -> Json:
+    """The whole document; `made` is FastAPI's."""
+    schemas: Json = made["components"]["schemas"]
+    schemas.update(_domain_schemas())
+    schemas.update(_event_schemas())
+    document = {
+        **made,
+        "servers": [{"url": "/", "description": "The server that this document comes from"}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": _ingest_paths() | made["paths"],
+        "webhooks": {name: {"post": _webhook(name, model.__name__, str(model.__doc__))} for name, model in EVENTS.items()},
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _add_errors(path, operation)
+            _describe_success(operation, schemas)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    whole: Json = _rewritten(document, _component, _pattern)
+    for properties in _described(whole):
+        _add_example(properties)
+    return whole
+
+
+def _domain_schemas() -> Json:
+    """Schemas of the domain's records, and of the policy as a request writes it."""
+    _, schemas = msgspec.json.schema_components((Entry, Receipt, BatchAnswer, EntryError, Policy), ref_template=REF)
+    # Structs of msgspec are told apart by a tag, which these answers do not have.
+    schemas["BatchAnswer"]["properties"]["answers"]["items"] = {"anyOf": [_ref("Receipt"), _ref("EntryError")]}
+    schemas["EntryError"]["properties"]["error"] = {**_ref("Problem"), "description": "Why it was refused."}
+    schemas["PolicyToSave"] = {
+        "title": "PolicyToSave",
+        "description": "A policy in a request: a preset's name and overrides, or fields alone; what is left out has its default.",
+        "allOf": [_ref("Policy")],
+        "properties": {
+            "preset": {"enum": list(PRESETS), "description": "Its values hold wherever no field says otherwise."},
+        },
+        "examples": [{"preset": "kore", "inactivity_minutes": 20}],
+    }
+    return schemas
+
+
+def _event_schemas() -> Json:
+    _, made = models_json_schema(
+        [(model, "serialization") for model in EVENTS.values()], ref_template=REF.replace("name", "model")
+    )
+    schemas: Json = made["$defs"]
+    names = {event: model.__name__ for event, model in EVENTS.items()}
+    schemas["WebhookEvent"] = {
+        "title": "WebhookEvent",
+        "description": "The body of a webhook.",
+        "oneOf": [_ref(name) for name in names.values()],
+        "discriminator": {"propertyName": "type", "mapping": {event: REF.format(name=name) for event, name in names.items()}},
+    }
+    return schemas
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": REF.format(name=name)}
+
+
+def _ingest_paths() -> Json:
+    many = {"type": "array", "items": _ref("Entry"), "maxItems": _BATCH}
+    lines = {"type": "string", "description": "One entry a line.", "examples": ['{"user_id": "ann", "role": "user"}\n']}
+    return {
+        "/v1/bots/{bot}/messages": {
+            "post": _ingest("post_message", "Report one entry", {"application/json": {"schema": _ref("Entry")}}, "Receipt")
+        },
+        "/v1/bots/{bot}/messages/batch": {
+            "post": _ingest(
+                "post_messages",
+                f"Report up to {_BATCH} entries; a bad one does not fail its neighbours",
+                {"application/json": {"schema": many}, "application/x-ndjson": {"schema": lines}},
+                "BatchAnswer",
+            )
+        },
+    }
+
+
+def _ingest(name: str, summary: str, content: Json, answer: str) -> Json:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "description": f"{summary}. What it answers with 200 is committed.",
+        "tags": ["ingest"],
+        "security": [{"HTTPBearer": []}],
+        "parameters": [
+            {
+                "name": "bot",
+                "in": "path",
+                "required": True,
+                "description": "Id of the bot.",
+                "schema": {"type": "string", "examples": ["shop"]},
+            }
+        ],
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "Committed", "content": {"application/json": {"schema": _ref(answer)}}}},
+    }
+
+
+def _webhook(event: str, model: str, words: str) -> Json:
+    headers = {
+        "webhook-id": "Id of the delivery: the same on every attempt and after a replay.",
+        "webhook-timestamp": "When this attempt was sent, in s since the epoch.",
+        "webhook-signature": "Signatures of id, timestamp and body, by Standard Webhooks.",
+    }
+    examples = (_EXAMPLES["uuid"], "1795219200", "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=")
+    return {
+        "operationId": f"on_{event.replace('.', '_')}",
+        "summary": words,
+        "tags": ["webhooks"],
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string", "examples": [one]}}
+            for (name, text), one in zip(headers.items(), examples, strict=True)
+        ],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(model)}}},
+        "responses": {"2XX": {"description": "Delivered. Any other answer is a failure and is retried."}},
+    }
+
+
+def _add_errors(path: str, operation: Json) -> None:
+    """Add the errors that follow from what an operation takes, and give each the one shape of problem details."""
+    responses = operation["responses"]
+    for kind in _errors(path, operation):
+        responses.setdefault(str(kind.status), {"description": kind.title})
+    for status, response in responses.items():
+        if status >= str(BadRequest.status) and "Readiness" not in str(response.get("content")):
+            response["content"] = {PROBLEM_JSON: {"schema": _ref("Problem")}}
+    if path.startswith("/v1"):
+        wait = {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "examples": [2]}}
+        responses[str(Unavailable.status)]["headers"] = {"Retry-After": wait}
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _errors(path: str, operation: Json) -> Iterator[type[AdjournError]]:
+    yield Unexpected
+    if "security" in operation:
+        # The check of a key also checks the names of query parameters.
+        yield from (Unauthenticated, Forbidden, Invalid, Unavailable)
+    if operation.get("parameters"):
+        yield Invalid
+    if "{" in path:
+        yield NotFound
+    if "requestBody" in operation:
+        yield from (BadRequest, TooLarge, UnsupportedMedia)
+
+
+def _describe_success(operation: Json, schemas: Json) -> None:
+    for status, response in operation["responses"].items():
+        if response["description"] == "Successful Response":
+            schema = response.get("content", {}).get("application/json", {}).get("schema", {})
+            named = schemas.get(schema.get("$ref", "").rpartition("/")[2], {})
+            response["description"] = named.get("description") or HTTPStatus(int(status)).phrase
+
+
+def _rewritten(part: Any, *steps: Callable[[Json], Json]) -> Any:  # noqa: ANN401 - any JSON
+    """The document with each object in it rewritten, the inner ones first."""
+    if isinstance(part, list):
+        return [_rewritten(item, *steps) for item in part]
+    if not isinstance(part, dict):
+        return part
+    made = {name: _rewritten(item, *steps) for name, item in part.items()}
+    for step in steps:
+        made = step(made)
+    return made
+
+
+def _component(part: Json) -> Json:
+    """Refer to the component that `app.api.fields.component` names."""
+    if COMPONENT not in part:
+        return part
+    return _ref(part[COMPONENT]) | {name: value for name, value in part.items() if name == "description"}
+
+
+def _pattern(part: Json) -> Json:
+    """Python needs an end that excludes a last line break; RE2 and ECMAScript do not have it, and do not need it."""
+    pattern = part.get("pattern")
+    return part | {"pattern": pattern.removesuffix(END)} if isinstance(pattern, str) else part
+
+
+def _described(document: Json) -> Iterator[Json]:
+    """Every schema of a property or parameter."""
+    stack: list[Any] = [document]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("properties"), dict):
+                yield from part["properties"].values()
+            if "in" in part and "schema" in part:
+                yield part["schema"]
+            stack.extend(part.values())
+        elif isinstance(part, list):
+            stack.extend(part)
+
+
+def _add_example(schema: Json) -> None:
+    if "examples" not in schema and "$ref" not in schema:
+        example = list(_examples(schema))
+        if example:
+            schema["examples"] = example[:1]
+
+
+def _examples(schema: Json) -> Iterator[Any]:
+    """An example that a type itself gives, if it gives one."""
+    if "const" in schema:
+        yield schema["const"]
+    elif "enum" in schema:
+        yield schema["enum"][0]
+    elif schema.get("type") == "boolean":
+        yield schema.get("default") is True
+    elif schema.get("format") in _EXAMPLES:
+        yield _EXAMPLES[schema["format"]]
+    for inner in schema.get("anyOf", ()):
+        yield from _examples(inner)
+
+
+def install_docs_page(app: FastAPI) -> None:
+    """Add `/docs`: the document for people, by Swagger UI.
+
+    Scripts and styles come from this server (the wheel `fastapi-swagger` carries them), so the page works in a closed network,
+    and a browser that holds an API key contacts no other server. `Content-Security-Policy` holds the page to that.
+    """
+    app.mount(f"/{ASSETS}", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    page = get_swagger_ui_html(
+        # Relative to the page, so a proxy may put all of it under any path.
+        openapi_url="openapi.json",
+        title=app.title,
+        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f"{ASSETS}/favicon-32x32.png",
+        # By default the page sends the document to a validator on the Internet.
+        swagger_ui_parameters={"validatorUrl": None},
+    )
+    page.headers["content-security-policy"] = _OWN_ALONE
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return page

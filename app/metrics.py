@@ -6,6 +6,7 @@ With several processes the library keeps the values in files of `PROMETHEUS_MULT
 from prometheus_client import Counter, Gauge, Histogram
 
 ENTRIES = Counter("adjourn_entries_total", "Entries taken in", ["result"])
+UNASSIGNED = Counter("adjourn_unassigned_entries_total", "Entries that belong to no session", ["reason"])
 OPENED = Counter("adjourn_sessions_opened_total", "Sessions opened")
 CLOSED = Counter("adjourn_sessions_closed_total", "Sessions closed", ["reason"])
 CLOSE_LAG = Histogram(

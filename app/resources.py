@@ -25,6 +25,7 @@ from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
+from app.live.user_variables import UserVariables
 from app.live.view import View
 from app.settings import Settings
 
@@ -45,6 +46,7 @@ class Resources:
     ledger: Ledger
     live: View
     sandboxes: SandboxClocks
+    user_variables: UserVariables
     intake: Intake
     sweep: Sweep
 
@@ -114,6 +116,7 @@ def _assemble(
         ledger=ledger,
         live=View(pipe, shards=shards),
         sandboxes=sandboxes,
+        user_variables=UserVariables(pipe),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
         sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),
     )

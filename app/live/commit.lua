@@ -11,7 +11,10 @@
 --   value     the state to write; '' writes nothing and only checks the version
 --   due       index of the sorted set of deadlines
 --   live      index of the sorted set of the bot's open sessions
---   member    the strand in both
+--   users     index of the sorted set of the bot's open sessions by user
+--   member    the strand in `due` and `live`
+--   leave     the member of `users` whose session closed, '' for none
+--   join      the member of `users` whose session opened, '' for none
 --   wake_at   ms, '' for none
 --   opened_at ms where a session opened; '-' where one closed and none is open; '' where that did not change
 --   keep_ms   how long the state lives on where no session is open; '' where one is
@@ -62,7 +65,8 @@ while at < #ARGV do
   index = index + 1
   local c = {
     state = take_key(), expected = take(), version = take(), value = take(),
-    due = take_key(), live = take_key(), member = take(),
+    due = take_key(), live = take_key(), users = take_key(),
+    member = take(), leave = take(), join = take(),
     wake_at = take(), opened_at = take(), keep_ms = take(),
     opened = tonumber(take()), closed = tonumber(take()),
     checks = take_lists(), messages = take_lists(),
@@ -124,6 +128,12 @@ for _, c in ipairs(accepted) do
       redis.call('ZREM', c.live, c.member)
     elseif c.opened_at ~= '' then
       redis.call('ZADD', c.live, c.opened_at, c.member)
+    end
+    if c.leave ~= '' then
+      redis.call('ZREM', c.users, c.leave)
+    end
+    if c.join ~= '' then
+      redis.call('ZADD', c.users, 0, c.join)
     end
     if c.wake_at == '' then
       redis.call('ZREM', c.due, c.member)

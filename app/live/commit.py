@@ -131,7 +131,9 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         encode(last.state) if written else b"",
         names[keys.due(shard, strand.bot if fold.sandbox else None)],
         names[keys.live(shard, strand.bot)],
+        names[keys.users(shard, strand.bot)],
         member,
+        *_users(fold, last),
         last.wake_at_ms if last.wake_at_ms is not None else "",
         _opened(fold, last),
         _keep_ms(fold, last, now_ms=now_ms),
@@ -145,7 +147,9 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
 
 
 def _changes(fold: Fold, last: Decision) -> bool:
-    return last.state != fold.state or any(decision.messages or decision.events for _, decision in fold.decided)
+    return last.state != fold.state or any(
+        decision.messages or decision.events or decision.unassigned for _, decision in fold.decided
+    )
 
 
 def _opened(fold: Fold, last: Decision) -> Argument:
@@ -153,6 +157,16 @@ def _opened(fold: Fold, last: Decision) -> Argument:
     if after is None:
         return "-" if before is not None else ""
     return after.opened_at_ms if before is None or before.id != after.id else ""
+
+
+def _users(fold: Fold, last: Decision) -> tuple[Argument, Argument]:
+    """The members to delete from and to add to the sessions by user."""
+    before, after = fold.state.session, last.state.session
+    if (before and before.id) == (after and after.id):
+        return "", ""
+    leave = keys.user_member(before.user_id, fold.strand) if before else ""
+    join = keys.user_member(after.user_id, fold.strand) if after else ""
+    return leave, join
 
 
 def _keep_ms(fold: Fold, last: Decision, *, now_ms: int) -> Argument:
@@ -182,7 +196,7 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
         for event in decision.events:
             if event.type == "session.opened":
                 fields.setdefault(event.session.id, []).extend((keys.STRAND_FIELD, keys.member(fold.strand)))
-            elif event.type == "session.closed":
+            elif event.type in {"session.closed", "session.updated"}:
                 fields.setdefault(event.session.id, []).extend((keys.CLOSED_FIELD, encode(event.session)))
     chunks = [
         (session, pairs[at : at + _A_COMMAND]) for session, pairs in fields.items() for at in range(0, len(pairs), _A_COMMAND)
@@ -195,7 +209,9 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
 def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> None:
     events = fold.events(without=silent)
     strand = fold.strand
-    records = [encode(EventRecord(strand.bot, strand.conversation, strand.thread, events))] if events else []
+    unassigned = fold.unassigned()
+    record = EventRecord(strand.bot, strand.conversation, strand.thread, events, unassigned)
+    records = [encode(record)] if events or unassigned else []
     args += len(records), *records
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from app.clock import monotonic_ms
-from app.domain.records import Event
+from app.domain.records import Event, EventType, UnassignedEntry
 from app.domain.rules.ending import RECENT_MS
 from app.domain.strand import Strand
 from app.failures import BadData
@@ -37,12 +37,21 @@ class StreamRecord(Struct, frozen=True):
     raw: bytes
     strand: Strand = _NO_STRAND
     events: tuple[Event, ...] = ()
+    unassigned: tuple[UnassignedEntry, ...] = ()
     fault: BadData | None = None
 
     @property
     def ended(self) -> list[str]:
         """The ids of the sessions that it closed."""
-        return [event.session.id for event in self.events if event.type == "session.closed"]
+        return self._sessions("session.closed")
+
+    @property
+    def updated(self) -> list[str]:
+        """The ids of the closed sessions that got late entries."""
+        return self._sessions("session.updated")
+
+    def _sessions(self, event_type: EventType) -> list[str]:
+        return list(dict.fromkeys(event.session.id for event in self.events if event.type == event_type))
 
 
 class EventStream:
@@ -77,7 +86,7 @@ class EventStream:
         )
 
     async def release(self, batch: Sequence[StreamRecord]) -> None:
-        """Acknowledge and delete these records; the transcripts of the sessions that they closed expire in 15 minutes."""
+        """Acknowledge and delete these records; the transcripts of the sessions that they closed or updated soon expire."""
         by_shard: dict[int, list[StreamRecord]] = {}
         for item in batch:
             by_shard.setdefault(item.shard, []).append(item)
@@ -130,9 +139,10 @@ def _record(shard: int, entry: bytes, raw: bytes) -> StreamRecord:
         record = decode_record(raw)
     except UNREADABLE as error:
         return StreamRecord(shard, entry, raw, fault=BadData(f"the record cannot be read: {error}"))
-    return StreamRecord(shard, entry, raw, Strand(record.bot, record.conversation, record.thread), record.events)
+    strand = Strand(record.bot, record.conversation, record.thread)
+    return StreamRecord(shard, entry, raw, strand, record.events, record.unassigned)
 
 
 def _release(shard: int, items: Sequence[StreamRecord]) -> tuple[Argument, ...]:
-    names = [keys.messages(shard, session) for item in items for session in item.ended]
+    names = [keys.messages(shard, session) for item in items for session in (*item.ended, *item.updated)]
     return _RELEASE.command([keys.events(shard), keys.counts(shard), *names], GROUP, RECENT_MS, *(item.id for item in items))

@@ -10,13 +10,15 @@ import structlog
 from msgspec import Struct
 
 from app.domain.errors import DomainError
-from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Receive, State
+from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Receive, State, UnassignedEntry
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live.codec import UNREADABLE, decode_message, decode_state, encode
 
 log = structlog.get_logger(__name__)
+
+_NOTHING = (None, None, None)
 
 
 class StuckConversation(Unavailable):
@@ -36,9 +38,10 @@ def size_of(command: Command) -> int:
         return 0
     entry = command.entry
     size = 0 if entry.text is None else len(entry.text)
-    if entry.metadata is not None or entry.context is not None:
+    unbounded = entry.metadata, entry.context, entry.session_metadata
+    if unbounded != _NOTHING:
         try:
-            size += len(encode((entry.metadata, entry.context)))
+            size += len(encode(unbounded))
         except Exception:  # noqa: BLE001 - a value that cannot be encoded cannot be stored: the decision refuses it, to its sender alone
             return size
     return size
@@ -145,11 +148,15 @@ class Fold:
 
     def earlier_sessions(self) -> list[str]:
         """Sessions whose messages may hold an earlier entry with the same id."""
-        open_now = (self.state.session.id,) if self.state.session else ()
-        return [*open_now, *(session for session, _ in self.state.recent)]
+        state = self.state
+        known = (state.session, state.last)
+        return list(dict.fromkeys((*(session.id for session in known if session), *(session for session, _ in state.recent))))
 
     def events(self, *, without: frozenset[str]) -> tuple[Event, ...]:
         return tuple(event for _, decision in self.decided for event in decision.events if event.type not in without)
+
+    def unassigned(self) -> tuple[UnassignedEntry, ...]:
+        return tuple(entry for _, decision in self.decided for entry in decision.unassigned)
 
     def count(self, event_type: EventType) -> int:
         return sum(event.type == event_type for _, decision in self.decided for event in decision.events)

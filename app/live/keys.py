@@ -71,6 +71,23 @@ def due(shard: int, bot: str | None = None) -> str:
     return f"adj:{{{shard}}}:due:{bot}" if bot else f"adj:{{{shard}}}:due"
 
 
+def users(shard: int, bot: str) -> str:
+    """`user_member` of each of a bot's open sessions, all with score 0: found by the user's id, which they begin with.
+
+    Type: sorted set. Writer: commit; the consistency check adds missing members. Life: a member is deleted when its session
+    closes. Growth: one member an open session.
+    """
+    return f"adj:{{{shard}}}:users:{bot}"
+
+
+def user_variables(bot: str, user: str) -> str:
+    """Name to expiry and value, of a user's variables.
+
+    Type: hash. Writer: the API. Life: a TTL of 366 days, renewed by each write. Growth: at most 64 KB a user.
+    """
+    return f"adj:user:{SEPARATOR.join((bot, user))}"
+
+
 def live(shard: int, bot: str) -> str:
     """Strand to `opened_at_ms`, of a bot's open sessions.
 
@@ -123,6 +140,17 @@ def shard_of_session(session: str, shards: int) -> int:
 def member(strand: Strand) -> str:
     """A strand as a member of sorted sets and as the last part of its state's key."""
     return SEPARATOR.join((strand.bot, strand.conversation, strand.thread))
+
+
+def user_member(user: str, strand: Strand) -> str:
+    """A user's session as a member of `users`."""
+    return SEPARATOR.join((user, strand.conversation, strand.thread))
+
+
+def user_range(user: str) -> tuple[bytes, bytes]:
+    """The limits of `ZRANGEBYLEX` between which the members of one user lie."""
+    start = b"[" + user.encode()
+    return start + b"\x1f", start.replace(b"[", b"(", 1) + b"\x20"
 
 
 def strand_from(member: str) -> Strand:

@@ -24,7 +24,7 @@ from app.live.commit import Commit, CommitCall, CommitRefusal, CommitScript, Rep
 from app.live.fold import CommandOutcome, Fold, PendingCommand, size_of
 from app.live.lua import RedisFull
 from app.live.pipe import Pipe, RedisUnreachable
-from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED
+from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED, UNASSIGNED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
@@ -218,6 +218,8 @@ class Ledger:
 
 
 def _count(fold: Fold, *, now_ms: int) -> None:
+    for entry in fold.unassigned():
+        UNASSIGNED.labels(entry.reason).inc()
     for event in fold.events(without=frozenset()):
         if event.type == "session.opened":
             OPENED.inc()

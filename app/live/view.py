@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import structlog
 from msgspec import Struct
+from redis.exceptions import ResponseError
 
 from app.domain.records import Message, Session, State
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
 from app.live.codec import UNREADABLE, decode_message, decode_session, decode_state
-from app.live.pipe import Pipe
+from app.live.pipe import Pipe, RedisReply
 
 log = structlog.get_logger(__name__)
 
@@ -24,6 +25,7 @@ class LiveSession(Struct, frozen=True):
     session: Session
 
 
+_STRAND = keys.STRAND_FIELD.encode()
 _PORTION_BYTES = 4 << 20
 _MOST_AT_ONCE = 1_000
 
@@ -39,7 +41,11 @@ class View:
         self._shards = shards
 
     async def find(self, session_id: str) -> LiveSession | None:
-        """The session of this id, open or lately closed; None if Redis does not hold it."""
+        """The session of this id, open or lately closed; None if Redis does not hold it.
+
+        A late entry writes into the message hash also where that has expired: such a remainder lacks `STRAND_FIELD`, serves to
+        recognise repeats, and counts as not held.
+        """
         shard = keys.shard_of_session(session_id, self._shards)
         name = keys.messages(shard, session_id)
         member, closed = await self._pipe.call("HMGET", name, keys.STRAND_FIELD, keys.CLOSED_FIELD)
@@ -57,8 +63,9 @@ class View:
         return _state(stored)
 
     async def messages(self, session_id: str) -> list[Message]:
-        """A session's messages, in order; empty if Redis does not hold it, too few if it expires meanwhile."""
-        return messages_of(await self.transcript(session_id))
+        """A session's messages, in order; empty if Redis does not hold the whole of it, too few if it expires meanwhile."""
+        fields = await self.transcript(session_id)
+        return messages_of(fields) if _STRAND in fields[::2] else []
 
     async def transcript(self, session_id: str) -> list[bytes]:
         """The fields and values, alternating, of a session's message hash, each once."""
@@ -86,7 +93,8 @@ class View:
     async def messages_named(self, session_id: str, ids: Sequence[str]) -> list[Message]:
         """A session's messages that have these ids; empty if Redis does not hold it."""
         name = keys.messages(keys.shard_of_session(session_id, self._shards), session_id)
-        return [decode_message(stored) for stored in await self._pipe.call("HMGET", name, *ids) if stored is not None]
+        whole, *stored = await self._pipe.call("HMGET", name, keys.STRAND_FIELD, *ids)
+        return [decode_message(message) for message in stored if message is not None] if whole is not None else []
 
     async def page(self, bot: str, *, after: OpenPosition | None, limit: int) -> tuple[list[LiveSession], OpenPosition | None]:
         """Open sessions of a bot, the longest open first, and the position to continue from; None where there are no more.
@@ -98,6 +106,16 @@ class View:
         shown = positions[:limit]
         found = await self._sessions(strands_in((member for _, member in shown), of=f"the open sessions of {bot}"))
         return found, shown[-1] if len(positions) > limit else None
+
+    async def sessions_of_user(self, bot: str, user: str) -> list[LiveSession]:
+        """A user's open sessions over all channels, the longest open first."""
+        start, end = keys.user_range(user)
+        replies = await self._pipe.call_all(
+            [("ZRANGEBYLEX", keys.users(shard, bot), start, end) for shard in range(self._shards)]
+        )
+        members = [member for reply in replies for member in _or_raise(reply)]
+        found = await self._sessions(strands_in((_strand_member(bot, member) for member in members), of=f"the users of {bot}"))
+        return sorted((each for each in found if each.session.user_id == user), key=lambda each: each.session.opened_at_ms)
 
     async def count(self, bot: str) -> int:
         """How many sessions of a bot are open."""
@@ -146,6 +164,17 @@ def messages_of(fields: list[bytes]) -> list[Message]:
         return sorted(map(decode_message, kept), key=lambda message: message.sequence)
     except UNREADABLE as error:
         raise BadData(f"a message cannot be read: {error}") from error
+
+
+def _strand_member(bot: str, member: bytes) -> bytes:
+    """A member of `keys.users` as one of `keys.live`: the bot instead of the user."""
+    return bot.encode() + member[member.find(b"\x1f") :]
+
+
+def _or_raise(reply: RedisReply) -> RedisReply:
+    if isinstance(reply, ResponseError):
+        raise reply
+    return reply
 
 
 def strands_in(members: Iterable[bytes], *, of: str) -> list[Strand]:

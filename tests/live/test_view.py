@@ -82,3 +82,33 @@ async def test_walk_gives_each_open_session_once_also_those_opened_in_one_ms(pip
     assert len(walked) == len({item.session.id for item in walked}) == 40
     opened = [item.session.opened_at_ms for item in walked]
     assert opened == sorted(opened)
+
+
+async def test_a_user_s_open_sessions_are_found_over_all_channels(pipe: Pipe) -> None:
+    """Also those of conversations whose names differ; of nobody whose id begins alike; and none that has closed."""
+    ledger, view = ledger_on(pipe), View(pipe, shards=SHARDS)
+    users = ("ann", "ann", "ann", "an", "ann2", "ann ", "Ann", "ann:x")
+    strands = [Strand("bot", f"conversation-{number}") for number in range(len(users))]
+    for number, (user, strand) in enumerate(zip(users, strands, strict=True)):
+        entry = Entry(user_id=user, role="user", text="hello", channel=f"channel{number}")
+        await ledger.submit(strand, Receive(entry, "m1"), at_ms=NOON_MS + number)
+    await ledger.submit(Strand("other", "c"), Receive(Entry(user_id="ann", role="user"), "m1"), at_ms=NOON_MS)
+
+    opened = await view.sessions_of_user("bot", "ann")
+    await ledger.submit(strands[1], Receive(Entry(user_id="ann", role="user", type="session.end"), "m2"), at_ms=NOON_MS + 9)
+    left = await view.sessions_of_user("bot", "ann")
+
+    assert [each.strand for each in opened] == strands[:3]
+    assert [each.strand for each in left] == [strands[0], strands[2]]
+    assert [each.strand for each in await view.sessions_of_user("bot", "ann ")] == [strands[5]]
+
+
+async def test_a_conversation_passed_to_another_user_is_found_by_the_new_one(pipe: Pipe) -> None:
+    """The session that ends and the one that begins, in one commit."""
+    ledger, view, strand = ledger_on(pipe), View(pipe, shards=SHARDS), Strand("bot", "shared")
+    for user in ("ann", "bob"):
+        entry = Entry(user_id=user, role="user", type="session.start", conversation_id="shared")
+        await ledger.submit(strand, Receive(entry, f"m-{user}"), at_ms=NOON_MS)
+
+    assert await view.sessions_of_user("bot", "ann") == []
+    assert [each.session.user_id for each in await view.sessions_of_user("bot", "bob")] == ["bob"]

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
         ge=100,
         description="Idle time after which other workers claim a worker's unarchived events, in milliseconds.",
     )
+    reject_limit_percent: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Rejects among the last 1,000 records above which the archivist stops; 10 always may be. 100: no limit.",
+    )
     database_pool_size: int = Field(default=5, ge=1, description="Postgres connections that one process keeps.")
     database_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for one statement, in seconds.")
 

@@ -19,6 +19,7 @@ from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
 from app.closing.failures import raise_first
 from app.closing.policy_change import PolicyChange
+from app.closing.rejects import RejectLimit
 from app.closing.sweep import close_deleted_sandboxes
 from app.config.publish import publish
 from app.config.records import BotConfig
@@ -80,6 +81,7 @@ class Worker:
             engine=resources.engine,
             shards=settings.shards,
             rules_of=resources.config.rules_of,
+            reject_limit=RejectLimit(percent=settings.reject_limit_percent),
         )
         self.dispatcher = Dispatcher(resources.engine, settings)
         self.policy_change = PolicyChange(

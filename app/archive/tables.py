@@ -322,7 +322,6 @@ rejects = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("at", Instant, nullable=False, server_default=NOW),
-    Column("kind", Text, nullable=False),
     Column("bot_id", Text),
     Column("session_id", Id),
     Column("error", Text, nullable=False),

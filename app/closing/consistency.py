@@ -1,11 +1,11 @@
-"""What must always hold of the live state, looked at again and again; what does not hold is repaired, counted and logged.
+"""Checks what must always hold of the live state, and repairs, counts and logs what does not.
 
-1. Every open session is due some time: one without a deadline is woken, which writes its deadline anew.
-   (The reverse needs no look: what is due without being open is taken out by the sweep when its time comes.)
-2. Every event record is still to be given to an archivist or pending with one; else all records are given out again.
+1. Every open session has a deadline: one without is woken, which writes its deadline anew.
+   (The reverse needs no check: the sweep removes a deadline without an open session when it falls due.)
+2. Every event record is undelivered, or pending with an archivist; else all records are delivered again.
 
-Neither can be broken by what the product does, since one script writes all of it; they hold against what is done to Redis
-from outside. What cannot be repaired, because it is gone, shows in `Totals.unaccounted`, which must be 0.
+The product itself cannot break either, since one script writes all of it; the check is for changes made to Redis from outside.
+Lost sessions and records cannot be repaired: they show in `Totals.unaccounted`, which must be 0.
 """
 
 import asyncio
@@ -21,51 +21,33 @@ from app.live import keys
 from app.live.event_stream import GROUP
 from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
+from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
 from app.live.view import strands_in
 from app.metrics import REPAIRS
 
 log = structlog.get_logger(__name__)
 
-_A_PAGE = 1_000
+_PAGE_SIZE = 1_000
 
-# KEYS [1] counts, [2] event stream, then the bots' sets of open sessions. Returns what was counted and what is there, at once.
-_TOTALS = """
-local open = 0
-for i = 3, #KEYS do
-  open = open + redis.call('ZCARD', KEYS[i])
-end
-local counts = redis.call('HMGET', KEYS[1], 'opened', 'closed', 'told', 'released')
-return { counts[1] or '0', counts[2] or '0', counts[3] or '0', counts[4] or '0', open, redis.call('XLEN', KEYS[2]) }
-"""
-
-# KEYS [1] event stream. ARGV [1] group. Returns 1 if records were in nobody's hands and are given out again, else 0.
-# A stream with much to read is not counted through: that can wait until the archivists have worked it off.
-_GIVE_OUT_AGAIN = """
-if redis.call('XLEN', KEYS[1]) == 0 then
-  return 0
-end
-for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-  local info = {}
-  for i = 1, #group, 2 do info[group[i]] = group[i + 1] end
-  if info['name'] == ARGV[1] then
-    local waiting = #redis.call('XRANGE', KEYS[1], '(' .. info['last-delivered-id'], '+', 'COUNT', 10000)
-    if waiting < 10000 and redis.call('XLEN', KEYS[1]) > info['pending'] + waiting then
-      redis.call('XGROUP', 'SETID', KEYS[1], ARGV[1], '0')
-      return 1
-    end
-  end
-end
-return 0
-"""
+_TOTALS = LuaScript(read_source("app.closing", "totals.lua"))
+_REDELIVER = LuaScript(read_source("app.closing", "redeliver.lua"))
 
 
 class Totals(Struct, frozen=True):
-    """What all shards have counted, and what is there."""
+    """Of all shards: what was counted since the start, and what is there now.
+
+    opened    sessions opened
+    closed    sessions closed
+    written   event records written to the streams
+    released  event records released by the archivists
+    open      sessions open now
+    pending   event records in the streams now
+    """
 
     opened: int = 0
     closed: int = 0
-    told: int = 0
+    written: int = 0
     released: int = 0
     open: int = 0
     pending: int = 0
@@ -73,11 +55,11 @@ class Totals(Struct, frozen=True):
     @property
     def unaccounted(self) -> int:
         """Sessions that were opened and are neither open nor closed, and event records neither waiting nor released."""
-        return abs(self.opened - self.closed - self.open) + abs(self.told - self.released - self.pending)
+        return abs(self.opened - self.closed - self.open) + abs(self.written - self.released - self.pending)
 
 
 class ConsistencyCheck:
-    """Looks and repairs, over all shards."""
+    """Checks and repairs all shards."""
 
     def __init__(self, *, pipe: Pipe, ledger: Ledger, shards: int) -> None:
         self._pipe = pipe
@@ -85,25 +67,23 @@ class ConsistencyCheck:
         self._shards = shards
 
     async def totals(self, bots: Sequence[BotConfig]) -> Totals:
-        """What there is of `bots`, which must be all there have ever been."""
-        replies = await self._pipe.call_all(
-            [("EVAL", _TOTALS, 2 + len(bots), *_names(shard, bots)) for shard in range(self._shards)]
-        )
+        """The totals of `bots`, which must be all bots that ever were."""
+        replies = await self._pipe.call_all([_TOTALS.command(_names(shard, bots)) for shard in range(self._shards)])
         return Totals(*(sum(map(int, column)) for column in zip(*replies, strict=True)))
 
     async def run_once(self, bots: Sequence[BotConfig]) -> int:
-        """Look at everything once and repair it; returns how many repairs were made."""
+        """Check everything once and repair it; returns how many repairs were made."""
         repairs = 0
         for shard in range(self._shards):
             for bot in bots:
-                repairs += await self._wake_those_without_deadline(shard, bot)
-            repairs += int(await self._pipe.call("EVAL", _GIVE_OUT_AGAIN, 1, keys.events(shard), GROUP))
+                repairs += await self._wake_without_deadline(shard, bot)
+            repairs += int(await _REDELIVER.call(self._pipe, [keys.events(shard)], GROUP))
         if repairs:
             REPAIRS.inc(repairs)
-            log.warning("invariants repaired", repairs=repairs)
+            log.warning("live state repaired", repairs=repairs)
         return repairs
 
-    async def _wake_those_without_deadline(self, shard: int, bot: BotConfig) -> int:
+    async def _wake_without_deadline(self, shard: int, bot: BotConfig) -> int:
         due = keys.due(shard, bot.id if bot.sandbox else None)
         woken = 0
         async for members in self._pages(keys.live(shard, bot.id)):
@@ -121,7 +101,7 @@ class ConsistencyCheck:
     async def _pages(self, name: str) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
-            cursor, found = await self._pipe.call("ZSCAN", name, cursor, "COUNT", _A_PAGE)
+            cursor, found = await self._pipe.call("ZSCAN", name, cursor, "COUNT", _PAGE_SIZE)
             if found:
                 yield found[::2]
             if cursor == b"0":

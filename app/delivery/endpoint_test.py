@@ -10,7 +10,7 @@ from app.archive.delivery_log import TestDelivery
 from app.archive.outbox import valid_secrets
 from app.clock import monotonic_ms
 from app.delivery.replies import plain
-from app.delivery.sender import Delivered, Gone, Outcome, Sender, SignedWebhook, trusted_tls
+from app.delivery.sender import Delivered, Gone, Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.domain.instants import rfc3339
 from app.settings import Settings
@@ -51,7 +51,7 @@ def _body(endpoint_id: str, bot: str, *, now_ms: int) -> str:
     return json.encode({"type": TEST_EVENT, "timestamp": rfc3339(now_ms), "data": data}).decode()
 
 
-def _error(outcome: Outcome) -> str | None:
+def _error(outcome: SendOutcome) -> str | None:
     match outcome:
         case Delivered():
             return None

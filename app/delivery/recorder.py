@@ -16,7 +16,7 @@ from app.archive.endpoint_health import HEALTHY, Health
 from app.archive.outbox import Claim, Settled
 from app.delivery.replies import plain
 from app.delivery.retry import after_failure, after_success, next_attempt_at_ms
-from app.delivery.sender import Delivered, Gone, Outcome
+from app.delivery.sender import Delivered, Gone, SendOutcome
 from app.failpoints import failpoint
 from app.failures import failure_of
 from app.metrics import DELIVERIES
@@ -36,7 +36,7 @@ class Attempt(Struct, frozen=True):
     claim: Claim
     started_at_ms: int
     ended_at_ms: int
-    outcome: Outcome | Interrupted
+    outcome: SendOutcome | Interrupted
 
 
 class Recorder:
@@ -113,7 +113,7 @@ class Recorder:
 
 
 def settled(attempt: Attempt, *, jitter: float) -> Settled:
-    """What becomes of its delivery. `jitter` from 0 to 1, see `app.delivery.retry`."""
+    """The next status of its delivery. `jitter` from 0 to 1, see `app.delivery.retry`."""
     claim, outcome = attempt.claim, attempt.outcome
     match outcome:
         case Delivered():
@@ -201,7 +201,7 @@ def _report(decided: Sequence[Settled], attempts: Sequence[Attempt]) -> None:
             log.warning("delivery failed", delivery=attempt.claim.id, bot=attempt.claim.bot, attempts=attempt.claim.attempt)
 
 
-def _label(outcome: Outcome | Interrupted) -> str:
+def _label(outcome: SendOutcome | Interrupted) -> str:
     match outcome:
         case Delivered():
             return "delivered"

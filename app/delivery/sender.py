@@ -1,8 +1,8 @@
 """Sends one webhook once, and returns its outcome. Retries are decided elsewhere.
 
-Every behaviour of a receiver becomes a value of `Outcome`; only cancellation is raised. A webhook counts as delivered when the
-status is 2xx and the reply ended, or its first 64 KB arrived. Redirects are not followed. The reply is never decompressed, and
-nothing after the 64 KB is read: the connection is dropped.
+Every behaviour of a receiver becomes a value of `SendOutcome`; only cancellation is raised. A webhook counts as delivered when
+the status is 2xx and the reply ended, or its first 64 KB arrived. Redirects are not followed. The reply is never decompressed,
+and nothing after the 64 KB is read: the connection is dropped.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Gone(Struct, frozen=True):
     status: int = _GONE
 
 
-Outcome = Delivered | Retry | Gone
+SendOutcome = Delivered | Retry | Gone
 
 
 class Sender:
@@ -108,7 +108,7 @@ class Sender:
         await self._client.aclose()
         await self._public.aclose()
 
-    async def send(self, webhook: SignedWebhook, *, now_ms: int) -> Outcome:
+    async def send(self, webhook: SignedWebhook, *, now_ms: int) -> SendOutcome:
         """POST it, signed at `now_ms`; never raises but for cancellation."""
         reply = Reply()
         try:
@@ -178,11 +178,11 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
         )
 
 
-def _verdict(reply: Reply, broken: Retry | None, *, now_ms: int) -> Outcome:
-    """What a reply means, given how its reading broke off, if it did.
+def _verdict(reply: Reply, broken: Retry | None, *, now_ms: int) -> SendOutcome:
+    """The outcome of a reply, and of the error (`broken`) that ended reading it, if there was one.
 
-    A refusal stands however its text ended. A success does not: who breaks off in the middle may not have kept it,
-    and a receiver that gets it twice knows it by its `webhook-id`.
+    An error status counts even if the body is incomplete. A 2xx does not: a receiver that breaks off may not have stored the
+    webhook, and one that gets it twice recognises it by its `webhook-id`.
     """
     if reply.status is None:
         return broken or Retry("protocol", "the connection ended without an answer")

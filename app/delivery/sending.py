@@ -9,7 +9,7 @@ from collections.abc import Callable
 from app.archive.outbox import Claim
 from app.clock import monotonic_ms
 from app.delivery.recorder import Attempt, Interrupted
-from app.delivery.sender import Outcome, Sender, SignedWebhook, trusted_tls
+from app.delivery.sender import Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.failpoints import failpoint
 from app.metrics import DELIVERY_DURATION, DELIVERY_LATENCY
@@ -58,7 +58,7 @@ class SendingTasks:
 
     async def _deliver(self, claim: Claim) -> None:
         started_at_ms = self._now_ms()
-        outcome: Outcome | Interrupted = Interrupted()
+        outcome: SendOutcome | Interrupted = Interrupted()
         try:
             # If the whole process was paused the lease may have expired, and another worker may be sending.
             if started_at_ms < claim.leased_until_ms and not self._stopping:
@@ -67,7 +67,7 @@ class SendingTasks:
         finally:
             self._on_attempt(Attempt(claim, started_at_ms, self._now_ms(), outcome))
 
-    async def _send(self, claim: Claim, *, now_ms: int) -> Outcome:
+    async def _send(self, claim: Claim, *, now_ms: int) -> SendOutcome:
         sender = self._idle_senders.pop() if self._idle_senders else self._new_sender()
         endpoint = claim.endpoint
         webhook = SignedWebhook(claim.id, endpoint.url, claim.body, endpoint.secrets, endpoint.private_allowed)

@@ -1,6 +1,6 @@
-"""`adjourn demo`: everything started, a day of traffic played through it, and what came of it compared with what was scripted.
+"""`adjourn demo`: starts a whole system, plays a scripted day of traffic through it, and compares the result with the script.
 
-day (a script, with what must come of it) ── HTTP ──> adjourn serve ── webhooks ──> receiver
+day (a script and its expected result) ── HTTP ──> adjourn serve ── webhooks ──> receiver
                     │                                      │                            │
                     └──────────────── compared ────────────┴────────────────────────────┘
 """

@@ -1,4 +1,4 @@
-"""`adjourn demo` on a terminal: start, play, compare, show; the exit code says whether everything agreed."""
+"""`adjourn demo` on a terminal: start, play, compare, show. The exit code is 0 if everything agrees."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ _WIDE = 110
 
 
 def run() -> int:
-    """Returns 0 if what came back is what was scripted."""
+    """Returns 0 if the result agrees with the script."""
     try:
         return asyncio.run(_run(_console()))
     except (DemoFailed, ReplayStopped) as error:
@@ -27,7 +27,7 @@ def run() -> int:
 
 
 def _console() -> Console:
-    """A terminal as it is; a file or a pipe gets room for the tables."""
+    """A console as wide as the terminal; in a file or a pipe, wide enough for the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDE)
 
@@ -53,7 +53,7 @@ async def _play(console: Console, day: Day, receiver: Receiver, api: httpx.Async
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("the day", total=len(day.items))
-        return await play(api, day, receiver, told=lambda place: progress.update(task, completed=place))
+        return await play(api, day, receiver, on_progress=lambda done: progress.update(task, completed=done))
 
 
 def _since_s(began_ms: float) -> float:

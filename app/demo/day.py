@@ -1,7 +1,7 @@
-"""A scripted day of a chatbot: who says what when, and what must come of it.
+"""A scripted day of a chatbot: the entries of every visit, and the expected sessions.
 
-The script is made up from a seed, and says of every visit how its sessions end, by what happens in it and by the policy of the
-demo. It asks nothing of the product: what the product makes of it is compared with this.
+The script is generated from a seed. For every kind of visit it states how the sessions end under the demo's policy; it uses
+none of the product's rules, so that the product's result can be compared with it.
 """
 
 import random
@@ -18,13 +18,13 @@ MIDNIGHT_MS = 1_795_132_800_000  # 2026-11-20
 VISITS = 360
 CLOSE = "close by API"
 
-FAREWELLS = {
+CLOSURE_TEXTS = {
     "en": "We have not heard from you for {minutes} minutes, so this chat is closed. Write again whenever you like!",
     "es": "Hace {minutes} minutos que no sabemos de usted, así que cerramos este chat. ¡Escríbanos cuando quiera!",
 }
 POLICY: dict[str, Any] = {
     "inactivity_minutes": 15,
-    "closure_message": {"texts": {**FAREWELLS, "default": FAREWELLS["en"]}, "channels": ["web", "facebook"]},
+    "closure_message": {"texts": {**CLOSURE_TEXTS, "default": CLOSURE_TEXTS["en"]}, "channels": ["web", "facebook"]},
     "on_escalated": "end",
     "channels": {"whatsapp": {"inactivity_minutes": 60, "on_handoff": "end", "on_survey_answered": "end"}},
 }
@@ -40,11 +40,11 @@ _COMING_BACK = 0.5
 _EVENING_MS = MIDNIGHT_MS + 21 * HOUR_MS
 
 Step = tuple[int, dict[str, Any]]
-"""How many seconds after the step before, and the fields of the entry."""
+"""Seconds after the step before, and the fields of the entry."""
 
 
 class Item(Struct, frozen=True):
-    """One thing that happens: an entry or, without one, the operator closing the session of `user`."""
+    """An entry or, without one, a close of the session of `user` by the API."""
 
     at_ms: int
     user: str
@@ -52,16 +52,16 @@ class Item(Struct, frozen=True):
 
 
 class Expected(Struct, frozen=True):
-    """What must come of the day."""
+    """The expected result of the day."""
 
     entries: int
     reasons: Counter[str]
-    farewells: Counter[str]
+    closure_messages: Counter[str]
     interactive: int
 
 
 class Day(Struct, frozen=True):
-    """The script in the order of time, and what must come of it. Every deadline has passed at `over_at_ms`."""
+    """The script in order of time, and its expected result. Every deadline has passed at `over_at_ms`."""
 
     items: list[Item]
     expected: Expected
@@ -69,8 +69,8 @@ class Day(Struct, frozen=True):
     over_at_ms: int
 
 
-class Kind(Struct, frozen=True):
-    """A way a visit goes: its steps, and how its sessions end, in order. `channels`: where the policy makes it so."""
+class VisitKind(Struct, frozen=True):
+    """A kind of visit: its steps, and the close reasons of its sessions in order. `channels` are those where they hold."""
 
     steps: Callable[[random.Random, str], list[Step]]
     ends: tuple[str, ...]
@@ -79,23 +79,23 @@ class Kind(Struct, frozen=True):
 
 
 def _chat(rng: random.Random, language: str) -> list[Step]:
-    """Questions and answers, with pauses shorter than any silence that closes."""
+    """Questions and answers, with pauses shorter than any inactivity that closes."""
     asks, answers = _TALK[language]
     steps: list[Step] = []
-    for turn in range(rng.randint(1, 4)):
+    for round_ in range(rng.randint(1, 4)):
         intent = rng.choice(_INTENTS)
-        steps.append((rng.randint(5, _LONGEST_PAUSE_S), {"role": "user", "text": asks[turn % len(asks)], "intent": intent}))
-        steps.append((rng.randint(1, 4), {"role": "bot", "text": answers[turn % len(answers)]}))
+        steps.append((rng.randint(5, _LONGEST_PAUSE_S), {"role": "user", "text": asks[round_ % len(asks)], "intent": intent}))
+        steps.append((rng.randint(1, 4), {"role": "bot", "text": answers[round_ % len(answers)]}))
     return steps
 
 
 def _then(**entry: object) -> Callable[[random.Random, str], list[Step]]:
-    """A chat, and then this."""
+    """A chat, followed by this entry."""
     return lambda rng, language: [*_chat(rng, language), (rng.randint(5, 60), entry)]
 
 
 def _then_chat(**entry: object) -> Callable[[random.Random, str], list[Step]]:
-    """A chat, then this, then another chat."""
+    """A chat, this entry, and another chat."""
     return lambda rng, language: [*_then(**entry)(rng, language), *_chat(rng, language)]
 
 
@@ -109,19 +109,19 @@ def _greeted(_: random.Random, language: str) -> list[Step]:
 
 
 KINDS = (
-    Kind(_chat, ("inactivity",)),
-    Kind(_greeted, ("inactivity",), interactive=False),
-    Kind(_then(role="system", type="session.end"), ("ended",)),
-    Kind(_then(role="user", type="chat.closed"), ("chat_closed",)),
-    Kind(_then(role="bot", type="resolved"), ("resolved",)),
-    Kind(_then(role="bot", type="escalated"), ("escalated",)),
-    Kind(_then(role="bot", type="handoff"), ("handoff",), channels=("whatsapp",)),
-    Kind(_survey, ("survey_answered",), channels=("whatsapp",)),
-    Kind(_then(role="user", text="forget it", tags=["discard"]), ("discard",)),
-    Kind(_then(type=CLOSE), ("api",)),
-    Kind(_then_chat(role="system", type="session.start"), ("superseded", "inactivity")),
-    Kind(_then_chat(role="user", text="start again", refresh=True), ("refresh", "inactivity")),
-    Kind(_then_chat(role="system", type="interrupted"), ("interrupted", "inactivity")),
+    VisitKind(_chat, ("inactivity",)),
+    VisitKind(_greeted, ("inactivity",), interactive=False),
+    VisitKind(_then(role="system", type="session.end"), ("ended",)),
+    VisitKind(_then(role="user", type="chat.closed"), ("chat_closed",)),
+    VisitKind(_then(role="bot", type="resolved"), ("resolved",)),
+    VisitKind(_then(role="bot", type="escalated"), ("escalated",)),
+    VisitKind(_then(role="bot", type="handoff"), ("handoff",), channels=("whatsapp",)),
+    VisitKind(_survey, ("survey_answered",), channels=("whatsapp",)),
+    VisitKind(_then(role="user", text="forget it", tags=["discard"]), ("discard",)),
+    VisitKind(_then(type=CLOSE), ("api",)),
+    VisitKind(_then_chat(role="system", type="session.start"), ("superseded", "inactivity")),
+    VisitKind(_then_chat(role="user", text="start again", refresh=True), ("refresh", "inactivity")),
+    VisitKind(_then_chat(role="system", type="interrupted"), ("interrupted", "inactivity")),
 )
 _WEIGHTS = (12, 2, 4, 4, 3, 2, 2, 2, 1, 1, 1, 1, 1)
 
@@ -138,7 +138,7 @@ def make_day(seed: int = SEED) -> Day:
     rng = random.Random(seed)
     items: list[Item] = []
     reasons: Counter[str] = Counter()
-    farewells: Counter[str] = Counter()
+    closure_messages: Counter[str] = Counter()
     users: list[_User] = []
     interactive = 0
     for kind in _kinds(rng):
@@ -147,19 +147,19 @@ def make_day(seed: int = SEED) -> Day:
         reasons.update(kind.ends)
         interactive += len(kind.ends) if kind.interactive else 0
         if user.channel in POLICY["closure_message"]["channels"]:
-            farewells[user.language] += kind.ends.count("inactivity")
+            closure_messages[user.language] += kind.ends.count("inactivity")
     items.sort(key=lambda item: item.at_ms)
     entries = sum(item.entry is not None for item in items)
-    expected = Expected(entries, reasons, +farewells, interactive)
+    expected = Expected(entries, reasons, +closure_messages, interactive)
     return Day(items, expected, len(users), items[-1].at_ms + 2 * HOUR_MS)
 
 
-def _kinds(rng: random.Random) -> list[Kind]:
+def _kinds(rng: random.Random) -> list[VisitKind]:
     return [*KINDS, *rng.choices(KINDS, weights=_WEIGHTS, k=VISITS - len(KINDS))]
 
 
 def _visitor(rng: random.Random, users: list[_User], channel: str) -> _User:
-    """Now and then one who was here hours ago, so whatever was open is over; else a new one."""
+    """Sometimes a user whose last visit was hours ago, so that no session is open; otherwise a new one."""
     language = rng.choice(tuple(_TALK))
     back = [user for user in users if (user.channel, user.language) == (channel, language) and user.free_at_ms < _EVENING_MS]
     if back and rng.random() < _COMING_BACK:
@@ -169,7 +169,7 @@ def _visitor(rng: random.Random, users: list[_User], channel: str) -> _User:
     return users[-1]
 
 
-def _visit(rng: random.Random, kind: Kind, user: _User) -> Iterator[Item]:
+def _visit(rng: random.Random, kind: VisitKind, user: _User) -> Iterator[Item]:
     at_ms = user.free_at_ms + rng.randrange(60 * 60) * SECOND_MS
     for number, (after_s, fields) in enumerate(kind.steps(rng, user.language)):
         at_ms += after_s * SECOND_MS

@@ -1,4 +1,4 @@
-"""Plays the day through the API: a bot and its endpoint, its entries, the operator's closes; then asks what came of it."""
+"""Plays the day through the API: makes a bot and its endpoint, posts entries, closes sessions; then reads the result."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,30 +17,30 @@ from app.replay.poster import Poster
 BOT = "demo"
 _PATIENCE_S = 30.0
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 class DemoFailed(Exception):
-    """The API refused what the demo asked for; the message says what."""
+    """The API refused a request of the demo; the message says which."""
 
 
 class Played(Struct, frozen=True):
-    """What the API answered to the entries and, afterwards, to questions about them."""
+    """The API's answers to the entries, and the sessions that it lists afterwards."""
 
     taken: int
     refused: int
     opened: int
-    sessions: list[Json]
-    page: list[Json]
+    sessions: list[JsonObject]
+    page: list[JsonObject]
 
 
-async def play(api: httpx.AsyncClient, day: Day, receiver: Receiver, *, told: Callable[[int], None]) -> Played:
-    """The whole day; `told` hears how many things have happened. Raises `DemoFailed`."""
+async def play(api: httpx.AsyncClient, day: Day, receiver: Receiver, *, on_progress: Callable[[int], None]) -> Played:
+    """Play the whole day; `on_progress` gets the number of items so far. Raises `DemoFailed`."""
     await _set_up(api, receiver)
     player = _Player(api)
-    for place, item in enumerate(day.items, start=1):
+    for done, item in enumerate(day.items, start=1):
         await player.take(item)
-        told(place)
+        on_progress(done)
     await player.flush()
     advance = {"to": rfc3339(day.over_at_ms)}
     await _ask(api, "POST", f"/v1/bots/{BOT}/clock/advance", json=advance)
@@ -59,7 +59,7 @@ async def _set_up(api: httpx.AsyncClient, receiver: Receiver) -> None:
 
 
 class _Player:
-    """Posts entries in batches; before the operator closes a session, what came before it is posted."""
+    """Posts entries in batches; before a close by the API, the entries before it are posted."""
 
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
@@ -92,7 +92,7 @@ class _Player:
                 self._session_of[user] = answer.session_id
 
 
-async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIterator[Json]:
+async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIterator[JsonObject]:
     while True:
         page = await _ask(api, "GET", "/v1/sessions", params=parameters)
         for session in page["sessions"]:
@@ -107,11 +107,11 @@ async def _ask(
     method: str,
     path: str,
     *,
-    json: Json | None = None,
+    json: JsonObject | None = None,
     params: dict[str, str] | None = None,
-) -> Json:
+) -> JsonObject:
     reply = await api.request(method, path, json=json, params=params)
     if not reply.is_success:
         raise DemoFailed(f"{method} {path}: {reply.status_code} {reply.text}")
-    answer: Json = reply.json()
+    answer: JsonObject = reply.json()
     return answer

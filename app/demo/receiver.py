@@ -13,8 +13,8 @@ _OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 _FORGED = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n"
 
 
-class Webhooked(Struct, frozen=True):
-    """One webhook that was genuine."""
+class ReceivedWebhook(Struct, frozen=True):
+    """A webhook with a valid signature."""
 
     id: str
     type: str
@@ -26,11 +26,11 @@ class Webhooked(Struct, frozen=True):
 
 
 class Receiver:
-    """Keeps what comes in, in order. `secret` is known once the endpoint is made."""
+    """Stores webhooks in the order of arrival. `secret` is set once the endpoint is made."""
 
     def __init__(self) -> None:
         self.secret = ""
-        self.received: list[Webhooked] = []
+        self.received: list[ReceivedWebhook] = []
         self.forged = 0
         self.url = ""
         self._news = asyncio.Event()
@@ -46,20 +46,20 @@ class Receiver:
         async with server:
             yield receiver
 
-    def of(self, kind: str) -> list[Webhooked]:
-        """Those of one type, a repeat counted once: at least once is what is promised."""
+    def of(self, kind: str) -> list[ReceivedWebhook]:
+        """The webhooks of one type, each id once, since webhooks may be delivered more than once."""
         return list({item.id: item for item in self.received if item.type == kind}.values())
 
     async def until(self, kind: str, count: int, *, within_s: float) -> None:
-        """Wait for that many of one type; after `within_s`, go on with what there is."""
+        """Wait for that many of one type, at most `within_s`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while len(self.of(kind)) < count:
                     self._news.clear()
                     await self._news.wait()
 
-    def late_farewells(self) -> int:
-        """How many closure messages came only after the end of their session was told."""
+    def late_closure_messages(self) -> int:
+        """The number of closure messages that arrived after `session.closed` of their session."""
         ended: set[str] = set()
         late: set[str] = set()
         for item in self.received:
@@ -86,6 +86,6 @@ class Receiver:
             self.forged += 1
             return False
         event = msgspec.json.decode(body)
-        self.received.append(Webhooked(headers["webhook-id"], event["type"], event["data"]))
+        self.received.append(ReceivedWebhook(headers["webhook-id"], event["type"], event["data"]))
         self._news.set()
         return True

@@ -1,4 +1,4 @@
-"""What came of the day beside what was scripted, as tables; and whether they agree."""
+"""The result of the day beside the script, as tables, and whether they agree."""
 
 from collections import Counter
 
@@ -8,14 +8,14 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from app.demo.day import Day
-from app.demo.play import Json, Played
+from app.demo.play import JsonObject, Played
 from app.demo.receiver import Receiver
 
 _TIMES = slice(11, 19)
 
 
 class Row(Struct, frozen=True):
-    """One thing that was scripted, and what each side saw of it."""
+    """One scripted count, and the counts that were seen."""
 
     name: str
     expected: int
@@ -27,35 +27,35 @@ class Row(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """All that is compared; `said` is the first closure message of each language, to look at."""
+    """Everything that is compared; `texts` is the first closure message of each language."""
 
     reasons: list[Row]
-    farewells: list[Row]
-    rest: list[Row]
-    said: dict[str, str]
+    closure_messages: list[Row]
+    totals: list[Row]
+    texts: dict[str, str]
 
     @property
     def agrees(self) -> bool:
-        return all(row.agrees for row in (*self.reasons, *self.farewells, *self.rest))
+        return all(row.agrees for row in (*self.reasons, *self.closure_messages, *self.totals))
 
 
 def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
     """The script against the API's answers, the archive and the webhooks."""
     expected = day.expected
     archived = Counter(str(session["reason"]) for session in played.sessions)
-    told = Counter(str(item.data["session"]["reason"]) for item in receiver.of("session.closed"))
-    heard = receiver.of("session.closure_message")
-    farewells = Counter(str(item.data["language"]) for item in heard)
+    notified = Counter(str(item.data["session"]["reason"]) for item in receiver.of("session.closed"))
+    received = receiver.of("session.closure_message")
+    closure_messages = Counter(str(item.data["language"]) for item in received)
     sessions = expected.reasons.total()
     reasons = [
-        Row(reason, expected.reasons[reason], (archived[reason], told[reason]))
-        for reason in sorted(expected.reasons | archived | told, key=lambda reason: (-expected.reasons[reason], reason))
+        Row(reason, expected.reasons[reason], (archived[reason], notified[reason]))
+        for reason in sorted(expected.reasons | archived | notified, key=lambda reason: (-expected.reasons[reason], reason))
     ]
     return Comparison(
         reasons,
         [
-            Row(language, expected.farewells[language], (farewells[language],))
-            for language in sorted(expected.farewells | farewells)
+            Row(language, expected.closure_messages[language], (closure_messages[language],))
+            for language in sorted(expected.closure_messages | closure_messages)
         ],
         [
             Row("entries taken", expected.entries, (played.taken,)),
@@ -64,9 +64,9 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
             Row("different sessions archived", sessions, (len({session["id"] for session in played.sessions}),)),
             Row("sessions with a user", expected.interactive, (sum(session["interactive"] for session in played.sessions),)),
             Row("webhooks with a wrong signature", 0, (receiver.forged,)),
-            Row("farewells told after the end", 0, (receiver.late_farewells(),)),
+            Row("closure messages after the end", 0, (receiver.late_closure_messages(),)),
         ],
-        {str(item.data["language"]): str(item.data["text"]) for item in reversed(heard)},
+        {str(item.data["language"]): str(item.data["text"]) for item in reversed(received)},
     )
 
 
@@ -75,10 +75,10 @@ def show(console: Console, comparison: Comparison, played: Played) -> None:
     total = Row("all", sum(row.expected for row in comparison.reasons), _sums(comparison.reasons))
     console.print(
         _table("Sessions by close reason", ("scripted", "GET /v1/sessions", "webhooks"), [*comparison.reasons, total]),
-        _table("Closure messages by language", ("scripted", "received and verified"), comparison.farewells),
-        *(f"  {language}  {comparison.said[language]}" for language in sorted(comparison.said)),
+        _table("Closure messages by language", ("scripted", "received and verified"), comparison.closure_messages),
+        *(f"  {language}  {comparison.texts[language]}" for language in sorted(comparison.texts)),
         "",
-        _table("And also", ("scripted", "seen"), comparison.rest),
+        _table("And also", ("scripted", "seen"), comparison.totals),
         _page(played.page),
         sep="\n",
     )
@@ -99,7 +99,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> Table:
     return table
 
 
-def _page(sessions: list[Json]) -> Group:
+def _page(sessions: list[JsonObject]) -> Group:
     """A page of `GET /v1/sessions`, in short."""
     columns = ("opened", "closed", "user", "channel", "reason", "rule", "outcome", "entries")
     table = Table(title=f"GET /v1/sessions?bot=demo&limit={len(sessions)}", title_justify="left", box=SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""Starts `adjourn serve` as anyone would: a process with servers of its own in a folder of its own, gone afterwards."""
+"""Starts `adjourn serve` as a user would: a process with embedded servers in a temporary folder, removed afterwards."""
 
 import asyncio
 import re
@@ -25,23 +25,23 @@ _KEY = re.compile(r"Bearer (adj_[\w-]+)")
 
 
 class Served(Struct, frozen=True):
-    """Where it listens, its first admin key, and what it said while it started."""
+    """Its URL, its first admin key, and its output during the start."""
 
     url: str
     key: str
-    said: str
+    output_text: str
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Served]:
-    """Everything runs until the end of the block. Raises `CannotStart` with what the process said."""
+    """A running `adjourn serve` until the end of the block. Raises `CannotStart` with its output."""
     folder = Path(tempfile.mkdtemp(prefix="adj-"))
     try:
         process, output = await _start(folder)
         try:
-            said = await _until_ready(output)
+            output_text = await _until_ready(output)
             draining = asyncio.create_task(_drain(output))
-            yield Served(_found(_URL, said), _found(_KEY, said), said)
+            yield Served(_found(_URL, output_text), _found(_KEY, output_text), output_text)
         finally:
             await _stop(process)
         await draining
@@ -65,18 +65,18 @@ async def _start(folder: Path) -> tuple[Process, StreamReader]:
 
 
 async def _until_ready(output: StreamReader) -> str:
-    said = ""
+    output_text = ""
     with suppress(TimeoutError):
         async with asyncio.timeout(_START_S):
             async for line in output:
-                said += line.decode()
+                output_text += line.decode()
                 if line.startswith(b"Ready"):
-                    return said
-    raise CannotStart(f"`adjourn serve` did not start:\n{said}")
+                    return output_text
+    raise CannotStart(f"`adjourn serve` did not start:\n{output_text}")
 
 
 async def _drain(output: StreamReader) -> None:
-    """A process whose output nobody reads would stop when the pipe is full."""
+    """Read the output: the process would block when the pipe is full."""
     async for _ in output:
         pass
 
@@ -92,8 +92,8 @@ async def _stop(process: Process) -> None:
         await process.wait()
 
 
-def _found(pattern: re.Pattern[str], said: str) -> str:
-    found = pattern.search(said)
+def _found(pattern: re.Pattern[str], output_text: str) -> str:
+    found = pattern.search(output_text)
     if found is None:
-        raise CannotStart(f"`adjourn serve` did not say what it should:\n{said}")
+        raise CannotStart(f"`adjourn serve` did not say what it should:\n{output_text}")
     return found[1]

@@ -152,6 +152,6 @@ end
 -- The consistency check compares these counts with the sets and the stream.
 if opened > 0 then redis.call('HINCRBY', KEYS[2], 'opened', opened) end
 if closed > 0 then redis.call('HINCRBY', KEYS[2], 'closed', closed) end
-if records > 0 then redis.call('HINCRBY', KEYS[2], 'told', records) end
+if records > 0 then redis.call('HINCRBY', KEYS[2], 'written', records) end
 
 return { tostring(now), 1, unpack(refused) }

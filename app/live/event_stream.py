@@ -65,11 +65,22 @@ class EventStream:
         self._claim_idle_ms = claim_idle_ms
         self._grouped = False
         self._claim_at_ms = 0.0
+        self._retry_after: list[bytes] = []  # by shard: the last record that was taken again; empty if there is nothing to retry
 
-    async def take(self) -> list[StreamRecord]:
-        """Records to archive: now and then those that a dead consumer left pending, else the new ones."""
+    def retry(self) -> None:
+        """Take again, before anything else, the records that this consumer took and has not released."""
+        self._retry_after = [b"0"] * self._shards
+
+    async def take(self, *, new: bool = True) -> list[StreamRecord]:
+        """The next records: those to retry, then those that a dead consumer left, then new ones.
+
+        Without `new`, only those to retry.
+        """
         if not self._grouped:
             await self._make_groups()
+        retried = await self._read_own() if self._retry_after else []
+        if retried or not new:
+            return retried
         if monotonic_ms() >= self._claim_at_ms:
             claimed = await self._claim()
             if claimed:
@@ -84,6 +95,16 @@ class EventStream:
                 for shard in range(self._shards)
             ]
         )
+
+    async def _read_own(self) -> list[StreamRecord]:
+        """A page of this consumer's own pending records, shard by shard."""
+        read = "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS"
+        found = await self._read_all([(*read, keys.events(shard), after) for shard, after in enumerate(self._retry_after)])
+        for record in found:
+            self._retry_after[record.shard] = record.id
+        if not found:
+            self._retry_after = []
+        return found
 
     async def release(self, batch: Sequence[StreamRecord]) -> None:
         """Acknowledge and delete these records; the transcripts of the sessions that they closed or updated soon expire."""
@@ -110,7 +131,7 @@ class EventStream:
             ]
         )
 
-    async def _read_all(self, commands: Sequence[tuple[str | int, ...]]) -> list[StreamRecord]:
+    async def _read_all(self, commands: Sequence[tuple[Argument, ...]]) -> list[StreamRecord]:
         records = []
         for shard, reply in enumerate(await self._pipe.call_all(commands)):
             if isinstance(reply, ResponseError):

@@ -43,6 +43,12 @@ POLICIES_APPLIED = "adj:policies:applied"
 Type: hash. Writer: change policies. Life: for ever. Growth: one field a bot.
 """
 
+ARCHIVE_STOPPED = "adj:archive:stopped"
+"""Why an archivist takes no new records.
+
+Type: string. Writer: archivist. Life: 30 s after the last try; deleted when one succeeds. Growth: none.
+"""
+
 
 def state(shard: int, member: str) -> str:
     """A strand's version, a colon, and its state as msgpack.

@@ -7,14 +7,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from app.errors import CannotStart
-from app.replay import replay
 from app.replay.lines import Source, open_source
-from app.replay.poster import Poster, ReplayStopped, api_client
+from app.replay.poster import Poster, ReplayStopped, api_client, replay
 from app.replay.tally import Tally
 
 
 def run(path: str, *, bot: str, url: str, key: str | None, speed: float, most: int) -> int:
-    """Replay the file and report; returns the exit code: 0 if every entry was taken."""
+    """Replay the file and report; returns the exit code: 0 if every entry was accepted."""
     console = Console()
     try:
         with open_source(path) as source:
@@ -29,38 +28,38 @@ def run(path: str, *, bot: str, url: str, key: str | None, speed: float, most: i
 
 async def _replay(source: Source, console: Console, *, bot: str, url: str, key: str | None, speed: float, most: int) -> Tally:
     with progress_bar(console) as progress:
-        task = progress.add_task(source.name, total=source.size, told="")
+        task = progress.add_task(source.name, total=source.size, counts="")
 
         def show(tally: Tally) -> None:
-            told = f"{tally.entries:,} entries  {tally.opened:,} sessions  {tally.rate:,.0f}/s"
-            progress.update(task, completed=source.position(), told=told)
+            counts = f"{tally.entries:,} entries  {tally.opened:,} sessions  {tally.rate:,.0f}/s"
+            progress.update(task, completed=source.position(), counts=counts)
 
         async with api_client(url, key) as client:
-            return await replay(source.lines(), poster=Poster(client, bot=bot), speed=speed, most=most, told=show)
+            return await replay(source.lines(), poster=Poster(client, bot=bot), speed=speed, most=most, on_batch=show)
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar on a terminal, nothing where the output goes to a file."""
+    """A progress bar on a terminal, nothing if the output goes to a file."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def report(tally: Tally, console: Console) -> None:
-    """The counts, and the first of what was refused."""
+    """Print the counts and the first refused lines."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in _rows(tally).items():
         table.add_row(name, value)
     console.print(table)
-    for line, why in tally.refusals:
-        console.print(f"line {line}: {why}", markup=False, highlight=False)
+    for line, reason in tally.refusals:
+        console.print(f"line {line}: {reason}", markup=False, highlight=False)
     if tally.refused > len(tally.refusals):
         console.print(f"… and {tally.refused - len(tally.refusals):,} more")
 

@@ -1,7 +1,8 @@
-"""Entries as they stand in a file: one JSON object a line, gzipped or not, or on standard input."""
+"""Reads entries from a file or standard input: one JSON object a line, gzipped or not."""
 
 import gzip
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ class Line(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """An open file of entries. The position of `raw` in `size` (None: unknown) shows how far the reading is."""
+    """An open file of entries. The position of `raw` in `size` (None: unknown) is the progress."""
 
     name: str
     stream: IO[bytes]
@@ -39,22 +40,22 @@ class Source(Struct, frozen=True):
         return lines_of(self.stream, name=self.name)
 
     def position(self) -> int:
-        return self.raw.tell() if self.size is not None else 0
+        return self.raw.seek(0, os.SEEK_CUR) if self.size is not None else 0
 
 
-class _Seen(Struct, frozen=True):
-    """What a replay must know of an entry before posting it."""
+class _EntryHead(Struct, frozen=True):
+    """The fields of an entry that a replay reads before posting it."""
 
     message_id: str | None = None
     sent_at: datetime | None = None
 
 
-_decode = msgspec.json.Decoder(_Seen).decode
+_decode = msgspec.json.Decoder(_EntryHead).decode
 
 
 @contextmanager
 def open_source(path: str) -> Iterator[Source]:
-    """Open a file, or standard input for `-`; whether it is gzipped is seen from its first bytes. Raises `OSError`."""
+    """Open a file, or standard input for `-`; its first bytes show whether it is gzipped. Raises `OSError`."""
     with ExitStack() as stack:
         if path == STDIN:
             raw: IO[bytes] = sys.stdin.buffer
@@ -83,6 +84,6 @@ def _line(number: int, body: bytes, *, name: str) -> Line:
             entry = msgspec.json.decode(body, type=dict[str, object])
             body = msgspec.json.encode(entry | {"message_id": f"{name[-200:]}:{number}"})
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Line(number, body)  # the API says better than we what is wrong with it
+        return Line(number, body)  # the API's refusal says what is wrong with it
     sent_at = seen.sent_at
     return Line(number, body, ms_of(sent_at) if sent_at is not None and sent_at.tzinfo is not None else None)

@@ -1,4 +1,4 @@
-"""When lines go out: in batches as large as the API takes, or as their `sent_at` says."""
+"""When lines are posted: in batches as large as the API accepts, or at the pace of their `sent_at`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -8,7 +8,7 @@ from app.replay.lines import Line
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 1_000_000
-_SOON_S = 0.005  # what is due within this is due now: a sleep this short costs more than it waits
+_SOON_S = 0.005  # a line that is due within this time is due now: so short a sleep costs more than it waits
 
 
 class Pace:

@@ -1,7 +1,7 @@
-"""Posts batches of entries, and again what Redis could not take, until each entry has a final answer."""
+"""Replays lines through the API: posts batches, and retries entries that got a 503, until each has a final answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 import httpx
@@ -10,7 +10,8 @@ from msgspec import Struct, structs
 
 from app.clock import monotonic_ms
 from app.replay.lines import Line
-from app.replay.tally import Answered, Problem
+from app.replay.pacing import BATCH_ENTRIES, Pace, batches_of
+from app.replay.tally import EntryAnswer, ProblemDetails, Tally
 
 PATIENCE_S = 60.0
 _FIRST_PAUSE_S = 0.2
@@ -21,25 +22,25 @@ _NDJSON = {"content-type": "application/x-ndjson"}
 
 
 class ReplayStopped(Exception):
-    """The rest of the file was not posted; the message says why."""
+    """The replay ended early: the remaining lines were not posted. The message says why."""
 
 
 class _Batch(Struct, frozen=True):
-    answers: list[Answered]
+    answers: list[EntryAnswer]
 
 
 _decode_batch = msgspec.json.Decoder(_Batch).decode
-_decode_problem = msgspec.json.Decoder(Problem).decode
+_decode_problem = msgspec.json.Decoder(ProblemDetails).decode
 
 
 def api_client(url: str, key: str | None) -> httpx.AsyncClient:
-    """A client of the API at `url`; the environment's proxies are left aside."""
+    """A client of the API at `url`, without the environment's proxies."""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False)
 
 
 class Poster:
-    """Posts one bot's entries. `patience_s` is how long it tries one batch, `retries` how often it had to try again."""
+    """Posts one bot's entries. `patience_s` limits the tries of one batch; `retries` counts the repeated ones."""
 
     def __init__(self, client: httpx.AsyncClient, *, bot: str, patience_s: float = PATIENCE_S) -> None:
         self._client = client
@@ -47,18 +48,18 @@ class Poster:
         self._patience_s = patience_s
         self.retries = 0
 
-    async def post(self, batch: Sequence[Line]) -> list[Answered]:
-        """One answer for each line, in order. What had no final answer is posted again with the same ids.
+    async def post(self, batch: Sequence[Line]) -> list[EntryAnswer]:
+        """One answer for each line, in order. Lines without a final answer are posted again with the same ids.
 
-        Raises `ReplayStopped` if the batch as a whole is refused, or nothing helped within `patience_s`.
+        Raises `ReplayStopped` if the whole batch is refused, or if lines have no final answer within `patience_s`.
         """
-        answers: dict[int, Answered] = {}
+        answers: dict[int, EntryAnswer] = {}
         give_up_ms = monotonic_ms() + self._patience_s * 1000
         for attempt in count():
-            rest = [line for line in batch if line.number not in answers]
-            got, pause_s = await self._try(rest)
-            final = [pair for pair in zip(rest, got, strict=bool(got)) if not _is_busy(pair[1])]
-            # A repeat in a later try is the entry of an earlier one, whose answer was lost.
+            unanswered = [line for line in batch if line.number not in answers]
+            got, pause_s = await self._try(unanswered)
+            final = [pair for pair in zip(unanswered, got, strict=bool(got)) if not _is_busy(pair[1])]
+            # A duplicate in a later try is the entry of an earlier try, whose answer was lost.
             answers |= {
                 line.number: structs.replace(answer, duplicate=answer.duplicate and not attempt) for line, answer in final
             }
@@ -66,13 +67,13 @@ class Poster:
                 break
             pause_s = pause_s or min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S)
             if monotonic_ms() + pause_s * 1000 > give_up_ms:
-                raise ReplayStopped(f"line {rest[0].number}: no answer for {self._patience_s:g} s; replay the file again")
+                raise ReplayStopped(f"line {unanswered[0].number}: no answer for {self._patience_s:g} s; replay the file again")
             self.retries += 1
             await asyncio.sleep(pause_s)
         return [answers[line.number] for line in batch]
 
-    async def _try(self, lines: Sequence[Line]) -> tuple[list[Answered], float]:
-        """The answers, none if all must be posted again; and how long the API asks to wait first, 0 if it does not say."""
+    async def _try(self, lines: Sequence[Line]) -> tuple[list[EntryAnswer], float]:
+        """The answers, empty if all lines must be posted again, and the `Retry-After` in seconds, 0 without one."""
         try:
             reply = await self._client.post(self._path, content=b"\n".join(line.body for line in lines), headers=_NDJSON)
         except httpx.TransportError:
@@ -80,11 +81,31 @@ class Poster:
         if reply.status_code in _BUSY:
             return [], _retry_after_s(reply)
         if reply.status_code != httpx.codes.OK:
-            raise ReplayStopped(f"line {lines[0].number}: {_problem(reply).words}")
+            raise ReplayStopped(f"line {lines[0].number}: {_problem(reply).text}")
         return _decode_batch(reply.content).answers, 0.0
 
 
-def _is_busy(answer: Answered) -> bool:
+async def replay(
+    lines: Iterable[Line],
+    *,
+    poster: Poster,
+    speed: float = 0.0,
+    most: int = BATCH_ENTRIES,
+    on_batch: Callable[[Tally], None] = lambda _: None,
+) -> Tally:
+    """Post all lines, at `speed` times real time or (0) at once; calls `on_batch` after each batch. Raises `ReplayStopped`."""
+    tally = Tally()
+    began_ms = monotonic_ms()
+    async for batch in batches_of(lines, most=most, pace=Pace(speed)):
+        for line, answer in zip(batch, await poster.post(batch), strict=True):
+            tally.add(line, answer)
+        tally.elapsed_s = (monotonic_ms() - began_ms) / 1000
+        tally.retries = poster.retries
+        on_batch(tally)
+    return tally
+
+
+def _is_busy(answer: EntryAnswer) -> bool:
     return answer.error is not None and answer.error.status in _BUSY
 
 
@@ -93,9 +114,9 @@ def _retry_after_s(reply: httpx.Response) -> float:
     return min(float(value), _LONGEST_PAUSE_S) if value.isdigit() else 0.0
 
 
-def _problem(reply: httpx.Response) -> Problem:
+def _problem(reply: httpx.Response) -> ProblemDetails:
     try:
         problem = _decode_problem(reply.content)
     except msgspec.DecodeError:
-        problem = Problem()
-    return problem if problem.words != "answered 0" else Problem(reply.status_code)
+        problem = ProblemDetails()
+    return problem if problem.text != "answered 0" else ProblemDetails(reply.status_code)

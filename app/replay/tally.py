@@ -1,4 +1,4 @@
-"""What came of a replay: counted from the answers to its entries."""
+"""The result of a replay, counted from the answers to its entries."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ from msgspec import Struct
 from app.domain.errors import Fault
 from app.replay.lines import Line
 
-_TOLD = 20
+_SHOWN = 20
 
 
-class Problem(Struct, frozen=True):
-    """The part of problem details that a person reads."""
+class ProblemDetails(Struct, frozen=True):
+    """The fields of problem details that a report shows."""
 
     status: int = 0
     title: str = ""
@@ -19,24 +19,24 @@ class Problem(Struct, frozen=True):
     errors: tuple[Fault, ...] = ()
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         what = self.detail or self.title or f"answered {self.status}"
         faults = "; ".join(f"{fault.where}: {fault.what}" for fault in self.errors if fault.what != what)
         return f"{what} ({faults})" if faults else what
 
 
-class Answered(Struct, frozen=True):
-    """What the API says of one entry: where it went, or why not."""
+class EntryAnswer(Struct, frozen=True):
+    """The API's answer to one entry: its session, or the error."""
 
     session_id: str | None = None
     session: str = "none"
     duplicate: bool = False
-    error: Problem | None = None
+    error: ProblemDetails | None = None
 
 
 @dataclass(slots=True)
 class Tally:
-    """The counts so far. `refusals` holds the first of the refused, as (line number, why)."""
+    """The counts so far. `refusals` has the first refused lines, as (line number, reason)."""
 
     entries: int = 0
     opened: int = 0
@@ -51,12 +51,12 @@ class Tally:
         """Entries a second."""
         return self.entries / self.elapsed_s if self.elapsed_s else 0.0
 
-    def add(self, line: Line, answer: Answered) -> None:
-        """Count one entry. A duplicate carries its first answer, which opened a session then, not now."""
+    def add(self, line: Line, answer: EntryAnswer) -> None:
+        """Count one entry. A duplicate has the answer of its first time, so it opened no session now."""
         self.entries += 1
         self.duplicates += answer.duplicate
         self.opened += answer.session == "opened" and not answer.duplicate
         if answer.error is not None:
             self.refused += 1
-            if len(self.refusals) < _TOLD:
-                self.refusals.append((line.number, answer.error.words))
+            if len(self.refusals) < _SHOWN:
+                self.refusals.append((line.number, answer.error.text))

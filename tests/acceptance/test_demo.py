@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from app.demo.day import KINDS, make_day
-from app.demo.play import Json, Played
-from app.demo.receiver import Receiver, Webhooked
+from app.demo.play import JsonObject, Played
+from app.demo.receiver import ReceivedWebhook, Receiver
 from app.demo.report import compare, show
 
 DAY = make_day()
@@ -31,44 +31,44 @@ def test_the_demo_plays_its_day_and_agrees_with_it() -> None:
 
 
 def _steady(output: str) -> str:
-    """What is the same at each run: all but ports and durations."""
+    """The output without ports and durations, which differ at each run."""
     lines = [line.rstrip() for line in output.strip().splitlines()]
     return re.sub(r"\d+\.\d s", "n s", re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:n", "\n".join(lines)))
 
 
 def test_the_day_is_the_same_each_time_and_holds_every_kind_of_visit() -> None:
-    """What the README shows is what anybody sees."""
+    """The README shows the output of every run."""
     again = make_day()
 
     assert again == DAY
     assert set(DAY.expected.reasons) == {reason for kind in KINDS for reason in kind.ends}
-    assert set(DAY.expected.farewells) == {"en", "es"}
+    assert set(DAY.expected.closure_messages) == {"en", "es"}
     assert [item.at_ms for item in DAY.items] == sorted(item.at_ms for item in DAY.items)
 
 
-def _session(reason: str, number: int, *, interactive: bool) -> Json:
+def _session(reason: str, number: int, *, interactive: bool) -> JsonObject:
     return {"id": f"s{number}", "reason": reason, "interactive": interactive, "entries": 0}
 
 
 def _as_scripted() -> tuple[Played, Receiver]:
-    """What a product that does everything right would show."""
+    """The result of a product without faults."""
     expected = DAY.expected
     reasons = sorted(expected.reasons.elements())
     sessions = [_session(reason, number, interactive=number < expected.interactive) for number, reason in enumerate(reasons)]
     sessions[0]["entries"] = expected.entries
     receiver = Receiver()
-    for number, language in enumerate(expected.farewells.elements()):
+    for number, language in enumerate(expected.closure_messages.elements()):
         receiver.received.append(_webhook("session.closure_message", {"id": f"f{number}"}, language=language, text="Bye"))
     receiver.received += [_webhook("session.closed", session) for session in sessions]
     return Played(expected.entries, 0, len(sessions), sessions, []), receiver
 
 
-def _webhook(kind: str, session: Json, **data: str) -> Webhooked:
-    return Webhooked(f"{kind}/{session['id']}", kind, {"session": session, **data})
+def _webhook(kind: str, session: JsonObject, **data: str) -> ReceivedWebhook:
+    return ReceivedWebhook(f"{kind}/{session['id']}", kind, {"session": session, **data})
 
 
 def test_what_is_as_scripted_agrees() -> None:
-    """The judge is not against everything."""
+    """The comparison accepts a correct result."""
     played, receiver = _as_scripted()
 
     assert compare(DAY, played, receiver).agrees
@@ -87,11 +87,11 @@ def test_what_is_as_scripted_agrees() -> None:
         lambda _, receiver: receiver.received.insert(0, _webhook("session.closed", {"id": "f0", "reason": "api"})),
     ),
     ids=(
-        "session lost", "session twice", "entry lost", "wrong reason", "end not told", "farewell not told", "forged",
-        "farewell after the end",
+        "session lost", "session twice", "entry lost", "wrong reason", "end not delivered", "no closure message", "forged",
+        "closure message too late",
     ),
 )  # fmt: skip
-def test_whatever_differs_from_the_script_is_noticed(spoil: Callable[[Played, Receiver], object]) -> None:
+def test_every_difference_from_the_script_is_found(spoil: Callable[[Played, Receiver], object]) -> None:
     """One session, entry or webhook too few, one too many, one that says something else."""
     played, receiver = _as_scripted()
     spoil(played, receiver)
@@ -104,8 +104,8 @@ def test_whatever_differs_from_the_script_is_noticed(spoil: Callable[[Played, Re
     assert "Sessions by close reason" in shown.getvalue()
 
 
-def test_a_webhook_told_twice_counts_once() -> None:
-    """At least once is what is promised, so the demo must not call a repeat an error."""
+def test_a_webhook_delivered_twice_counts_once() -> None:
+    """Webhooks are delivered at least once, so a repeat is not an error."""
     played, receiver = _as_scripted()
     receiver.received += receiver.received[-5:]
 

@@ -15,9 +15,8 @@ import httpx
 import msgspec
 import pytest
 
-from app.replay import replay
 from app.replay.lines import open_source
-from app.replay.poster import Poster
+from app.replay.poster import Poster, replay
 from app.replay.tally import Tally
 from app.settings import environment_with
 from tests.acceptance.system import Json, Running, asked, pages, system, until

@@ -8,10 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.replay import replay
 from app.replay.lines import Line, lines_of, open_source
 from app.replay.pacing import BATCH_BYTES, Pace, batches_of
-from app.replay.poster import Poster, ReplayStopped, api_client
+from app.replay.poster import Poster, ReplayStopped, api_client, replay
 from app.replay.tally import Tally
 from tests.receiver import Behaviour, Exchange, Received, Receiver, busy, hang_up, in_turn, reply
 

@@ -92,6 +92,7 @@ OPEN = {
     ("POST", "/v1/policies/validate"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/keys"),
+    ("POST", "/v1/rejects/replay"),
 }
 """Routes that concern nobody's things, or make new ones (`test_admin` holds those to the asker's own bots)."""
 

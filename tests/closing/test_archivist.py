@@ -12,17 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions
 from app.closing.archivist import Archivist
-from app.closing.rejects import put_back, readable
+from app.closing.rejects import RejectLimit
 from app.domain.entry import Entry
-from app.domain.records import Close, Message, Receive, Session
+from app.domain.records import Message, Receive, Session
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.event_stream import GROUP, EventStream, StreamRecord
 from app.live.pipe import Pipe
 from app.resources import Resources
 from app.worker import Worker
-
-STRAND = Strand("bot", "web:ann")
+from tests.closing.stream import STRAND, archived, close, say, waiting
 
 
 @pytest.fixture
@@ -36,36 +35,9 @@ async def other(resources: Resources) -> AsyncIterator[Archivist]:
         engine=resources.engine,
         shards=shards,
         rules_of=resources.config.rules_of,
+        reject_limit=RejectLimit(percent=5),
     )
     await pipe.stop()
-
-
-async def say(resources: Resources, *texts: str, strand: Strand = STRAND) -> str:
-    """Say these in one session; gives its id."""
-    user = strand.conversation.partition(":")[2]
-    entries = [Entry(user_id=user, role="user", text=words, message_id=f"{user}-{words}") for words in texts]
-    outcomes = [await resources.ledger.submit(strand, Receive(entry, entry.message_id or "")) for entry in entries]
-    answer = outcomes[-1].answer
-    assert answer is not None
-    assert answer.session_id is not None
-    return answer.session_id
-
-
-async def close(resources: Resources, session: str, *, strand: Strand = STRAND) -> None:
-    await resources.ledger.submit(strand, Close(session))
-
-
-async def archived(resources: Resources) -> dict[str, list[str]]:
-    """Session ids in Postgres, each with its messages in order."""
-    statement = """SELECT s.id, array_agg(m.text ORDER BY m.sequence) FROM sessions s
-                   LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id"""
-    async with resources.engine.connect() as conn:
-        return {str(session): texts for session, texts in await conn.execute(text(statement))}
-
-
-async def waiting(resources: Resources) -> int:
-    """Records in all streams."""
-    return sum([await resources.redis.xlen(keys.events(shard)) for shard in range(resources.settings.shards)])
 
 
 async def test_closed_session_is_archived_with_its_messages_and_released(resources: Resources, worker: Worker) -> None:
@@ -169,100 +141,8 @@ async def test_a_second_rollback_makes_a_second_continuation(resources: Resource
     assert sorted(found.values()) == [["more"], ["still more"]]
 
 
-async def test_record_that_postgres_refuses_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
-    """Its neighbours are archived, and an admin can see it."""
-    good = await say(resources, "hello")
-    bad_strand = Strand("bot", "web:eve")
-    bad = await say(resources, "poison", strand=bad_strand)
-    await close(resources, good)
-    await close(resources, bad, strand=bad_strand)
-    async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT no_eve CHECK (user_id <> 'eve')"))
-
-    await worker.archivist.run_once()
-
-    assert await archived(resources) == {good: ["hello"]}
-    assert await waiting(resources) == 0
-    async with resources.engine.connect() as conn:
-        rejects = (await conn.execute(text("SELECT session_id::text, error FROM rejects"))).all()
-    assert [row.session_id for row in rejects] == [bad]
-    assert "no_eve" in rejects[0].error
-
-
-async def put_all_back(resources: Resources) -> None:
-    async with resources.engine.begin() as conn:
-        for payload in (await conn.execute(text("DELETE FROM rejects RETURNING payload"))).scalars():
-            await put_back(resources.pipe, payload)
-
-
-async def test_record_set_aside_can_be_put_back(resources: Resources, worker: Worker) -> None:
-    """When what it failed on is mended it is archived with all its messages, even if Redis has forgotten them meanwhile."""
-    session = await say(resources, "hello", "again")
-    await close(resources, session)
-    async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT nobody CHECK (user_id <> 'ann')"))
-    await worker.archivist.run_once()
-    assert await archived(resources) == {}
-    await resources.redis.delete(keys.messages(keys.shard_of(STRAND, resources.settings.shards), session))
-
-    await put_all_back(resources)
-    await worker.archivist.run_once()
-    assert await archived(resources) == {}
-    async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT nobody"))
-    await put_all_back(resources)
-    await worker.archivist.run_once()
-
-    assert await archived(resources) == {session: ["hello", "again"]}
-    assert await waiting(resources) == 0
-    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).unaccounted == 0
-
-
-async def test_record_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
-    """As it stood there: a newer version may be able to read it."""
-    session = await say(resources, "hello")
-    await close(resources, session)
-    shard = keys.shard_of(STRAND, resources.settings.shards)
-    for raw in (b"\xc1", b"\x93\xa1b\xff\x01"):
-        await resources.redis.xadd(keys.events(shard), {"e": raw})
-
-    await worker.archivist.run_once()
-
-    assert await archived(resources) == {session: ["hello"]}
-    assert await waiting(resources) == 0
-    async with resources.engine.connect() as conn:
-        kept = (await conn.execute(text("SELECT bot_id, session_id, payload FROM rejects ORDER BY id"))).all()
-    assert [(row.bot_id, row.session_id, readable(row.payload).record) for row in kept] == [
-        (None, None, "wQ=="),
-        (None, None, ["b", -1, 1]),
-    ]
-
-
-async def test_transcript_that_cannot_be_read_is_set_aside_alone(resources: Resources, worker: Worker) -> None:
-    """With what can be read of it, and its neighbours are archived."""
-    good, bad_strand = await say(resources, "hello"), Strand("bot", "web:eve")
-    bad = await say(resources, "one", "two", strand=bad_strand)
-    await close(resources, good)
-    await close(resources, bad, strand=bad_strand)
-    name = keys.messages(keys.shard_of(bad_strand, resources.settings.shards), bad)
-    whole = await resources.redis.hget(name, "eve-two")
-    await resources.redis.hset(name, "eve-two", b"\xc1")
-
-    await worker.archivist.run_once()
-    assert await archived(resources) == {good: ["hello"]}
-    async with resources.engine.connect() as conn:
-        (kept,) = (await conn.execute(text("SELECT session_id::text, payload FROM rejects"))).all()
-    assert kept.session_id == bad
-    assert "wQ==" in readable(kept.payload).transcripts[bad]
-
-    await put_back(resources.pipe, kept.payload)
-    await resources.redis.hset(name, "eve-two", whole)
-    await worker.archivist.run_once()
-    assert await archived(resources) == {good: ["hello"], bad: ["one", "two"]}
-
-
-async def test_postgres_away_holds_everything_back(resources: Resources, worker: Worker) -> None:
-    """What cannot be written waits in the stream, and goes out when Postgres is back."""
+async def test_records_wait_while_postgres_is_unreachable(resources: Resources, worker: Worker) -> None:
+    """They stay in the stream, and are tried again without waiting for the time after which others may claim them."""
     session = await say(resources, "hello")
     await close(resources, session)
     away = asyncpg.CannotConnectNowError("the database system is starting up")
@@ -270,14 +150,15 @@ async def test_postgres_away_holds_everything_back(resources: Resources, worker:
         await worker.archivist.run_once()
     assert await waiting(resources) == 2  # the opening, and the close
 
-    await asyncio.sleep(0.15)  # the settings of this test: left alone for 100 ms, a record is taken again
-    await worker.archivist.run_once()
+    async with asyncio.timeout(20):
+        while not await worker.archivist.run_once():
+            await asyncio.sleep(0.01)
 
     assert await archived(resources) == {session: ["hello"]}
 
 
-async def test_archivist_rests_while_postgres_is_away(resources: Resources, worker: Worker) -> None:
-    """It tries less and less often, and at once after it went well."""
+async def test_archivist_rests_while_postgres_is_unreachable(resources: Resources, worker: Worker) -> None:
+    """It tries less and less often, and without a rest after a success."""
     await close(resources, await say(resources, "hello"))
     away, tries = asyncpg.CannotConnectNowError("the database system is starting up"), 0
 
@@ -306,7 +187,7 @@ async def test_archivist_rests_while_postgres_is_away(resources: Resources, work
 @pytest.fixture
 def short_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session of a few messages is a long one, and comes in many portions."""
-    monkeypatch.setattr("app.closing.archivist._BYTES_AT_ONCE", 2_000)
+    monkeypatch.setattr("app.closing.transcripts._PART_BYTES", 2_000)
     monkeypatch.setattr("app.live.view._PORTION_BYTES", 1)
 
 
@@ -324,8 +205,9 @@ async def test_long_session_goes_alone_and_last(resources: Resources, worker: Wo
     with patch("app.archive.sessions.add_messages", side_effect=TimeoutError), pytest.raises(TimeoutError):
         await worker.archivist.run_once()
     early = await archived(resources)
-    await asyncio.sleep(0.15)
-    await worker.archivist.run_once()
+    async with asyncio.timeout(20):
+        while not await worker.archivist.run_once():
+            await asyncio.sleep(0.01)
 
     assert early.keys() == {ids["ann"], ids["ben"]}
     assert (await archived(resources))[ids["long"]] == [f"long {number} {'x' * 100}" for number in range(300)]

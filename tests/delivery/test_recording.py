@@ -6,13 +6,13 @@ from app.archive.endpoint_health import HEALTHY, Health
 from app.archive.outbox import Claim, DueEndpoint
 from app.delivery.recorder import Attempt, Interrupted, health_after, settled
 from app.delivery.retry import DELAYS_MS
-from app.delivery.sender import Delivered, Gone, Outcome, Retry
+from app.delivery.sender import Delivered, Gone, Retry, SendOutcome
 
 ENDPOINT = DueEndpoint("endpoint", "http://example.com/", ("whsec_x",), sandbox=False, failures=0)
 CLAIMED_MS, STARTED_MS, ENDED_MS = 999_990, 1_000_000, 1_000_250
 
 
-def attempt(outcome: Outcome | Interrupted, *, tries: int = 1, number: int = 1) -> Attempt:
+def attempt(outcome: SendOutcome | Interrupted, *, tries: int = 1, number: int = 1) -> Attempt:
     claim = Claim(
         id="delivery",
         endpoint=ENDPOINT,
@@ -44,7 +44,7 @@ def attempt(outcome: Outcome | Interrupted, *, tries: int = 1, number: int = 1) 
         (Interrupted(), 13, "pending", CLAIMED_MS),
     ),
 )
-def test_what_becomes_of_it(outcome: Outcome | Interrupted, tries: int, status: str, next_at_ms: int | None) -> None:
+def test_what_becomes_of_it(outcome: SendOutcome | Interrupted, tries: int, status: str, next_at_ms: int | None) -> None:
     """Told, tried again at its time, or given up after the thirteenth try that counts."""
     result = settled(attempt(outcome, tries=tries, number=tries), jitter=0.0)
 
@@ -87,6 +87,6 @@ def test_the_schedule_counts_tries_and_not_attempts() -> None:
         (Interrupted(), Health(3), Health(3)),
     ),
 )
-def test_what_it_says_of_the_endpoint(outcome: Outcome | Interrupted, before: Health, after: Health) -> None:
+def test_what_it_says_of_the_endpoint(outcome: SendOutcome | Interrupted, before: Health, after: Health) -> None:
     """Success clears it, failure counts, and a stop of ours says nothing."""
     assert health_after(before, attempt(outcome)) == after

@@ -11,7 +11,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.clock import wall_ms
-from app.delivery.sender import Delivered, Gone, Outcome, Retry, Sender, SignedWebhook, trusted_tls
+from app.delivery.sender import Delivered, Gone, Retry, Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.ids import new_webhook_secret
 from tests.receiver import (
@@ -37,7 +37,7 @@ SECRET = new_webhook_secret()
 SHORT_S = 0.4
 
 Make = Callable[..., Sender]
-Send = Callable[..., Awaitable[Outcome]]
+Send = Callable[..., Awaitable[SendOutcome]]
 
 
 class LocalResolver(Resolver):
@@ -74,7 +74,7 @@ async def make_sender() -> AsyncIterator[Make]:
 def send(make_sender: Make) -> Send:
     """Send one letter with a sender of its own."""
 
-    async def send_to(url: str, *, secrets: tuple[str, ...] = (SECRET,), **options: object) -> Outcome:
+    async def send_to(url: str, *, secrets: tuple[str, ...] = (SECRET,), **options: object) -> SendOutcome:
         return await make_sender(**options).send(SignedWebhook("a-letter", url, '{"type":"x"}', secrets), now_ms=wall_ms())
 
     return send_to

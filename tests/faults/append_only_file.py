@@ -1,4 +1,4 @@
-"""The append-only file of a Redis as a power loss leaves it: without its last moments. What is cut off is read first."""
+"""The append-only file of a Redis as a power loss leaves it: without its last moments. The part that is cut off is read first."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _MESSAGES = re.compile(rb"adj:\{\d+\}:m:")
 
 
 class Cut(Struct, frozen=True):
-    """What a cut takes away: ids of messages that were written in it. `kept` is how long the file is now, in bytes."""
+    """A cut: the ids of messages in the part that was cut off, and the length of the file afterwards, in bytes."""
 
     message_ids: frozenset[str]
     kept: int

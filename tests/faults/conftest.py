@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 from _pytest.mark import ParameterSet
 
+from tests.faults import table
 from tests.faults.installation import Installation, installation
-from tests.faults.table import PATH, Row, markdown
+from tests.faults.table import Row
 
 _ROWS: list[Row] = []
 
@@ -14,7 +15,7 @@ Tabulate = Callable[[Row], None]
 
 
 def marks(timeout_s: int) -> list[pytest.MarkDecorator]:
-    """What marks the number of rounds of `make faults`, beside which stands a short one for `make test`."""
+    """The marks of a parameter for `make faults`; beside it stands a short one for `make test`."""
     return [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(timeout_s)]
 
 
@@ -35,12 +36,16 @@ async def stage() -> AsyncIterator[Installation]:
         yield made
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    table.is_complete_run = config.getoption("markexpr") == "faults"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _ROWS:
         return
-    table = markdown(_ROWS)
+    text = table.markdown(_ROWS)
     terminalreporter.section("faults")
-    terminalreporter.write(table)
-    if config.getoption("markexpr") == "faults":
-        PATH.parent.mkdir(exist_ok=True)
-        PATH.write_text(table)
+    terminalreporter.write(text)
+    if table.is_complete_run:
+        table.PATH.parent.mkdir(exist_ok=True)
+        table.PATH.write_text(text)

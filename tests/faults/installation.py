@@ -1,4 +1,4 @@
-"""What a scenario stands on: real servers of its own, processes, where the API listens, a webhook receiver, bots and a key."""
+"""The installation of one scenario: its own servers, processes, listening sockets, webhook receiver, bots and key."""
 
 import asyncio
 import re
@@ -24,13 +24,13 @@ from app.embedded import PostgresServer, RedisServer, embedded_servers
 from app.ids import key_digest, new_id, new_key, new_webhook_secret, shown_prefix
 from app.live import keys
 from app.supervisor import listener
-from tests.faults.processes import Processes, processes
+from tests.faults.processes import Part, Process, Processes, processes
 from tests.faults.requests import Caller
 from tests.receiver import Receiver
 
 MINUTE_MS = 60_000
 SILENCE_MS = 15 * MINUTE_MS
-# Leases as short as they may be, so that many rounds fit in the time; what is promised is told in leases.
+# The shortest leases, so that many rounds fit in the time; promises are stated in leases.
 SETTINGS: dict[str, object] = {
     "tick_ms": 100,
     "archive_claim_idle_ms": 1_000,
@@ -44,13 +44,15 @@ SETTINGS: dict[str, object] = {
 CLAIM_LEASE_S = 1.0
 SHARD_LEASE_S = 2.0
 DELIVERY_LEASE_S = 5.0
+START_S = 60.0
+POLL_S = 0.05
 _TRACE = re.compile(r"^Traceback (?:.*\n)+?[\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*$", re.MULTILINE)
-TOLD = ("session.closed", "session.continuation")
+SUBSCRIBED = ("session.closed", "session.continuation")
 
 
 @dataclass
 class Installation:
-    """Everything of one scenario. `url` is where the API answers, whichever process serves it."""
+    """Everything of one scenario. Its API processes share the socket on `port`."""
 
     redis: RedisServer
     postgres: PostgresServer
@@ -59,7 +61,7 @@ class Installation:
     port: int
     key: str
     folder: Path
-    # Where nobody listens yet: for an API process that is to be talked to alone.
+    # A socket without a process yet, for an API process that gets requests of its own.
     apart: socket.socket
     endpoints: dict[str, str] = field(default_factory=dict)  # id to secret
 
@@ -72,12 +74,31 @@ class Installation:
 
     @asynccontextmanager
     async def engine(self) -> AsyncIterator[AsyncEngine]:
-        """A connection of the harness's own; a short-lived one, since the server comes and goes."""
+        """A short-lived engine of the harness, since the server is stopped and started."""
         engine = make_engine(self.postgres.url, pool_size=2, statement_timeout_s=60)
         try:
             yield engine
         finally:
             await engine.dispose()
+
+    async def start(self, part: Part, *, armed: str = "", **options: Any) -> Process:  # noqa: ANN401 - as of `Processes.fork`
+        """Start a process, and wait until it works; one with a failpoint may never come so far, and is not waited for."""
+        process = await self.processes.fork(part, armed=armed, **options)
+        if not armed:
+            await self._until_ready(part, process)
+        return process
+
+    async def _until_ready(self, part: Part, process: Process) -> None:
+        async with asyncio.timeout(START_S):
+            while not (process.ready.is_set() or process.over.is_set()):
+                await asyncio.sleep(POLL_S)
+                if part == "worker" and await self._has_heartbeat(process.pid):
+                    process.ready.set()
+        assert process.status is None, f"the {part} ended while it started: {process.status}"
+
+    async def _has_heartbeat(self, pid: int) -> bool:
+        async with self.live() as client:
+            return any(name.endswith(b"-%d" % pid) for name in await client.hkeys(keys.HEARTBEATS))
 
     async def rows(self, statement: str, **parameters: object) -> list[Any]:
         async with self.engine() as engine, engine.begin() as conn:
@@ -93,7 +114,7 @@ class Installation:
         finally:
             await client.aclose()
 
-    async def make_bot(self, bot: str, *, clock: str | None = "manual", told: bool = True, **policy: object) -> str:
+    async def make_bot(self, bot: str, *, clock: str | None = "manual", subscribed: bool = True, **policy: object) -> str:
         """A bot with an endpoint at the receiver's `/<bot>`; `clock` None for one that goes by real time."""
         await self.rows(
             "INSERT INTO bots (id, name, sandbox, clock_mode) VALUES (:bot, :bot, :sandbox, :clock)",
@@ -107,12 +128,12 @@ class Installation:
             bot=bot,
             policy=json.encode(policy or {"inactivity_minutes": 15}).decode(),
         )
-        if told:
+        if subscribed:
             await self.make_endpoint(bot, self.receiver.url(f"/{bot}"))
         await self.publish()
         return bot
 
-    async def make_endpoint(self, bot: str, url: str, *, events: Sequence[str] = TOLD) -> str:
+    async def make_endpoint(self, bot: str, url: str, *, events: Sequence[str] = SUBSCRIBED) -> str:
         endpoint, secret = new_id(0), new_webhook_secret()
         await self.rows(
             "INSERT INTO endpoints (id, bot_id, url, events, secret) VALUES (:id, :bot, :url, :events, :secret)",
@@ -126,7 +147,7 @@ class Installation:
         return endpoint
 
     def traces(self) -> list[str]:
-        """The exceptions that nobody foresaw, as the processes' logs have them."""
+        """The unexpected exceptions in the logs of the processes."""
         logs = [path.read_text(errors="replace") for path in (self.folder / "log").glob("*.log")]
         return [found[0][-2_000:] for log in logs for found in _TRACE.finditer(log)]
 
@@ -135,7 +156,7 @@ class Installation:
             await publish(engine, client)
 
     async def move_clock(self, bot: str, *, to_ms: int) -> None:
-        """Set a sandbox clock forward behind the API's back, which would sweep at once: here the workers shall."""
+        """Set a sandbox clock forward without the API, which would sweep at once: here the workers do it."""
         async with self.live() as client:
             await client.set(keys.sandbox_clock(bot), to_ms)
 
@@ -173,7 +194,7 @@ async def installation(*, redis_url: str | None = None, **settings: object) -> A
 
 
 def _show_logs(folder: Path) -> None:
-    """What the processes said last, before the folder goes; pytest shows it where a test failed."""
+    """Print the ends of the logs before the folder is removed; pytest shows them if the test failed."""
     for path in sorted(folder.glob("*.log")):
         sys.stderr.write(f"--- {path.name}\n{path.read_text(errors='replace')[-4_000:]}\n")
 

@@ -1,8 +1,8 @@
-"""What must be there, worked out from what bots were told and the policy alone, against what is there.
+"""Compares the sessions that must exist, derived from the acknowledged entries and the policy, with those that exist.
 
 The rules are written down a second time here, as plainly as they can be for the policy of these scenarios (proactive closing,
-the clock `any`, `session.end`): nothing of `app.domain` is used. What is there is read from Postgres, and from what the
-webhook receiver got; each session and each message is then lost, unexpected, double, or as it must be.
+the clock `any`, `session.end`): nothing of `app.domain` is used. The actual ones are read from Postgres and from
+the webhook receiver; each session and each message is then lost, unexpected, double, or correct.
 """
 
 from collections import Counter, defaultdict
@@ -48,7 +48,7 @@ class FoundSession(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What an oracle says. The lists name what is wrong, for whoever must find out why."""
+    """The result of a comparison. The lists name every fault."""
 
     sessions: int
     messages: int
@@ -108,17 +108,17 @@ def _found(row: Any) -> FoundSession:  # noqa: ANN401 - a row
     return FoundSession(row.id, seen, tuple(row.sequences or ()), row.continuation_of)
 
 
-async def judge(installation: Installation, log: Log, *, told: bool = True, silence_ms: int = SILENCE_MS) -> Verdict:
-    """Everything that was acknowledged must be closed and archived by now; `told`: and its end delivered to the receiver."""
+async def judge(installation: Installation, log: Log, *, delivered: bool = True, silence_ms: int = SILENCE_MS) -> Verdict:
+    """All acknowledged entries must be closed and archived; with `delivered`, their webhooks must have been received too."""
     expected = expected_sessions(log, silence_ms=silence_ms)
     found = await found_sessions(installation, {said.bot for said in log.said})
     webhooks = [request for bot in {said.bot for said in log.said} for request in installation.receiver.at(f"/{bot}")]
     lost, unexpected = _differences(expected, found)
     double = doubles(found)
-    lost += answers_that_lie(log, found)
-    if told:
-        untold, unknown, twice = telling(found, webhooks)
-        lost, unexpected, double = lost + untold, unexpected + unknown, double + twice
+    lost += wrong_receipts(log, found)
+    if delivered:
+        undelivered, unknown, twice = deliveries(found, webhooks)
+        lost, unexpected, double = lost + undelivered, unexpected + unknown, double + twice
     repeats = len(webhooks) - len({request.id for request in webhooks})
     return Verdict(len(found), sum(len(item.seen.messages) for item in found), lost, unexpected, double, repeats)
 
@@ -139,7 +139,7 @@ def doubles(found: Sequence[FoundSession]) -> list[str]:
     return [f"message {message} in {sessions}" for message, sessions in homes.items() if len(sessions) > 1]
 
 
-def answers_that_lie(log: Log, found: Sequence[FoundSession]) -> list[str]:
+def wrong_receipts(log: Log, found: Sequence[FoundSession]) -> list[str]:
     """Every receipt must name the session that the message is in, and its place there."""
     places = {
         (item.seen.bot, message_id): (item.id, sequence)
@@ -150,16 +150,16 @@ def answers_that_lie(log: Log, found: Sequence[FoundSession]) -> list[str]:
     for said in log.said:
         answered = said.receipt["session_id"], said.receipt["sequence"]
         if answered[0] is not None and places.get((said.bot, said.message_id)) != answered:
-            wrong.append(f"{said.message_id} was told {answered}, is at {places.get((said.bot, said.message_id))}")
+            wrong.append(f"{said.message_id} was answered {answered}, is at {places.get((said.bot, said.message_id))}")
     return wrong
 
 
-def telling(found: Sequence[FoundSession], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
-    """By session: told never, told though it is not there, told by two webhooks (which have different ids)."""
+def deliveries(found: Sequence[FoundSession], webhooks: Sequence[Received]) -> tuple[list[str], list[str], list[str]]:
+    """Sessions without a webhook, webhooks without a session, sessions with webhooks of two ids."""
     ids: defaultdict[str, set[str]] = defaultdict(set)
     for request in webhooks:
         ids[request.event["data"]["session"]["id"]].add(request.id)
     there = {item.id for item in found}
-    untold = [f"never told: {session}" for session in there - set(ids)]
-    unknown = [f"told but not there: {session}" for session in set(ids) - there]
-    return untold, unknown, [f"told by {len(told)} webhooks: {session}" for session, told in ids.items() if len(told) > 1]
+    undelivered = [f"no webhook: {session}" for session in there - set(ids)]
+    unknown = [f"webhook without a session: {session}" for session in set(ids) - there]
+    return undelivered, unknown, [f"{len(sent)} webhooks: {session}" for session, sent in ids.items() if len(sent) > 1]

@@ -1,4 +1,4 @@
-"""The product's processes as the harness has them: started fast, killed, stopped, let go on, each known by its pid."""
+"""The product's processes in the harness: started fast, killed, paused, resumed, each known by its pid."""
 
 import asyncio
 import os
@@ -17,15 +17,16 @@ from app.settings import environment_with
 from tests.faults.zygote import Order
 
 Part = Literal["api", "worker"]
-POLITE_S = 30.0
+STOP_S = 30.0
 
 
 class Process:
-    """One process. `status` is what it ended with, negative for a signal; None while it lives."""
+    """One process. `status` is its exit status, negative for a signal; None while it runs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.status: int | None = None
+        self.ready = asyncio.Event()  # of an API process: it answers requests
         self.over = asyncio.Event()
 
     def kill(self) -> None:
@@ -38,10 +39,10 @@ class Process:
         self._send(signal.SIGCONT)
 
     async def stop(self) -> None:
-        """End it politely, as a deployment does."""
+        """End it with SIGTERM, as a deployment does."""
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)
-        async with asyncio.timeout(POLITE_S):
+        async with asyncio.timeout(STOP_S):
             await self.over.wait()
 
     async def until_paused(self, *, within_s: float = 30) -> None:
@@ -71,7 +72,7 @@ class Processes:
         self._living: dict[int, Process] = {}
         self._listening = asyncio.create_task(self._listen(), name="zygote")
 
-    async def start(
+    async def fork(
         self,
         part: Part,
         *,
@@ -80,7 +81,7 @@ class Processes:
         descriptor: int | None = None,
         **settings: object,
     ) -> Process:
-        """Fork one. `armed` as in `app.failpoints`; `settings` and the socket `descriptor` differ from those of all."""
+        """Start one without waiting. `armed` as in `app.failpoints`; `settings` and `descriptor` override those of all."""
         given = self._settings | {name.upper(): str(value) for name, value in settings.items()}
         order = Order(part, given, str(self._logs / f"{part}.log"), descriptor or self._descriptor, armed, skew)
         forked: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
@@ -97,7 +98,7 @@ class Processes:
         await asyncio.gather(*(process.stop() for process in self.living))
 
     async def close(self) -> None:
-        """End the zygote, and with it, without a word, whatever lives."""
+        """End the zygote, and with it all processes."""
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
         await self._zygote.wait()
@@ -106,13 +107,15 @@ class Processes:
     async def _listen(self) -> None:
         assert self._zygote.stdout is not None
         while line := await self._zygote.stdout.readline():
-            told = msgspec.json.decode(line, type=dict[str, int])
-            if "forked" in told:
-                process = self._living[told["forked"]] = Process(told["forked"])
+            report = msgspec.json.decode(line, type=dict[str, int])
+            if "forked" in report:
+                process = self._living[report["forked"]] = Process(report["forked"])
                 self._forked.popleft().set_result(process)
+            elif "ready" in report:
+                self._living[report["ready"]].ready.set()
             else:
-                process = self._living.pop(told["ended"])
-                process.status = told["status"]
+                process = self._living.pop(report["ended"])
+                process.status = report["status"]
                 process.over.set()
 
 
@@ -120,7 +123,7 @@ class Processes:
 async def processes(
     *, descriptor: int, apart: tuple[int, ...] = (), settings: Mapping[str, str], logs: Path
 ) -> AsyncIterator[Processes]:
-    """Give what starts processes with these settings, the API's on the listening socket `descriptor`, or on one of `apart`."""
+    """Processes with these settings; the API listens on the socket `descriptor`, or on one of `apart`."""
     zygote = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tests.faults.zygote"),

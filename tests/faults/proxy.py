@@ -1,12 +1,12 @@
-"""A wire that breaks on demand: a proxy between the product and a server, driven by the test.
+"""A connection that breaks on demand: a proxy between the product and a server, driven by the test.
 
 async with proxy(redis.socket_path) as wire:
     … connect to wire.port …
     wire.cut_after(b"EVALSHA")   # the next request with these bytes is executed, its reply is lost, the wire is cut
     wire.mode = Mode.MUTE        # requests are executed, replies are swallowed, nothing is cut
-    wire.mode = Mode.DEAD        # half-open: what is sent goes nowhere, and nobody is told
-    wire.mode = Mode.REFUSE      # whoever connects is sent away
-    wire.latency_s = 0.3         # replies come that much later
+    wire.mode = Mode.DEAD        # half-open: requests are dropped, the connection stays open
+    wire.mode = Mode.REFUSE      # new connections are refused
+    wire.latency_s = 0.3         # each reply is delayed
     wire.cut()                   # all connections end at once
     wire.mode = Mode.PASS
 """
@@ -129,7 +129,7 @@ class Connection:
 
 @asynccontextmanager
 async def proxy(upstream: Path) -> AsyncIterator[Proxy]:
-    """A wire to the server at this Unix socket; whoever connects to `port` on loopback gets through."""
+    """A proxy to the server at this Unix socket, listening on `port` of loopback."""
     wire = Proxy(upstream)
     server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
     wire.port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""HTTP as a bot speaks it, over one kept connection, with nothing hidden: no pool, no retry, and every failure told apart."""
+"""HTTP over one kept connection, without a pool or retries, so that every failure is visible."""
 
 import asyncio
 from typing import Any, Self
@@ -41,7 +41,7 @@ class Caller:
             self._streams = None
 
     async def post(self, path: str, body: bytes, *, media: str = "application/json", limit_s: float = LIMIT_S) -> Answered:
-        """The answer, whatever its status. Raises `Broken`; then the request may have been executed."""
+        """The answer with any status. Raises `Broken`; then the request may have been executed."""
         return await self._ask("POST", path, body, media=media, limit_s=limit_s)
 
     async def get(self, path: str, *, limit_s: float = LIMIT_S) -> Answered:

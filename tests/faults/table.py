@@ -1,4 +1,4 @@
-"""The table of what happened: one row for each fault, written as Markdown."""
+"""The table of results: one row for each fault, written as Markdown."""
 
 from pathlib import Path
 from typing import Self
@@ -6,6 +6,9 @@ from typing import Self
 from msgspec import Struct
 
 from tests.faults.oracle import Verdict
+
+# Whether this is `make faults`: every scenario in full length, and nothing else on the machine.
+is_complete_run = False
 
 PATH = Path(__file__).resolve().parents[2] / "var" / "faults.md"
 HEAD = ("fault", "rounds", "lost", "unexpected", "double", "recovery, s", "besides")

@@ -1,6 +1,6 @@
-"""Bots that talk under faults: each conversation posts one entry after the other, and each entry until it is acknowledged.
+"""Traffic of bots under faults: each conversation posts one entry after the other, and each entry until it is acknowledged.
 
-What it keeps is what a bot knows: its entries in order, each with the receipt it got, and how often and how long it had to try.
+The log has what a bot knows: its entries in order, each with its receipt, and the number and duration of the tries.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Talker:
         return await self.advance_to(ms_from(stands) + int(seconds * 1000))
 
     async def advance_to(self, to_ms: int) -> str:
-        body = msgspec.json.encode({"to": told(to_ms)})
+        body = msgspec.json.encode({"to": rfc3339(to_ms)})
         # A repeat after a lost answer may find the clock there already, or further: a conflict, and done.
         answer = await self._insist("POST", f"/v1/bots/{self._bot}/clock/advance", body, fine=(200, 409))
         return str(answer.body.get("now", ""))
@@ -176,6 +176,14 @@ async def _chat(
             await asyncio.sleep(pace_s)
 
 
+async def until_said(log: Log, count: int, *, within_s: float = 60) -> None:
+    """Wait until so many more entries are acknowledged, within a bound: before a fault there must be traffic."""
+    wanted, give_up = len(log.said) + count, time.monotonic() + within_s
+    while len(log.said) < wanted:
+        assert time.monotonic() < give_up, f"{len(log.said)} of {wanted} entries acknowledged within {within_s:g} s"
+        await asyncio.sleep(0.02)
+
+
 async def back_after_s(log: Log, at_s: float, *, within_s: float = 30) -> float:
     """How long after an instant (of the monotonic clock) an entry was acknowledged again; waits for it within a bound."""
     while True:
@@ -187,10 +195,10 @@ async def back_after_s(log: Log, at_s: float, *, within_s: float = 30) -> float:
 
 
 def ms_from(text: str) -> int:
-    """Read an instant as the product tells it."""
+    """Read an instant of the API."""
     return (datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
-def told(at_ms: int) -> str:
+def rfc3339(at_ms: int) -> str:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
     return at.isoformat(timespec="milliseconds")

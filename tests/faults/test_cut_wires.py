@@ -6,12 +6,12 @@ import time
 import pytest
 
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import close_all, unaccounted
+from tests.faults.draining import allowed_s, close_all, unaccounted
 from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.proxy import Mode, Proxy, proxy
 from tests.faults.table import Row
-from tests.faults.talk import Log, Talker, back_after_s, chatter
+from tests.faults.talk import Log, Talker, back_after_s, chatter, until_said
 
 # The script that commits, and the one that releases what was archived.
 COMMIT, RELEASE = b"EVALSHA", b"XDEL"
@@ -29,11 +29,11 @@ def _postgres_through(wire: Proxy) -> str:
 
 @pytest.mark.parametrize("rounds", (pytest.param(5, id="short"), full(50, timeout_s=200)))
 async def test_replies_to_commits_are_lost(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
-    """Executed, and nobody told: the API and the workers find out by trying again, and nothing is taken twice."""
+    """The commit was executed and its reply is lost: the API and the workers find out by a retry, and nothing is stored twice."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.redis.socket_path) as wire, proxy(stage.redis.socket_path) as other:
-        await stage.processes.start("api", redis_url=_redis_through(wire))
-        await stage.processes.start("worker", redis_url=_redis_through(other))
+        await stage.start("api", redis_url=_redis_through(wire))
+        await stage.start("worker", redis_url=_redis_through(other))
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.1):
             for number in range(rounds):
                 wire.cut_after(COMMIT)
@@ -59,14 +59,14 @@ async def test_replies_to_commits_are_lost(stage: Installation, tabulate: Tabula
 @pytest.mark.parametrize("rounds", (pytest.param(1, id="short"), full(3, timeout_s=200)))
 @pytest.mark.parametrize("mode", (Mode.MUTE, Mode.DEAD, Mode.REFUSE))
 async def test_wire_to_redis_is_broken_for_a_while(stage: Installation, tabulate: Tabulate, mode: Mode, rounds: int) -> None:
-    """Whatever way it is broken, every request is answered within 2 s, and all goes on when the wire does."""
+    """However it is broken, every request is answered within 2 s, and work continues when the connection does."""
     bot, log, down_s = await stage.make_bot("talking"), Log(), []
     async with proxy(stage.redis.socket_path) as wire:
         for part in ("api", "worker"):
-            await stage.processes.start(part, redis_url=_redis_through(wire))
+            await stage.start(part, redis_url=_redis_through(wire))
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.1):
             for _ in range(rounds):
-                await asyncio.sleep(0.5)
+                await until_said(log, 20)
                 wire.mode = mode
                 if mode is Mode.REFUSE:
                     wire.cut()
@@ -86,8 +86,8 @@ async def test_wire_to_redis_is_broken_for_a_while(stage: Installation, tabulate
     assert "503" in log.troubles
     assert left == 0
     verdict.check()
-    assert log.slowest_answer_s < ANSWER_S
-    assert max(down_s) < 5
+    assert log.slowest_answer_s < allowed_s(ANSWER_S)
+    assert max(down_s) < allowed_s(5)
 
 
 @pytest.mark.parametrize("seconds", (pytest.param(2, id="short"), full(10, timeout_s=120)))
@@ -96,9 +96,9 @@ async def test_wire_to_redis_is_slow(stage: Installation, tabulate: Tabulate, se
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.redis.socket_path) as wire:
         for part in ("api", "worker"):
-            await stage.processes.start(part, redis_url=_redis_through(wire))
+            await stage.start(part, redis_url=_redis_through(wire))
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.1):
-            await asyncio.sleep(0.5)
+            await until_said(log, 20)
             wire.latency_s = 0.3
             await asyncio.sleep(seconds)
             wire.latency_s = 0.0
@@ -117,8 +117,8 @@ async def test_replies_to_postgres_commits_are_lost(stage: Installation, tabulat
     """The archivist does not know whether its transaction stands; it does it again, and nothing is there twice."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.postgres.sockets / ".s.PGSQL.5432") as wire:
-        await stage.processes.start("api")
-        await stage.processes.start("worker", database_url=_postgres_through(wire))
+        await stage.start("api")
+        await stage.start("worker", database_url=_postgres_through(wire))
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.2):
             for number in range(rounds):
                 wire.cut_after(b"COMMIT;")  # not a table's ON COMMIT
@@ -140,13 +140,13 @@ async def test_replies_to_postgres_commits_are_lost(stage: Installation, tabulat
 
 @pytest.mark.parametrize("seconds", (pytest.param(3, id="short"), full(12, timeout_s=200)))
 async def test_wire_to_postgres_is_half_open(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
-    """Nobody is told that it is dead: a statement's own limit ends the wait, and the archive catches up."""
+    """The connection is dead without an error: the statement timeout ends the wait, and the archive catches up."""
     bot, log = await stage.make_bot("talking"), Log()
     async with proxy(stage.postgres.sockets / ".s.PGSQL.5432") as wire:
         for part in ("api", "worker"):
-            await stage.processes.start(part, database_url=_postgres_through(wire), database_timeout_s=1)
+            await stage.start(part, database_url=_postgres_through(wire), database_timeout_s=1)
         async with chatter(stage.caller, bot, log, talkers=4, ends=0.2):
-            await asyncio.sleep(0.5)
+            await until_said(log, 20)
             wire.mode = Mode.DEAD
             await asyncio.sleep(seconds)
             wire.mode = Mode.PASS

@@ -1,4 +1,4 @@
-"""A hundred endpoints, some as bad as endpoints can be: the others hear in time, and the worker does not grow."""
+"""A hundred endpoints, some of them faulty: the others get their webhooks in time, and the worker's memory stays bounded."""
 
 import asyncio
 import socket
@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import until
+from tests.faults.draining import allowed_s, until
 from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.oracle import judge
 from tests.faults.processes import Process
@@ -33,16 +33,16 @@ _STATUSES = """
 
 @pytest.mark.parametrize("sessions", (pytest.param(16, id="short"), full(80, timeout_s=200)))
 async def test_bad_endpoints_among_good_ones(stage: Installation, tabulate: Tabulate, sessions: int) -> None:
-    """One dead, one silent, one dripping, one sending 1 GB, one a bomb, one elsewhere: 99 of 100 others hear within 5 s."""
+    """One dead, one silent, one dripping, one sending 1 GB, one a gzip bomb, one redirecting: p99 of the others is within 5 s."""
     bot, log = await stage.make_bot("closing"), Log()
     bad = [await stage.make_endpoint(bot, url) for url in _bad_urls(stage)]
     good = [await stage.make_endpoint(bot, stage.receiver.url(f"/good-{number}")) for number in range(ENDPOINTS - len(bad))]
-    await stage.processes.start("api")
-    worker = await stage.processes.start("worker", delivery_timeout_s=15)
+    await stage.start("api")
+    worker = await stage.start("worker", delivery_timeout_s=15)
     grown = _Growth(worker)
     async with grown:
         await _let_close(stage, bot, log, sessions)
-        await until(lambda: _all_told(stage, good), within_s=60, what="all good endpoints told")
+        await until(lambda: _all_delivered(stage, good), within_s=60, what="all deliveries of good endpoints")
     verdict = await judge(stage, log)
     late_s = [row.late_s for row in await stage.rows(_FIRST_ATTEMPTS, endpoints=good)]
     p99_s = late_s[int(len(late_s) * 0.99)]
@@ -55,7 +55,7 @@ async def test_bad_endpoints_among_good_ones(stage: Installation, tabulate: Tabu
     assert stage.traces() == []
     assert elsewhere == 0
     verdict.check()
-    assert p99_s < IN_TIME_S
+    assert p99_s < allowed_s(IN_TIME_S)
     assert grown.bytes < GREW
 
 
@@ -74,7 +74,7 @@ def _bad_urls(stage: Installation) -> list[str]:
 
 
 async def _let_close(stage: Installation, bot: str, log: Log, sessions: int) -> None:
-    """One session after the other is opened and falls due; each is told to every endpoint."""
+    """Open one session after the other and let it fall due; each is a delivery for every endpoint."""
     async with stage.caller() as caller:
         talker = Talker(caller, bot, log)
         for number in range(sessions):
@@ -83,7 +83,7 @@ async def _let_close(stage: Installation, bot: str, log: Log, sessions: int) -> 
             await asyncio.sleep(PACE_S)
 
 
-async def _all_told(stage: Installation, endpoints: list[str]) -> bool:
+async def _all_delivered(stage: Installation, endpoints: list[str]) -> bool:
     statuses = {row.status: row.n for row in await stage.rows(_STATUSES, endpoints=endpoints)}
     return set(statuses) == {"delivered"}
 

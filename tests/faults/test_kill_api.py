@@ -1,4 +1,4 @@
-"""Kill -9 of an API process, again and again, while bots talk: whoever tries again with the same `message_id` loses nothing."""
+"""Kill -9 of an API process, again and again, under load: a bot that retries with the same `message_id` loses nothing."""
 
 import asyncio
 import time
@@ -24,10 +24,10 @@ POINTS = {"ingest.before_commit": (1, 40), "redis.after_execution": (20, 300), "
 async def test_api_killed_while_bots_talk(stage: Installation, tabulate: Tabulate, point: str, rounds: int) -> None:
     """Each entry is in one session, once, and its receipt says so, whenever the process that took it died."""
     bot, log = await stage.make_bot("talking"), Log()
-    worker = await stage.processes.start("worker")
+    worker = await stage.start("worker")
     async with chatter(stage.caller, bot, log, talkers=4), _moving_clock(stage, bot):
         killed_s = await _kill_again_and_again(stage, point, rounds)
-        await stage.processes.start("api")
+        await stage.start("api")
         downtime_s = max([await back_after_s(log, at_s) for at_s in killed_s])
     await close_all(stage, bot)
     verdict = await judge(stage, log)
@@ -46,7 +46,7 @@ async def _kill_again_and_again(stage: Installation, point: str, rounds: int) ->
     rng = Random(point)  # noqa: S311 - the same rounds each time
     killed_s = []
     for _ in range(rounds):
-        victim = await stage.processes.start("api", armed=f"{point}:{rng.randint(*POINTS[point])}")
+        victim = await stage.start("api", armed=f"{point}:{rng.randint(*POINTS[point])}")
         async with asyncio.timeout(60):
             await victim.over.wait()
         killed_s.append(time.monotonic())

@@ -1,4 +1,4 @@
-"""The oracle sees what is lost, what nobody expected and what is there twice: a judge that never finds fault proves nothing."""
+"""The oracle finds lost, unexpected and double sessions: one that never finds a fault would prove nothing."""
 
 from dataclasses import replace
 
@@ -39,11 +39,11 @@ def test_expected_sessions(said: list[tuple[int, str]], sessions: list[tuple[int
 
 
 @pytest.fixture
-async def told(stage: Installation) -> Log:
+async def archived(stage: Installation) -> Log:
     """A few sessions that went through the whole product, unharmed."""
     bot, log = await stage.make_bot("calm"), Log()
     for part in ("api", "worker"):
-        await stage.processes.start(part)
+        await stage.start(part)
     async with stage.caller() as caller:
         talker = Talker(caller, bot, log)
         for number in (1, 2, 3):
@@ -54,28 +54,28 @@ async def told(stage: Installation) -> Log:
     return log
 
 
-async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage: Installation, told: Log) -> None:
-    """Each kind of harm, done to the archive or to what the receiver got, is found as what it is."""
-    before = await judge(stage, told)
+async def test_the_oracle_accepts_an_unharmed_run_and_finds_each_harm(stage: Installation, archived: Log) -> None:
+    """Each kind of harm to the archive or to the received webhooks is reported as lost, unexpected or double."""
+    before = await judge(stage, archived)
     requests = list(stage.receiver.requests)
 
     stage.receiver.requests.append(replace(requests[0], headers=requests[0].headers | {"webhook-id": "another"}))
-    told_twice = await judge(stage, told)
+    delivered_twice = await judge(stage, archived)
     stage.receiver.requests[:] = requests[1:]
-    untold = await judge(stage, told)
+    undelivered = await judge(stage, archived)
     stage.receiver.requests[:] = requests
     await stage.rows("UPDATE sessions SET closed_at = closed_at + interval '1 ms' WHERE user_id = 'ben'")
-    late = await judge(stage, told)
+    late = await judge(stage, archived)
     await stage.rows("DELETE FROM messages WHERE message_id = 'ann-2'")
-    message_lost = await judge(stage, told)
+    message_lost = await judge(stage, archived)
     await stage.rows("DELETE FROM sessions")
     await stage.rows("DELETE FROM messages")
-    all_lost = await judge(stage, told)
+    all_lost = await judge(stage, archived)
 
     before.check()
     assert (before.sessions, before.messages) == (3, 7)
-    assert (len(told_twice.lost), len(told_twice.unexpected), len(told_twice.double)) == (0, 0, 1)
-    assert (len(untold.lost), len(untold.unexpected), len(untold.double)) == (1, 0, 0)
+    assert (len(delivered_twice.lost), len(delivered_twice.unexpected), len(delivered_twice.double)) == (0, 0, 1)
+    assert (len(undelivered.lost), len(undelivered.unexpected), len(undelivered.double)) == (1, 0, 0)
     assert (len(late.lost), len(late.unexpected)) == (1, 1)
     assert any("ann-2" in found for found in message_lost.lost)
     assert any("sequence" in found for found in message_lost.unexpected)
@@ -85,7 +85,7 @@ async def test_what_is_well_is_found_well_and_what_is_tampered_with_is_not(stage
         all_lost.check()
 
 
-async def test_a_message_in_two_sessions_is_found(stage: Installation, told: Log) -> None:
+async def test_a_message_in_two_sessions_is_found(stage: Installation, archived: Log) -> None:
     """Even where each session by itself looks right."""
     (row,) = await stage.rows("SELECT id::text AS id FROM sessions WHERE user_id = 'ben'")
     other = row.id[:-4] + ("0000" if row.id[-4:] != "0000" else "0001")
@@ -93,8 +93,8 @@ async def test_a_message_in_two_sessions_is_found(stage: Installation, told: Log
         changed = f"jsonb_populate_record(t, jsonb_build_object('{column}', CAST(:other AS text)))"
         await stage.rows(f"INSERT INTO {table} SELECT ({changed}).* FROM {table} t WHERE {column} = :id", other=other, id=row.id)  # noqa: S608
 
-    verdict = await judge(stage, told)
+    verdict = await judge(stage, archived)
 
     assert len(verdict.double) == 3
-    assert any(other in found for found in verdict.lost), "nobody was told of it"
+    assert any(other in found for found in verdict.lost), "it has no webhook"
     assert len(verdict.unexpected) == 1

@@ -1,4 +1,4 @@
-"""The wire breaks as it says: what is cut after execution was executed, what is dead reaches nobody."""
+"""The proxy breaks connections as described: a request that is cut after execution was executed, a dead one is dropped."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def direct(redis_url: str) -> AsyncIterator[Redis]:
 
 
 async def test_what_is_cut_after_execution_was_executed(wire: Proxy, client: Redis, direct: Redis) -> None:
-    """The server has it, the client never hears of it, and the next connection is whole."""
+    """The server executed it, the client gets no reply, and the next connection works."""
     await client.set("other", 1)
     wire.cut_after(b"counter")
 
@@ -84,7 +84,7 @@ async def test_a_slow_wire_is_slow(wire: Proxy, client: Redis) -> None:
 
 
 async def test_a_wire_that_refuses_sends_away(wire: Proxy, client: Redis) -> None:
-    """Until it is told to let pass again."""
+    """Until the mode is `PASS` again."""
     wire.mode = Mode.REFUSE
     with pytest.raises(RedisConnectionError):
         await client.ping()

@@ -11,11 +11,11 @@ import pytest
 
 from tests.faults import append_only_file
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import close_all, end_all, unaccounted, until
+from tests.faults.draining import allowed_s, close_all, end_all, unaccounted, until
 from tests.faults.installation import Installation
-from tests.faults.oracle import FoundSession, Verdict, doubles, found_sessions, judge, telling
+from tests.faults.oracle import FoundSession, Verdict, deliveries, doubles, found_sessions, judge
 from tests.faults.table import Row
-from tests.faults.talk import Log, back_after_s, chatter
+from tests.faults.talk import Log, back_after_s, chatter, until_said
 from tests.receiver import Received
 
 BACK_S = 5.0
@@ -27,11 +27,11 @@ async def test_redis_killed_under_load(stage: Installation, tabulate: Tabulate, 
     """With `appendfsync always` nothing that was acknowledged is lost, and entries are taken again within 5 s."""
     bot, log = await stage.make_bot("talking"), Log()
     rng = Random(bot)  # noqa: S311 - the same rounds each time
-    working = [await stage.processes.start(part) for part in ("api", "api", "worker", "worker")]
+    working = [await stage.start(part) for part in ("api", "api", "worker", "worker")]
     down_s = []
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.1):
         for _ in range(rounds):
-            await asyncio.sleep(rng.uniform(0.3, 1.0))
+            await asyncio.gather(until_said(log, 20), asyncio.sleep(rng.uniform(0.3, 1.0)))
             stage.redis.kill()
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             stage.redis.start()
@@ -46,20 +46,20 @@ async def test_redis_killed_under_load(stage: Installation, tabulate: Tabulate, 
     assert log.refusals == stage.traces() == []
     assert left == 0
     verdict.check()
-    assert max(down_s) < BACK_S
+    assert max(down_s) < allowed_s(BACK_S)
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=400)))
 async def test_redis_comes_back_without_its_last_second(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
-    """What is lost is what was cut and not yet archived, to the message; nothing closes twice, surplus goes on by itself."""
+    """Lost are exactly the messages that were cut off before they were archived; nothing closes twice, surplus is continued."""
     bot, log, cut = await stage.make_bot("talking", clock=None), Log(), set[str]()
     for part in ("api", "api", "worker", "worker"):
-        await stage.processes.start(part)
+        await stage.start(part)
     path, known, down_s = append_only_file.path_in(stage.redis.data_dir), 0, []
     async with _sizes(path) as sizes, chatter(stage.caller, bot, log, talkers=4, ends=0.2):
         for _ in range(rounds):
             await _never_rewrite(stage)
-            await asyncio.sleep(1.5 * CUT_S)
+            await asyncio.gather(until_said(log, 20), asyncio.sleep(1.5 * CUT_S))
             stage.redis.kill()
             before_s = time.monotonic() - CUT_S
             archived = await _archived_for_good(stage)
@@ -77,31 +77,31 @@ async def test_redis_comes_back_without_its_last_second(stage: Installation, tab
 
     continued = [item for item in found if item.continuation_of is not None]
     kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
-    gone = kept - {message_id for item in found for message_id in item.seen.messages}
-    besides = f"{len(cut)} of {len(kept)} messages cut off, {len(gone)} gone; {len(continued)} continuations"
+    missing = kept - {message_id for item in found for message_id in item.seen.messages}
+    besides = f"{len(cut)} of {len(kept)} messages cut off, {len(missing)} lost; {len(continued)} continuations"
     tabulate(Row.of("Redis back without its last second", rounds, verdict, recovery_s=max(down_s), besides=besides))
     assert log.refusals == stage.traces() == []
     assert left == 0
     verdict.check()
-    assert gone == cut
+    assert missing == cut
     assert cut
     assert continued
-    assert max(down_s) < BACK_S
+    assert max(down_s) < allowed_s(BACK_S)
 
 
 def _judge_after_cuts(found: Sequence[FoundSession], webhooks: Sequence[Received], log: Log, cut: set[str]) -> Verdict:
     """Where history was cut, sessions cannot be foretold; but every message must be in one of them unless it was cut off.
 
-    `lost` are here those that are gone without having been cut.
+    `lost` are the missing messages that were not cut off.
     """
     there = {message_id for item in found for message_id in item.seen.messages}
     kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
     gaps = [f"sequence with a gap: {item}" for item in found if item.sequences != tuple(range(1, len(item.sequences) + 1))]
-    untold, unknown, twice = telling(found, webhooks)
+    undelivered, unknown, twice = deliveries(found, webhooks)
     return Verdict(
         sessions=len(found),
         messages=len(there),
-        lost=[f"gone: {message_id}" for message_id in kept - there - cut] + untold,
+        lost=[f"missing: {message_id}" for message_id in kept - there - cut] + undelivered,
         unexpected=[f"cut off, and there: {message_id}" for message_id in cut & there] + gaps + unknown,
         double=doubles(found) + twice,
         repeats=len(webhooks) - len({request.id for request in webhooks}),

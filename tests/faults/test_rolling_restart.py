@@ -1,4 +1,4 @@
-"""Rolling restarts of `adjourn serve` while bots talk: nobody is refused, and nothing is lost."""
+"""Rolling restarts of `adjourn serve` under load: no connection is refused, and nothing is lost."""
 
 import signal
 from pathlib import Path

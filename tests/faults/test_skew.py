@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import end_all, unaccounted
+from tests.faults.draining import allowed_s, end_all, unaccounted
 from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
@@ -20,12 +20,12 @@ OFF_MS = 600
 
 @pytest.mark.parametrize("seconds", (pytest.param(6, id="short"), full(20, timeout_s=120)))
 async def test_clocks_that_jump(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
-    """No entry is received at a time that is not, no session closes too soon, whoever's clock was wrong by an hour."""
+    """No entry has a wrong time of receipt and no session closes too soon, though some clocks are wrong by an hour."""
     bot, log = await stage.make_bot("talking", clock=None), Log()
     offset_s = time.time() - time.monotonic()
     for skew in ((), JUMPS):
-        await stage.processes.start("api", skew=skew)
-        await stage.processes.start("worker", skew=skew)
+        await stage.start("api", skew=skew)
+        await stage.start("worker", skew=skew)
     async with chatter(stage.caller, bot, log, talkers=8, ends=0.1):
         await asyncio.sleep(seconds)
     await end_all(stage, bot, log)
@@ -39,7 +39,7 @@ async def test_clocks_that_jump(stage: Installation, tabulate: Tabulate, seconds
     assert stage.traces() == []
     assert left == 0
     verdict.check()
-    assert off_ms < OFF_MS
+    assert off_ms < allowed_s(OFF_MS)
 
 
 def _off_ms(received_at_ms: int, within_s: tuple[float, float]) -> int:

@@ -1,4 +1,4 @@
-"""What the harness starts is what it says: a process that runs the product's own command, with clocks that jump where told to."""
+"""A process of the harness runs the product's own command; its clocks jump as ordered."""
 
 import subprocess
 import sys
@@ -34,12 +34,12 @@ def test_skewed_clocks_jump() -> None:
 
 async def test_a_fork_is_a_process_of_its_own_that_ends_by_a_signal(stage: Installation) -> None:
     """It serves on the harness's socket, dies at once of SIGKILL, and the zygote goes on to fork others."""
-    first = await stage.processes.start("api")
+    first = await stage.start("api")
     async with stage.caller() as caller:
         alive = await caller.get("/healthz")
     first.kill()
     await first.over.wait()
-    second = await stage.processes.start("worker")
+    second = await stage.start("worker")
 
     assert alive.status == 200
     assert first.status == -9

@@ -3,7 +3,8 @@
 Hundreds of processes are killed by the harness, and each would import the product for a second before it is worth killing. A
 fork has that behind it and is otherwise what `adjourn api` and `adjourn worker` are: a process of its own, with its own
 connections, that runs the same command and dies of the same SIGKILL. Orders come in as lines of JSON on standard input, and
-what happened goes out the same way: `{"forked": pid}` for each order, `{"ended": pid, "status": …}` whenever one ends.
+reports go out the same way: `{"forked": pid}` for each order, `{"ready": pid}` when an API process answers requests, and
+`{"ended": pid, "status": …}` when a process ends.
 """
 
 import os
@@ -53,13 +54,22 @@ def main() -> None:
                 wakes.recv(4096)
                 _reap()
                 continue
+            if isinstance(key.fileobj, int):
+                _report_ready(key.fileobj, key.data)
+                selector.unregister(key.fileobj)
+                os.close(key.fileobj)
+                continue
             data = os.read(0, 65_536)
             if not data:
                 return
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 order = msgspec.json.decode(line, type=Order)
-                _tell({"forked": _fork(order)})
+                notice, announcement = os.pipe()
+                pid = _fork(order, ready_fd=announcement)
+                os.close(announcement)
+                selector.register(notice, selectors.EVENT_READ, pid)
+                _report({"forked": pid})
 
 
 def _reap() -> None:
@@ -70,14 +80,20 @@ def _reap() -> None:
             return
         if pid == 0:
             return
-        _tell({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+        _report({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
 
-def _tell(what: dict[str, int]) -> None:
-    os.write(1, msgspec.json.encode(what) + b"\n")
+def _report_ready(notice: int, pid: int) -> None:
+    """A byte means that requests are answered; the end of the pipe, that the process ended or is a worker."""
+    if os.read(notice, 1):
+        _report({"ready": pid})
 
 
-def _fork(order: Order) -> int:
+def _report(event: dict[str, int]) -> None:
+    os.write(1, msgspec.json.encode(event) + b"\n")
+
+
+def _fork(order: Order, *, ready_fd: int) -> int:
     arrange_end = end_with_parent(signal.SIGKILL)
     pid = os.fork()
     if pid:
@@ -87,13 +103,13 @@ def _fork(order: Order) -> int:
         arrange_end()
         _become(order)
         if order.part == "api":
-            cli.api(fd=order.descriptor)
+            cli.api(fd=order.descriptor, ready_fd=ready_fd)
         else:
             cli.worker()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001 - it would else go on as a second zygote
+    except BaseException:  # noqa: BLE001 - the fork would continue as a second zygote
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -101,7 +117,7 @@ def _fork(order: Order) -> int:
 
 
 def _become(order: Order) -> None:
-    """Leave what is the zygote's behind, and be as if just started with these settings."""
+    """Drop the zygote's state, and continue like a process that was just started with these settings."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -123,7 +139,7 @@ def _skew(jumps: tuple[tuple[float, float], ...]) -> None:
         since = time.monotonic() - began
         return sum(by for at, by in jumps if since >= at)
 
-    # Only there: what else looks at clocks, the event loop above all, is not what is skewed.
+    # Only in `app.clock`: other users of clocks, the event loop above all, are not skewed.
     clock.time = SimpleNamespace(  # type: ignore[assignment, attr-defined]
         monotonic=lambda: time.monotonic() + off_s(),
         time=lambda: time.time() + off_s(),

@@ -13,8 +13,8 @@ from app.api.dependencies import EngineDep, PipeDep
 from app.api.fields import Id, Instant
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
-from app.archive import audit, rejects
-from app.closing.rejects import put_back, readable
+from app.archive import rejects
+from app.closing.rejects import readable, replay, replay_all
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict
 
@@ -62,6 +62,13 @@ class RejectPage(BaseModel):
     next: Next
 
 
+class RejectsReplayed(BaseModel):
+    """How many rejects are being archived again."""
+
+    replayed: Annotated[int, Field(description="Rejects that went back to the event streams.", examples=[3])]
+    unreadable: Annotated[int, Field(description="Rejects that only another version of Adjourn can replay.", examples=[0])]
+
+
 @router.get("")
 async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged) -> RejectPage:
     """Rejects, the latest first. Each is a fault of Adjourn: please report it with its `error`."""
@@ -70,6 +77,13 @@ async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged
         rows = await rejects.page(conn, bots=principal.key.bots, before=page.after, limit=page.probe)
     shown, following = page.cut(rows, lambda row: int(row.id))
     return RejectPage(rejects=[RejectView.of(row) for row in shown], next=following)
+
+
+@router.post("/replay", status_code=202)
+async def replay_rejects(engine: EngineDep, pipe: PipeDep, principal: Administering) -> RejectsReplayed:
+    """Archive all rejects of the bots that the key covers again, the oldest first; one that fails again gets a new number."""
+    done = await replay_all(engine, pipe, bots=principal.key.bots, actor=principal.actor)
+    return RejectsReplayed(replayed=done.replayed, unreadable=done.unreadable)
 
 
 @router.get("/{reject_id}")
@@ -84,10 +98,7 @@ async def replay_reject(reject_id: _RejectPath, engine: EngineDep, pipe: PipeDep
     """Archive it again, once its cause is removed. If that fails, it comes back under a new number."""
     async with engine.begin() as conn:
         row = await _reject(conn, principal, reject_id, locked=True)
-        # If this transaction fails after this line, the record is in both places: it can be replayed again, and is archived once.
-        await put_back(pipe, row.payload)
-        await rejects.remove(conn, row.id)
-        await audit.record(conn, principal.actor, "reject.replayed", str(row.id), bot=row.bot_id)
+        await replay(conn, pipe, row, actor=principal.actor)
         return RejectView.of(row)
 
 

@@ -11,12 +11,12 @@ from random import Random
 import pytest
 
 from tests.faults.conftest import Tabulate, full
-from tests.faults.draining import close_all, unaccounted, until, until_archived
+from tests.faults.draining import allowed_s, close_all, unaccounted, until, until_archived
 from tests.faults.falling_due import open_many
 from tests.faults.installation import Installation
 from tests.faults.oracle import judge
 from tests.faults.table import Row
-from tests.faults.talk import Log, Said, Talker, back_after_s, chatter
+from tests.faults.talk import Log, Said, Talker, back_after_s, chatter, until_said
 
 PACE_S = 0.02
 TO_NEWCOMER = 20
@@ -28,17 +28,17 @@ MEGABYTE = 1 << 20
 
 @pytest.mark.parametrize("seconds", (pytest.param(5, id="short"), full(120, timeout_s=400)))
 async def test_postgres_stopped_under_load(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
-    """Entries are taken and sessions close as before; a process that starts meanwhile works; then all is archived and told."""
+    """Entries are accepted and sessions close, also by a process that starts meanwhile; then all is archived and delivered."""
     bot, log, alone = await stage.make_bot("talking"), Log(), Log()
     before_s, window_s = max(5, seconds // 2), min(seconds, 20)
     for part in ("api", "api", "worker"):
-        await stage.processes.start(part)
+        await stage.start(part)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
-        await asyncio.sleep(before_s)
+        await asyncio.gather(until_said(log, 100), asyncio.sleep(before_s))
         stage.postgres.stop()
         began_s = time.monotonic()
         await asyncio.sleep(seconds / 2)
-        newcomer = await stage.processes.start("api", descriptor=stage.apart.fileno())
+        newcomer = await stage.start("api", descriptor=stage.apart.fileno())
         await asyncio.gather(_talk_to_newcomer(stage, bot, alone), asyncio.sleep(seconds / 2))
         refused = await _sessions_status(stage)
         ended_s = time.monotonic()
@@ -66,18 +66,18 @@ async def test_postgres_stopped_under_load(stage: Installation, tabulate: Tabula
     assert refused == 503
     assert left == 0
     verdict.check()
-    assert during < 2 * before + 0.05
+    assert during < allowed_s(2 * before + 0.05)
 
 
 @pytest.mark.parametrize("rounds", (pytest.param(2, id="short"), full(30, timeout_s=300)))
 async def test_postgres_killed_under_load(stage: Installation, tabulate: Tabulate, rounds: int) -> None:
-    """It crashes in the middle of whatever it does, and recovers: what was in doubt is done again, and nothing is there twice."""
+    """It crashes in the middle of transactions and recovers: unconfirmed ones are repeated, and nothing is stored twice."""
     bot, log, back_s = await stage.make_bot("talking"), Log(), list[float]()
     rng = Random(bot)  # noqa: S311 - the same rounds each time
-    working = [await stage.processes.start(part) for part in ("api", "worker", "worker")]
+    working = [await stage.start(part) for part in ("api", "worker", "worker")]
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.4):
         for _ in range(rounds):
-            await asyncio.sleep(rng.uniform(0.3, 1.0))
+            await asyncio.gather(until_said(log, 20), asyncio.sleep(rng.uniform(0.3, 1.0)))
             stage.postgres.kill()
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             stage.postgres.start()
@@ -97,26 +97,26 @@ async def test_postgres_killed_under_load(stage: Installation, tabulate: Tabulat
 
 @pytest.mark.parametrize(("seconds", "sessions"), (pytest.param(4, 2_000, id="short"), full(60, 20_000, timeout_s=400)))
 async def test_redis_frozen_under_load(stage: Installation, tabulate: Tabulate, seconds: int, sessions: int) -> None:
-    """Everybody is told within 2 s to come back, nothing piles up, and what fell due meanwhile is closed soon after."""
+    """Every request gets 503 within 2 s, memory stays bounded, and sessions that fell due meanwhile are closed soon after."""
     bot, log, waiting = await stage.make_bot("talking"), Log(), Log()
-    api = await stage.processes.start("api")
-    worker = await stage.processes.start("worker")
-    late, flooded = await stage.make_bot("late", told=False), await stage.make_bot("flooded", told=False)
+    api = await stage.start("api")
+    worker = await stage.start("worker")
+    late, flooded = await stage.make_bot("late", subscribed=False), await stage.make_bot("flooded", subscribed=False)
     due_ms = await open_many(stage, late, waiting, sessions)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
-        await asyncio.sleep(0.5)
+        await until_said(log, 20)
         rss_before = api.rss() + worker.rss()
         await stage.move_clock(late, to_ms=due_ms)
         async with _frozen(stage), _flood(stage, flooded) as answers:
             await asyncio.sleep(seconds)
         thawed_s = time.monotonic()
         rss_after = api.rss() + worker.rss()
-        ready_s = await until(lambda: _ready(stage), within_s=BACK_S, what="ready again")
+        ready_s = await until(lambda: _ready(stage), within_s=allowed_s(BACK_S), what="ready again")
         back_s = await back_after_s(log, thawed_s)
     await until_archived(stage, late)
     drained_s = time.monotonic() - thawed_s
     await close_all(stage, bot)
-    verdict, late_verdict = await judge(stage, log), await judge(stage, waiting, told=False)
+    verdict, late_verdict = await judge(stage, log), await judge(stage, waiting, delivered=False)
     left = await unaccounted(stage)
 
     besides = (
@@ -128,9 +128,9 @@ async def test_redis_frozen_under_load(stage: Installation, tabulate: Tabulate, 
     assert left == 0
     verdict.check()
     late_verdict.check()
-    assert max(answers) < ANSWER_S
-    assert back_s < BACK_S
-    assert drained_s < DRAINED_S
+    assert max(answers) < allowed_s(ANSWER_S)
+    assert back_s < allowed_s(BACK_S)
+    assert drained_s < allowed_s(DRAINED_S)
     assert rss_after - rss_before < 50 * MEGABYTE
 
 
@@ -201,7 +201,7 @@ async def _archives_again_s(stage: Installation) -> float:
         (now,) = await stage.rows("SELECT count(*) AS n FROM sessions")
         return bool(now.n > before.n)
 
-    return await until(more, within_s=BACK_S, what="archived again")
+    return await until(more, within_s=allowed_s(BACK_S), what="archived again")
 
 
 async def _talk_to_newcomer(stage: Installation, bot: str, log: Log) -> None:

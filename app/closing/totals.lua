@@ -1,0 +1,25 @@
+-- Reads what one shard has counted and what it holds, at one instant.
+--
+-- KEYS  [1] the shard's counts, [2] its event stream; then the sets of open sessions of its bots
+-- Returns {opened, closed, written, released, open, pending}: sessions opened and closed and event records written and
+--         released since the shard began; sessions open and records in the stream now.
+
+local names = { 'opened', 'closed', 'written', 'released' }
+local counted = { opened = 0, closed = 0, written = 0, released = 0 }
+local counts = redis.call('HGETALL', KEYS[1])
+for i = 1, #counts, 2 do
+  -- Version 0.1.0 counted written records under another name, which is the only other field there is.
+  local name = counted[counts[i]] and counts[i] or 'written'
+  counted[name] = counted[name] + counts[i + 1]
+end
+
+local open = 0
+for i = 3, #KEYS do
+  open = open + redis.call('ZCARD', KEYS[i])
+end
+
+local reply = {}
+for i, name in ipairs(names) do reply[i] = counted[name] end
+reply[5] = open
+reply[6] = redis.call('XLEN', KEYS[2])
+return reply

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 from fastapi import FastAPI
 
+from app.live import keys
 from app.live.server import warnings_of
 from app.resources import Resources
 from app.worker import Worker
@@ -31,7 +32,7 @@ async def test_all_is_well(client: Client) -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "ready",
-        "checks": {"redis": "ok", "durability": "ok", "configuration": "ok", "postgres": "ok", "worker": "ok"},
+        "checks": {"redis": "ok", "durability": "ok", "configuration": "ok", "postgres": "ok", "worker": "ok", "archive": "ok"},
     }
 
 
@@ -46,6 +47,16 @@ async def test_a_redis_that_evicts_is_named(client: Client, resources: Resources
     assert (plain.status_code, strict.status_code) == (200, 503)
     assert plain.json()["status"] == "degraded"
     assert "maxmemory-policy is allkeys-lru" in plain.json()["checks"]["durability"]
+
+
+async def test_an_archivist_that_stopped_is_named(client: Client, resources: Resources) -> None:
+    """Entries are taken all the same: closed sessions wait in Redis."""
+    await resources.redis.set(keys.ARCHIVE_STOPPED, "10 of the last 12 records were rejected", px=30_000)
+
+    answer = await client.get("/readyz")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert answer.json()["checks"]["archive"] == "10 of the last 12 records were rejected"
 
 
 async def test_readiness_falls_as_soon_as_a_stop_begins(client: Client, app: FastAPI) -> None:

@@ -47,6 +47,7 @@ class Checks(BaseModel):
     configuration: Annotated[str, Field(description="This process follows changes of bots and keys.", examples=["ok"])]
     postgres: Annotated[str, Field(description="Postgres answers and has the newest schema.", examples=["ok"])]
     worker: Annotated[str, Field(description="A worker's heartbeat is fresh.", examples=["ok"])]
+    archive: Annotated[str, Field(description="The archivist takes records: not too many are rejected.", examples=["ok"])]
 
 
 class Readiness(BaseModel):
@@ -89,6 +90,7 @@ async def readyz(
         "configuration": _configuration(config),
         "postgres": _postgres(engine),
         "worker": _worker(pipe, clock),
+        "archive": _archive(pipe),
     }
     checks = dict(zip(asked, await asyncio.gather(*map(_checked, asked.values())), strict=True))
     draining = bool(getattr(request.app.state, "draining", False))
@@ -146,3 +148,8 @@ async def _worker(pipe: Pipe, clock: Clock) -> str:
         return "there has been no heartbeat of any worker"
     age_ms = clock.now_ms() - max(map(int, heartbeats))
     return OK if age_ms < _HEARTBEAT_FRESH_MS else f"the last heartbeat was {age_ms // 1000} s ago"
+
+
+async def _archive(pipe: Pipe) -> str:
+    why = await pipe.call("GET", keys.ARCHIVE_STOPPED)
+    return OK if why is None else str(why, "utf-8", "replace")

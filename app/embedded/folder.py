@@ -32,10 +32,12 @@ def open_var(var_dir: Path) -> None:
     try:
         var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         present = {path.name for path in var_dir.iterdir()}
+        open_to_others = var_dir.stat().st_mode & 0o077
     except OSError as error:
         msg = f"VAR_DIR {var_dir} cannot be used: {error.strerror}; set it to a folder of your own"
         raise CannotStart(msg) from error
-    if present and not present & _OURS:
+    # Closing a folder of other things, a home or a project, would lock out those who use it.
+    if open_to_others and present and not present & _OURS:
         msg = f"VAR_DIR {var_dir} holds other things ({min(present)}): set it to a new or empty folder"
         raise CannotStart(msg)
     _make_private(var_dir, owners={os.geteuid()})
@@ -108,7 +110,9 @@ def _make_private(folder: Path, *, owners: set[int]) -> None:
             raise CannotStart(msg)
         os.fchmod(descriptor, 0o700)
         # Listed after the change of mode: from then on no other user can add anything.
-        if status.st_mode & stat.S_ISVTX or (status.st_mode & _WRITABLE_BY_OTHERS and any(os.scandir(descriptor))):
+        with os.scandir(descriptor) as entries:
+            planted = status.st_mode & _WRITABLE_BY_OTHERS and any(entries)
+        if planted or status.st_mode & stat.S_ISVTX:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             msg = f"{folder} can be written by other users: look through it and `chmod 700` it, or set VAR_DIR to another path"
             raise CannotStart(msg)

@@ -23,7 +23,7 @@ from app.embedded.redis_data import ServerVersion
 from app.errors import CannotStart
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_MB = 1_000_000
+_MB = 1024 * 1024  # as Redis counts
 
 
 class RedisServer(ChildServer):

@@ -47,5 +47,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("faults")
     terminalreporter.write(text)
     if table.is_complete_run:
-        table.PATH.parent.mkdir(exist_ok=True)
+        table.PATH.parent.mkdir(mode=0o700, exist_ok=True)
         table.PATH.write_text(text)

@@ -1,4 +1,4 @@
-"""What the measurements stand on: real servers in a temporary folder, a bot, a key. Gone when the block ends."""
+"""The installation of a measurement: real servers in a temporary folder, a bot, a key; removed at the end of the block."""
 
 import shutil
 import tempfile

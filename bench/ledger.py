@@ -1,4 +1,4 @@
-"""What a decision costs, and what a commit costs by how many go together."""
+"""The cost of a decision, and of a commit by the size of its group."""
 
 import asyncio
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ _MARK_MESSAGE = b"%(message)"
 
 
 class Load(Struct, frozen=True):
-    """What to send and for how long. `run` makes message ids of two runs differ."""
+    """The requests to send and the duration. `run` makes message ids of two runs differ."""
 
     port: int
     path: str

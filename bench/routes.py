@@ -37,7 +37,7 @@ class TakenRecord(Struct, frozen=True):
 
 
 def measure(settings: Settings, key: str) -> dict[str, list[TakenRecord]]:
-    """Rounds in turns, so that whatever else this machine does falls on all alike."""
+    """Alternate the targets in rounds, so that other work of the machine affects all alike."""
     taken: dict[str, list[TakenRecord]] = {}
     with ExitStack() as stack:
         targets = [stack.enter_context(target) for target in _targets(settings)]
@@ -90,7 +90,7 @@ def _running(name: str, path: str, command: tuple[str, ...], settings: Settings)
 
 
 def _wait_until_it_answers(target: Target) -> None:
-    """The socket listens already, so the first request waits until there is somebody to answer it."""
+    """The socket listens already, so the first request waits until the process answers it."""
     connection = HTTPConnection("127.0.0.1", target.port, timeout=30)
     connection.request("GET", "/")
     connection.getresponse().read()

@@ -1,6 +1,8 @@
-"""What the ingest route is compared with, each behind one uvicorn like ours: `python -m bench.targets bare|pydantic FD`.
+"""The applications that the ingest route is compared with: `python -m bench.targets bare|pydantic FD`.
 
-`bare`      reads the body and answers: what no Python server on uvicorn can beat
+Each runs behind one uvicorn like the product.
+
+`bare`      reads the body and answers: the upper bound of a Python server on uvicorn
 `pydantic`  a plain FastAPI route: a pydantic model in, one awaited script call to Redis, a pydantic model out
 """
 
@@ -61,7 +63,7 @@ class EntryIn(BaseModel):
 
 
 class ReceiptOut(BaseModel):
-    """What is answered."""
+    """The answer."""
 
     message_id: str
     session_id: str

@@ -1,4 +1,4 @@
-"""What every test may ask for: one real Redis and one real Postgres a run, and a clean part of each for a test.
+"""Fixtures for all tests: one real Redis and one real Postgres a run, and a clean part of each for a test.
 
 `servers`      both, for the whole run; flushes are off, nothing else differs from a deployment
 `redis_url`    that Redis, emptied
@@ -31,7 +31,7 @@ def servers() -> Iterator[Servers]:
     folder = Path(tempfile.mkdtemp(prefix="adj-"))
     try:
         with embedded_servers(folder, redis=True, postgres=True, durable=False) as running, pytest.MonkeyPatch.context() as patch:
-            patch.setenv("APPENDFSYNC", "no")  # nobody expects more of it
+            patch.setenv("APPENDFSYNC", "no")  # a test needs no more
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,7 @@ def template_database(servers: Servers) -> str:
 
 @pytest.fixture
 async def database_url(servers: Servers, template_database: str) -> AsyncIterator[str]:
-    """Give the URL of a migrated database that nobody else uses, dropped afterwards."""
+    """Give the URL of a migrated database of its own, dropped afterwards."""
     postgres = servers.postgres
     assert postgres is not None
 

@@ -1,4 +1,4 @@
-"""A webhook receiver for tests: a real HTTP server on loopback, in a thread of its own, that behaves as badly as it is told to.
+"""A webhook receiver for tests: a real HTTP server on loopback, in a thread of its own, that behaves as badly as a test wants.
 
     with Receiver() as receiver:
         receiver.behave("/slow", drip())
@@ -59,7 +59,7 @@ class Received:
         return verified
 
     def is_signed_with(self, secret: str) -> bool:
-        """Whether one of its signatures is of this secret, at whatever time it says: for tests that travel in time."""
+        """Whether one of its signatures is of this secret, at any time: for tests that move clocks."""
         at = datetime.fromtimestamp(int(self.headers["webhook-timestamp"]), UTC)
         signature = Webhook(secret).sign(self.id, at, self.body.decode())
         return signature in self.headers["webhook-signature"].split(" ")
@@ -206,13 +206,13 @@ def held(release: Event) -> Behaviour:
 
 
 def head(status: int, **headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Whatever", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    lines = [f"HTTP/1.1 {status} Status", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 @dataclass
 class Receiver:
-    """The server. `tls` gives it a certificate that nobody vouches for; `port` 0 takes a free one."""
+    """The server. `tls` gives it a self-signed certificate; `port` 0 takes a free one."""
 
     tls: bool = False
     port: int = 0
@@ -251,7 +251,7 @@ class Receiver:
         return self.url(path)
 
     def at(self, path: str) -> list[Received]:
-        """What a path has got so far, in order."""
+        """The requests of a path so far, in order."""
         with self._lock:
             return [request for request in self.requests if request.path == path]
 
@@ -278,7 +278,7 @@ class Receiver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for writer in self._writers:
             writer.transport.abort()  # a task that was cancelled before its first step has closed nothing
-        await asyncio.sleep(0)  # an aborted transport is gone one turn of the loop later
+        await asyncio.sleep(0)  # an aborted transport is closed in the next iteration of the loop
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.get_running_loop().create_task(self._converse(reader, writer))

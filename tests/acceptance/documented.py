@@ -116,7 +116,7 @@ class Player:
 
 
 def differences(documented: Any, real: Any, where: str = "") -> Iterator[str]:  # noqa: ANN401 - JSON
-    """What the document says otherwise than the server."""
+    """The differences between the document and the server."""
     name = where.rpartition(".")[2]
     if isinstance(documented, dict) and isinstance(real, dict):
         yield from _fields(documented, real, where)
@@ -177,7 +177,7 @@ def _cut(said: Any, real: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _without_secrets(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """Keys and webhook secrets, of a server that is long gone, but nobody who finds one can know that."""
+    """Without keys and webhook secrets; those of a test server are worthless, and look like real ones."""
     if isinstance(value, dict):
         return {
             name: _SECRET.sub(r"\1…", item) if isinstance(item, str) else _without_secrets(item) for name, item in value.items()
@@ -198,7 +198,7 @@ def pretty(value: Any, indent: str = "") -> str:  # noqa: ANN401 - JSON
 
 
 def ready(running: Serving) -> None:
-    """Wait until the worker ticks, which the answers of `/readyz` tell of."""
+    """Wait until the worker has a heartbeat, which `/readyz` shows."""
     until(lambda: httpx.get(f"{running.url}/readyz").json()["status"] == "ready")
 
 

@@ -58,14 +58,14 @@ class Serving:
         """The living children, by what they do: api, worker, valkey-server, postgres."""
         found: dict[str, list[psutil.Process]] = {}
         for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.NoSuchProcess):  # it ended meanwhile, and perhaps nobody has noticed yet
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
                 words = child.cmdline()
                 part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
                 found.setdefault(part, []).append(child)
         return found
 
     def well(self) -> bool:
-        """Whether all is well by the strict measure, and every worker that lives now has ticked."""
+        """Whether `/readyz?strict=1` answers 200, and every running worker has a heartbeat."""
         try:
             ready = httpx.get(f"{self.url}/readyz", params={"strict": True}, timeout=5).status_code == 200
             with Redis(unix_socket_path=str(self.var_dir / "run" / "redis.sock")) as redis:
@@ -102,7 +102,7 @@ class Serving:
 
 @contextmanager
 def serving(var_dir: Path, *arguments: str, ignored: str = "", **settings: object) -> Iterator[Serving]:
-    """Run `adjourn serve` on a free port, with its output; whatever is left at the end is ended.
+    """Run `adjourn serve` on a free port, with its output; remaining processes are ended.
 
     `ignored` names a signal that the shell which starts it ignores, as with `&` (INT) and `nohup` (HUP).
     """
@@ -151,5 +151,5 @@ def until(met: Callable[[], bool], *, within_s: float = 20) -> None:
 
 
 def _hear_hangups() -> None:
-    """Whoever runs these tests may do so under nohup, which `adjourn serve` would respect."""
+    """Tests may run under nohup, which `adjourn serve` respects."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What cannot start says why in one line on stderr, exits with 1, and leaves nothing running."""
+"""A start that fails prints one line on stderr, exits with 1, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on, and nobody else can take."""
+    """A port that is bound and not listened on."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

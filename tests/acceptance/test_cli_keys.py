@@ -61,7 +61,7 @@ def test_a_key_can_be_revoked_once(keys: CommandLine) -> None:
 
 
 @pytest.mark.parametrize("named", ("nope", "adj_Q1SINa", "'"))
-def test_what_is_no_id_is_told_so(keys: CommandLine, named: str) -> None:
+def test_an_invalid_id_is_refused(keys: CommandLine, named: str) -> None:
     """The beginning of a key, perhaps, which stands beside the id in the list; no trace."""
     refused = keys("revoke", named)
 
@@ -72,9 +72,9 @@ def test_what_is_no_id_is_told_so(keys: CommandLine, named: str) -> None:
 
 def test_a_key_for_an_unknown_bot_is_refused(keys: CommandLine) -> None:
     """A misspelt name would be a key that opens nothing."""
-    refused = keys("create", "--name", "x", "--bot", "nobody")
+    refused = keys("create", "--name", "x", "--bot", "unknown")
 
-    assert (refused.returncode, refused.stderr) == (1, "adjourn: there is no bot 'nobody'\n")
+    assert (refused.returncode, refused.stderr) == (1, "adjourn: there is no bot 'unknown'\n")
     assert _ids(keys("list").stdout) == []
 
 
@@ -87,7 +87,7 @@ def test_a_scope_is_one_of_three(keys: CommandLine) -> None:
 
 
 def test_keys_are_made_while_redis_is_away(database_url: str) -> None:
-    """The key stands; a worker tells Redis later."""
+    """The key is made; a worker publishes it later."""
     keys = CommandLine(redis_url="unix:///nowhere/redis.sock", database_url=database_url)
     made = keys("create", "--name", "early")
 

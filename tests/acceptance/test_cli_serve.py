@@ -74,7 +74,7 @@ def test_the_health_checks_find_what_runs(served: Serving, part: str) -> None:
 
 
 def test_the_metrics_are_those_of_all_processes(served: Serving) -> None:
-    """Any API process tells what the worker and the others have counted."""
+    """Any API process answers the counts of the worker and of the others."""
     metrics = httpx.get(f"{served.url}/metrics")
 
     assert metrics.status_code == 200
@@ -113,7 +113,7 @@ def test_a_part_that_dies_comes_back(served: Serving, part: str) -> None:
     assert others <= {child.pid for found in served.processes().values() for child in found}
 
 
-def test_a_rolling_restart_refuses_nobody(served: Serving) -> None:
+def test_a_rolling_restart_refuses_no_connection(served: Serving) -> None:
     """SIGUSR1 replaces each process while a client keeps asking on new connections and on one that it holds."""
     before = {child.pid for part in ("api", "worker") for child in served.processes()[part]}
     ended, failures, answers = threading.Event(), [], []
@@ -180,7 +180,7 @@ def test_it_outlives_its_terminal_under_nohup() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends what is left")
 def test_killing_the_supervisor_leaves_nothing_running() -> None:
-    """Kill -9: the kernel tells the children, and the next start works at once."""
+    """Kill -9: the kernel signals the children, and the next start works at once."""
     with folder() as var_dir:
         with serving(var_dir) as first:
             processes = _all_processes(first)

@@ -65,11 +65,11 @@ def test_the_readme_s_commands_print_what_it_shows(served: Serving) -> None:
     for command, output in commands:
         line = command.replace("http://127.0.0.1:8000", served.url).replace("$KEY", served.key)
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
-        said_otherwise += [f"{command}: {found}" for found in differences(_told(output), _told(done.stdout))]
+        said_otherwise += [f"{command}: {found}" for found in differences(_shown(output), _shown(done.stdout))]
 
     assert len(commands) >= 4
     assert said_otherwise == []
 
 
-def _told(output: str) -> object:
+def _shown(output: str) -> object:
     return json.loads(output) if output.startswith("{") else output

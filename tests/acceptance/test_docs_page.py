@@ -27,7 +27,7 @@ def test_the_page_shows_every_route(tmp_path: Path) -> None:
 
 
 def _rendered(url: str, *, profile: Path) -> str:
-    """What the browser made of a page, after its scripts have run."""
+    """The page as the browser shows it after its scripts have run."""
     command = [CHROMIUM or "", "--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={profile}"]
     command += ["--virtual-time-budget=20000", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout

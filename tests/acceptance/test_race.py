@@ -93,10 +93,10 @@ def _submit(resources: Resources, user: str, message_id: str, *, at_ms: int) -> 
     strand = strand_of(BOT, entry, RULES)
     future = resources.ledger.submit(strand, Receive(entry, message_id), at_ms=at_ms)
 
-    async def told() -> Receipt:
+    async def posted() -> Receipt:
         return receipt(message_id, await future)
 
-    return told()
+    return posted()
 
 
 async def _round(processes: list[Resources], number: int, rng: random.Random) -> list[Receipt]:
@@ -155,7 +155,7 @@ def _sent(number: int, at: str) -> Entry:
 
 
 class Everything(msgspec.Struct):
-    """What Redis holds after the race: every close that was told, every message with the session that keeps it."""
+    """The content of Redis after the race: every closed session that was emitted, every message with its session."""
 
     closes: list[Session]
     kept: list[tuple[Session, Message]]
@@ -194,7 +194,7 @@ async def test_entries_at_the_deadline_while_others_close(processes: list[Resour
         (receipt.message_id, receipt.session_id, receipt.sequence) for receipt in receipts
     }
     assert len(found.closes) == len({session.id for session in found.closes})
-    assert _conflicts() > before, "nobody was ever in anybody's way: this was no race"
+    assert _conflicts() > before, "no commit conflicted: this was no race"
     for session, message in found.kept:
         assert session.closed_at_ms is not None
         assert session.opened_at_ms <= message.received_at_ms < session.closed_at_ms

@@ -158,9 +158,9 @@ async def test_the_command_reports_and_its_exit_code_says_whether_all_was_taken(
     assert "\x1b" not in taken.stdout + refused.stdout
 
 
-def _counts(told: str) -> dict[str, int]:
+def _counts(output: str) -> dict[str, int]:
     """The whole numbers of a report, by name."""
     rows = (
-        line.rsplit(maxsplit=1) for line in told.splitlines() if line and not line.startswith(("line", "seconds", "entries/s"))
+        line.rsplit(maxsplit=1) for line in output.splitlines() if line and not line.startswith(("line", "seconds", "entries/s"))
     )
     return {name: int(number) for name, number in rows}

@@ -1,4 +1,4 @@
-"""The replay by itself: reading, batching, pacing, trying again. The API is a receiver that answers as it is told."""
+"""The replay by itself: reading, batching, pacing, trying again. The API is a receiver with scripted answers."""
 
 import gzip
 import io
@@ -41,7 +41,7 @@ def test_a_line_that_is_no_entry_goes_to_the_api_as_it_is() -> None:
 
 @pytest.mark.parametrize("pack", (bytes, gzip.compress), ids=("plain", "gzipped"))
 def test_a_file_is_read_gzipped_or_not_whatever_its_name(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
-    """What the first bytes say counts."""
+    """The first bytes count, not the name."""
     path = tmp_path / "entries"
     path.write_bytes(pack(b'{"message_id":"1","sent_at":"2026-01-01T00:00:00.250Z"}\n'))
 
@@ -137,7 +137,7 @@ async def test_a_503_and_a_lost_connection_are_tried_again_with_the_same_ids() -
 
 
 async def test_only_entries_that_redis_did_not_take_are_posted_again() -> None:
-    """Those that have an answer keep it, whatever happens to their neighbours."""
+    """Lines with an answer keep it, whatever happens to the others."""
 
     def answer(number: int, message_id: str) -> dict[str, object]:
         if number == 1 and message_id == "f:2":
@@ -168,7 +168,7 @@ async def test_a_duplicate_after_a_lost_answer_counts_as_the_entry_that_it_is() 
 
 
 async def test_refused_entries_are_counted_and_named_by_line() -> None:
-    """What the API will never take is told, with the field at fault, and does not stop the rest."""
+    """A refused line is reported with its faults, and does not stop the others."""
 
     def answer(_number: int, message_id: str) -> dict[str, object]:
         if message_id != "f:2":
@@ -194,7 +194,7 @@ async def test_refused_entries_are_counted_and_named_by_line() -> None:
     ids=("wrong key", "no problem details", "always busy"),
 )
 async def test_a_replay_that_cannot_go_on_says_at_which_line(behaviour: Behaviour, words: str) -> None:
-    """A wrong key or an API that stays away ends it, with the place to go on from."""
+    """A wrong key or an API that stays down ends it, with the place to go on from."""
     with Receiver() as receiver:
         receiver.behave(PATH, behaviour)
 

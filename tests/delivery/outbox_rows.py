@@ -1,4 +1,4 @@
-"""What delivery tests put into the outbox and read out of it again."""
+"""Writes sessions into the outbox for delivery tests, and reads its rows."""
 
 from typing import Any, Final
 from uuid import uuid4
@@ -12,9 +12,9 @@ from app.domain.records import Event, EventType, Session
 from app.domain.strand import Strand, session_id
 from app.ids import new_webhook_secret
 
-FAREWELL: Final = "session.closure_message"
+CLOSURE_MESSAGE: Final = "session.closure_message"
 CLOSED: Final = "session.closed"
-EVENTS = [FAREWELL, CLOSED]
+EVENTS = [CLOSURE_MESSAGE, CLOSED]
 
 
 class Outbox:
@@ -44,7 +44,7 @@ class Outbox:
         )
         return endpoint
 
-    def closed(self, *, bot: str = "shop", farewell: bool = False, at_ms: int | None = None) -> list[tuple[Strand, Event]]:
+    def closed(self, *, bot: str = "shop", closure_message: bool = False, at_ms: int | None = None) -> list[tuple[Strand, Event]]:
         """The events of one more session that closed."""
         self._sessions += 1
         at_ms = wall_ms() if at_ms is None else at_ms
@@ -57,19 +57,19 @@ class Outbox:
             closed_at_ms=at_ms,
             reason="inactivity",
         )
-        types: list[EventType] = [FAREWELL, CLOSED] if farewell else [CLOSED]
-        texts = {FAREWELL: {"text": "Good-bye", "language": "en"}}
+        types: list[EventType] = [CLOSURE_MESSAGE, CLOSED] if closure_message else [CLOSED]
+        texts = {CLOSURE_MESSAGE: {"text": "Good-bye", "language": "en"}}
         return [(strand, Event(kind, made, at_ms, "K07", texts.get(kind))) for kind in types]
 
-    async def add(self, count: int = 1, *, bot: str = "shop", farewell: bool = False) -> list[str]:
+    async def add(self, count: int = 1, *, bot: str = "shop", closure_message: bool = False) -> list[str]:
         """Enqueue the end of that many sessions; gives the sessions' ids."""
-        told = [pair for _ in range(count) for pair in self.closed(bot=bot, farewell=farewell)]
-        await self.enqueue(told)
-        return list(dict.fromkeys(event.session.id for _, event in told))
+        events = [pair for _ in range(count) for pair in self.closed(bot=bot, closure_message=closure_message)]
+        await self.enqueue(events)
+        return list(dict.fromkeys(event.session.id for _, event in events))
 
-    async def enqueue(self, told: list[tuple[Strand, Event]]) -> int:
+    async def enqueue(self, events: list[tuple[Strand, Event]]) -> int:
         async with self._engine.begin() as conn:
-            return await deliveries.enqueue(conn, told)
+            return await deliveries.enqueue(conn, events)
 
     async def all(self) -> list[Row[Any]]:
         return await self._run("SELECT * FROM deliveries ORDER BY next_attempt_at, id")

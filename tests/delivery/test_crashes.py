@@ -20,14 +20,14 @@ from app.delivery.sender import Delivered
 from app.errors import Unavailable
 from app.settings import Settings
 from tests.delivery.conftest import DispatcherMaker
-from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
+from tests.delivery.outbox_rows import CLOSED, CLOSURE_MESSAGE, Outbox
 from tests.receiver import Receiver, held, reply, silence
 
 LEASE_MS = 15_000 + 15_000
 
 
 async def claim_and_die(engine: AsyncEngine, *, now_ms: int, room: int = 50) -> list[Claim]:
-    """What a worker does that is killed between its claim and its first POST."""
+    """Claim like a worker that is killed before its first POST."""
     async with engine.begin() as conn:
         due: list[DueEndpoint] = await outbox_store.lock_due(conn, room=room, now_ms=now_ms)
         endpoints = [(each, max_in_flight(each.failures, limit=room)) for each in due]
@@ -54,7 +54,7 @@ def no_recording(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 async def test_killed_between_claim_and_post(
     engine: AsyncEngine, dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
 ) -> None:
-    """What was claimed and never sent is sent when the lease ends, and not before."""
+    """Claimed deliveries that were never sent are sent when the lease expires, and not before."""
     await outbox.endpoint(receiver.url())
     await outbox.add(5)
     now_ms = wall_ms()
@@ -72,7 +72,7 @@ async def test_killed_between_claim_and_post(
 async def test_killed_between_post_and_record(
     dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver, no_recording: Callable[[], None]
 ) -> None:
-    """What was sent and not recorded is sent again under the same id, so the receiver knows it."""
+    """Deliveries that were sent and not recorded are sent again under the same id, so the receiver recognises them."""
     await outbox.endpoint(receiver.url())
     await outbox.add(5)
     now_ms = wall_ms()
@@ -87,19 +87,19 @@ async def test_killed_between_post_and_record(
     assert await outbox.statuses() == {"delivered": 5}
 
 
-async def test_killed_between_the_farewell_and_its_record(
+async def test_killed_between_the_closure_message_and_its_record(
     dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver, no_recording: Callable[[], None]
 ) -> None:
     """The end still waits: a crash repeats the closure message, it does not let `session.closed` overtake it."""
     await outbox.endpoint(receiver.url())
-    await outbox.add(farewell=True)
+    await outbox.add(closure_message=True)
     now_ms = wall_ms()
     await tick(dispatchers(), now_ms)
     no_recording()
     await tick(dispatchers(), now_ms + 1_000)
     await tick(dispatchers(), now_ms + LEASE_MS + 1_000)
 
-    assert [request.type for request in receiver.requests] == [FAREWELL, FAREWELL, CLOSED]
+    assert [request.type for request in receiver.requests] == [CLOSURE_MESSAGE, CLOSURE_MESSAGE, CLOSED]
 
 
 async def test_two_workers_never_send_the_same_attempt(dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver) -> None:
@@ -140,7 +140,7 @@ async def test_one_endpoints_limit_holds_over_all_workers(
 async def test_only_one_of_several_workers_tries_a_dead_endpoint(
     dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
 ) -> None:
-    """When the pause is over one delivery goes out, whoever is first."""
+    """When the pause is over one delivery is sent, by whichever worker is first."""
     endpoint = await outbox.endpoint(receiver.behave("/hook", silence()))
     await outbox.add(20)
     await outbox.run(
@@ -173,7 +173,7 @@ async def test_a_worker_that_comes_too_late_changes_nothing(
     assert [(row.attempt, row.status) for row in await outbox.attempts()] == [(1, 200), (2, 500)]
 
 
-async def test_a_late_worker_is_believed_while_nobody_else_has_begun(
+async def test_a_late_record_counts_while_no_other_worker_has_begun(
     engine: AsyncEngine, outbox: Outbox, receiver: Receiver
 ) -> None:
     """Its lease is over, but its delivery was made: sending it again would be for nothing."""
@@ -189,7 +189,7 @@ async def test_a_late_worker_is_believed_while_nobody_else_has_begun(
 async def test_a_worker_that_slept_over_its_lease_does_not_send(
     dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between claim and POST for a minute: by then the delivery may be somebody else's."""
+    """Stopped between claim and POST for a minute: another worker may have the delivery by then."""
     await outbox.endpoint(receiver.url())
     await outbox.add()
     start = dispatcher._sending.start
@@ -246,7 +246,7 @@ async def test_a_stop_hands_back_what_does_not_end(dispatchers: DispatcherMaker,
     assert len({request.id for request in receiver.requests}) == 3
 
 
-async def test_what_ends_while_postgres_is_away_is_recorded_when_it_is_back(
+async def test_attempts_that_end_while_postgres_is_down_are_recorded_later(
     dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver, no_recording: Callable[[], None]
 ) -> None:
     """An attempt that was made is not made again because Postgres was restarted in the meantime."""
@@ -264,9 +264,9 @@ async def test_what_ends_while_postgres_is_away_is_recorded_when_it_is_back(
     assert await outbox.statuses() == {"delivered": 5}
 
 
-async def test_postgres_away_is_one_clear_refusal_and_no_end() -> None:
-    """The tick says what is wrong; the next one tries again."""
-    engine = make_engine("postgresql://nobody@127.0.0.1:1/nothing")
+async def test_postgres_down_is_one_clear_error_and_no_end() -> None:
+    """Each tick raises the reason, and the next one tries again."""
+    engine = make_engine("postgresql://unknown@127.0.0.1:1/nothing")
     dispatcher = Dispatcher(engine, Settings())
     refusals = []
     for round_ in range(2):
@@ -279,15 +279,15 @@ async def test_postgres_away_is_one_clear_refusal_and_no_end() -> None:
     assert all("Postgres does not answer" in detail for detail in refusals)
 
 
-async def test_a_refusal_is_not_told_as_postgres_away(dispatcher: Dispatcher, outbox: Outbox) -> None:
-    """Whoever reads the log is not sent to look at a Postgres that is well."""
+async def test_a_refusal_is_not_reported_as_postgres_down(dispatcher: Dispatcher, outbox: Outbox) -> None:
+    """The log must not point to a Postgres that works."""
     await outbox.run("ALTER TABLE endpoint_health RENAME TO elsewhere")
 
     with pytest.raises(ProgrammingError, match="endpoint_health"):
         await dispatcher.run_once(wall_ms())
 
 
-async def test_what_piles_up_is_bounded_while_postgres_is_away(
+async def test_unrecorded_attempts_are_bounded_while_postgres_is_down(
     dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver, no_recording: Callable[[], None]
 ) -> None:
     """Attempts that cannot be recorded take up room: no more are begun than a worker sends at once."""

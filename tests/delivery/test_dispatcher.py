@@ -1,4 +1,4 @@
-"""Deliveries are sent, signed, retried on schedule, given up in the end, and told in order."""
+"""Deliveries are signed, sent in order, retried on schedule, and failed in the end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from app.delivery.maintenance import GIVE_UP_AFTER_MS, KEPT_MS
 from app.delivery.retry import DELAYS_MS, FAILURES_TO_OPEN, FIRST_PAUSE_MS
 from app.domain.instants import DAY_MS, MINUTE_MS, ms_of
 from app.ids import new_webhook_secret
-from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
+from tests.delivery.outbox_rows import CLOSED, CLOSURE_MESSAGE, Outbox
 from tests.receiver import Receiver, busy, fails, gone, in_turn, redirect, reply
 
 Run = Callable[..., Awaitable[int]]
@@ -33,7 +33,7 @@ def run(dispatcher: Dispatcher) -> Run:
 
 
 async def test_an_event_is_delivered_signed_and_once(run: Run, outbox: Outbox, receiver: Receiver) -> None:
-    """What the endpoint gets is genuine by the library's own judgement, and is not sent again."""
+    """The received webhook verifies with the library, and is not sent again."""
     endpoint = await outbox.endpoint(receiver.url())
     (session,) = await outbox.add()
     now_ms = await run()
@@ -65,7 +65,7 @@ async def test_each_attempt_is_kept_with_its_answer(run: Run, outbox: Outbox, re
 
 
 async def test_what_a_limited_admin_named_reaches_no_private_address(run: Run, outbox: Outbox, receiver: Receiver) -> None:
-    """Whatever its name is by now: the address is looked at when it is connected to, and nothing is read from there."""
+    """The address is checked at the connection, whatever the name resolved to before, and nothing is read from it."""
     endpoint = await outbox.endpoint(receiver.url(host="localhost"))
     await outbox.run("UPDATE endpoints SET private_allowed = false WHERE id = :id", id=endpoint)
     await outbox.add()
@@ -128,7 +128,7 @@ async def test_retry_after_is_honoured(run: Run, outbox: Outbox, receiver: Recei
 
 
 async def test_retry_after_is_capped_at_a_day(run: Run, outbox: Outbox, receiver: Receiver) -> None:
-    """Nobody parks a delivery for a year."""
+    """A receiver cannot postpone a delivery for a year."""
     await outbox.endpoint(receiver.behave("/hook", busy("99999999")))
     await outbox.add()
     now_ms = await run()
@@ -151,8 +151,7 @@ async def test_a_redirect_is_a_failure(run: Run, outbox: Outbox, receiver: Recei
 async def test_410_disables_the_endpoint_and_ends_what_waits(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """The reason is there to read, the change is in the audit log, and nothing more is sent."""
     endpoint = await outbox.endpoint(receiver.behave("/hook", gone()))
-    told = outbox.closed()
-    await outbox.enqueue(told)
+    await outbox.enqueue(outbox.closed())
     now_ms = await run()
     await outbox.run("UPDATE endpoints SET enabled = true")
     await outbox.add(3)
@@ -190,37 +189,37 @@ async def test_while_secrets_overlap_both_sign(run: Run, outbox: Outbox, receive
     assert not after.is_signed_with(old)
 
 
-async def test_the_farewell_goes_before_the_end(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+async def test_the_closure_message_goes_before_the_end(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """For one session and endpoint, `session.closed` is not sent before the closure message was taken."""
     await outbox.endpoint(receiver.url())
-    sessions = await outbox.add(20, farewell=True)
+    sessions = await outbox.add(20, closure_message=True)
     await run()
     types = {session: [] for session in sessions}  # type: dict[str, list[str]]
     for request in receiver.requests:
         types[request.event["data"]["session"]["id"]].append(request.type)
 
-    assert set(map(tuple, types.values())) == {(FAREWELL, CLOSED)}
+    assert set(map(tuple, types.values())) == {(CLOSURE_MESSAGE, CLOSED)}
 
 
-async def test_the_farewell_goes_before_the_end_over_retries(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+async def test_the_closure_message_goes_before_the_end_over_retries(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """While the closure message is tried again, `session.closed` waits, and costs no look at each tick."""
     await outbox.endpoint(receiver.behave("/hook", fails(2)))
-    await outbox.add(farewell=True)
+    await outbox.add(closure_message=True)
     now_ms = await run()
     first = [request.type for request in receiver.requests]
     waiting = {row.event: row.next_attempt_at for row in await outbox.all()}
     for delay_ms in (*DELAYS_MS[:2], 1_000):
         now_ms = await run(now_ms + delay_ms + 1_000)
 
-    assert first == [FAREWELL]
-    assert waiting[CLOSED] == waiting[FAREWELL]
-    assert [request.type for request in receiver.requests] == [FAREWELL, FAREWELL, FAREWELL, CLOSED]
+    assert first == [CLOSURE_MESSAGE]
+    assert waiting[CLOSED] == waiting[CLOSURE_MESSAGE]
+    assert [request.type for request in receiver.requests] == [CLOSURE_MESSAGE, CLOSURE_MESSAGE, CLOSURE_MESSAGE, CLOSED]
 
 
-async def test_the_end_is_told_once_the_farewell_is_given_up(run: Run, outbox: Outbox, receiver: Receiver) -> None:
-    """A closure message that nobody takes does not hide for ever that the session closed."""
+async def test_the_end_is_sent_when_the_closure_message_has_failed(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+    """A closure message that cannot be delivered does not block `session.closed` for ever."""
     await outbox.endpoint(receiver.url())
-    await outbox.add(farewell=True)
+    await outbox.add(closure_message=True)
     await outbox.run("UPDATE deliveries SET status = 'failed' WHERE event = 'session.closure_message'")
     await run()
 
@@ -230,15 +229,15 @@ async def test_the_end_is_told_once_the_farewell_is_given_up(run: Run, outbox: O
 async def test_sessions_do_not_wait_for_each_other(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """The order is one session's: another one's closure message being tried again holds nothing up."""
     await outbox.endpoint(receiver.behave("/hook", fails(1)))
-    stuck, free = await outbox.add(2, farewell=True)
+    stuck, free = await outbox.add(2, closure_message=True)
     await outbox.run(
         "UPDATE deliveries SET next_attempt_at = next_attempt_at - interval '1 s' WHERE session_id = CAST(:id AS uuid)", id=stuck
     )
     await run()
-    told = [(request.event["data"]["session"]["id"], request.type) for request in receiver.requests]
+    sent = [(request.event["data"]["session"]["id"], request.type) for request in receiver.requests]
 
-    assert (free, CLOSED) in told
-    assert (stuck, CLOSED) not in told
+    assert (free, CLOSED) in sent
+    assert (stuck, CLOSED) not in sent
 
 
 async def test_a_dead_endpoint_is_tried_one_at_a_time(run: Run, outbox: Outbox, receiver: Receiver) -> None:
@@ -270,7 +269,7 @@ async def test_an_endpoint_that_comes_back_gets_everything(run: Run, outbox: Out
     assert await outbox.health() == []
 
 
-async def test_what_waits_for_a_dead_endpoint_is_given_up_in_the_end(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+async def test_deliveries_to_a_dead_endpoint_fail_in_the_end(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """Behind an open breaker few get their thirteen attempts; they become dead letters all the same."""
     await outbox.endpoint(receiver.behave("/hook", reply(500)))
     await outbox.add(30)
@@ -285,7 +284,7 @@ async def test_what_waits_for_a_dead_endpoint_is_given_up_in_the_end(run: Run, o
 
 
 async def test_a_backlog_of_a_healthy_endpoint_is_never_given_up(run: Run, outbox: Outbox, receiver: Receiver) -> None:
-    """Workers that were away for a week come back to deliver, not to bury."""
+    """After a week without workers the deliveries are sent, not failed."""
     await outbox.endpoint(receiver.url())
     await outbox.add(5)
     await run(wall_ms() + GIVE_UP_AFTER_MS + DAY_MS)
@@ -293,7 +292,7 @@ async def test_a_backlog_of_a_healthy_endpoint_is_never_given_up(run: Run, outbo
     assert await outbox.statuses() == {"delivered": 5}
 
 
-async def test_what_waits_for_a_deleted_endpoint_is_cancelled(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+async def test_deliveries_to_a_deleted_endpoint_are_cancelled(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """Nothing is sent to it, and nothing is left pending."""
     await outbox.endpoint(receiver.url())
     await outbox.add(5)
@@ -304,9 +303,9 @@ async def test_what_waits_for_a_deleted_endpoint_is_cancelled(run: Run, outbox: 
     assert await outbox.statuses() == {"cancelled": 5}
 
 
-async def test_what_is_long_over_is_deleted(run: Run, outbox: Outbox, receiver: Receiver) -> None:
+async def test_old_deliveries_are_deleted(run: Run, outbox: Outbox, receiver: Receiver) -> None:
     """Delivered ones after a month, dead letters after three, pending ones never."""
-    await outbox.endpoint("http://127.0.0.1:1/nobody")
+    await outbox.endpoint("http://127.0.0.1:1/closed")
     await outbox.add(3)
     await outbox.run("UPDATE endpoint_health SET failures = 0")
     delivered, failed, _ = await outbox.all()
@@ -335,7 +334,7 @@ async def test_what_is_long_over_is_deleted(run: Run, outbox: Outbox, receiver: 
 async def test_a_full_outbox_is_worked_off_without_waiting_for_ticks(
     dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
 ) -> None:
-    """Whatever ends makes room for the next claim: 500 deliveries of one endpoint are one tick's work."""
+    """Each recorded attempt makes room for the next claim: 500 deliveries of one endpoint are one tick's work."""
     await outbox.endpoint(receiver.url())
     await outbox.add(500)
     await dispatcher.run_once(wall_ms())

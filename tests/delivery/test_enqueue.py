@@ -7,22 +7,22 @@ from app.archive import deliveries
 from app.archive.deliveries import event_id, payload
 from app.domain.instants import rfc3339
 from app.domain.records import Event
-from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
+from tests.delivery.outbox_rows import CLOSED, CLOSURE_MESSAGE, Outbox
 
 
 def test_the_payload_is_as_standard_webhooks_recommends(outbox: Outbox) -> None:
     """Type, the event's own instant, and the data: which event, whose, by which rule, the session, and what it adds."""
-    (strand, event), _ = outbox.closed(farewell=True, at_ms=1_795_219_200_123)
-    told = msgspec.json.decode(payload(event, strand))
+    (strand, event), _ = outbox.closed(closure_message=True, at_ms=1_795_219_200_123)
+    sent = msgspec.json.decode(payload(event, strand))
 
-    assert told["type"] == FAREWELL
-    assert told["timestamp"] == "2026-11-21T00:00:00.123Z"
-    assert told["data"]["event_id"] == event_id(event)
-    assert told["data"]["bot"] == "shop"
-    assert told["data"]["rule"] == "K07"
-    assert told["data"]["session"]["id"] == event.session.id
-    assert told["data"]["session"]["closed_at"] == rfc3339(1_795_219_200_123)
-    assert (told["data"]["text"], told["data"]["language"]) == ("Good-bye", "en")
+    assert sent["type"] == CLOSURE_MESSAGE
+    assert sent["timestamp"] == "2026-11-21T00:00:00.123Z"
+    assert sent["data"]["event_id"] == event_id(event)
+    assert sent["data"]["bot"] == "shop"
+    assert sent["data"]["rule"] == "K07"
+    assert sent["data"]["session"]["id"] == event.session.id
+    assert sent["data"]["session"]["closed_at"] == rfc3339(1_795_219_200_123)
+    assert (sent["data"]["text"], sent["data"]["language"]) == ("Good-bye", "en")
 
 
 def test_events_that_can_repeat_have_ids_of_their_own(outbox: Outbox) -> None:
@@ -41,24 +41,24 @@ async def test_each_endpoint_gets_what_it_subscribes_to(outbox: Outbox) -> None:
     end_only = await outbox.endpoint("http://b.example/", events=[CLOSED])
     await outbox.endpoint("http://c.example/", bot="other")
     off = await outbox.endpoint("http://d.example/")
-    away = await outbox.endpoint("http://e.example/")
+    deleted = await outbox.endpoint("http://e.example/")
     await outbox.run("UPDATE endpoints SET enabled = false WHERE id = CAST(:id AS uuid)", id=off)
-    await outbox.run("UPDATE endpoints SET deleted_at = now() WHERE id = CAST(:id AS uuid)", id=away)
-    await outbox.add(farewell=True)
+    await outbox.run("UPDATE endpoints SET deleted_at = now() WHERE id = CAST(:id AS uuid)", id=deleted)
+    await outbox.add(closure_message=True)
     rows = await outbox.all()
 
     assert sorted((str(row.endpoint_id), row.event) for row in rows) == sorted(
-        [(both, FAREWELL), (both, CLOSED), (end_only, CLOSED)]
+        [(both, CLOSURE_MESSAGE), (both, CLOSED), (end_only, CLOSED)]
     )
 
 
-async def test_what_is_archived_twice_is_told_once(outbox: Outbox) -> None:
+async def test_a_session_archived_twice_is_enqueued_once(outbox: Outbox) -> None:
     """The archivist repeats a step after a crash: ids are the same, so nothing is added, and nothing is sent again."""
     await outbox.endpoint("http://a.example/")
-    told = outbox.closed(farewell=True)
-    await outbox.enqueue(told)
+    events = outbox.closed(closure_message=True)
+    await outbox.enqueue(events)
     await outbox.run("UPDATE deliveries SET status = 'delivered'")
-    await outbox.enqueue(told)
+    await outbox.enqueue(events)
 
     assert await outbox.statuses() == {"delivered": 2}
 
@@ -67,18 +67,18 @@ async def test_the_end_waits_for_the_farewell_of_the_same_endpoint(outbox: Outbo
     """Only there where both are wanted; elsewhere the end waits for nothing."""
     both = await outbox.endpoint("http://a.example/")
     end_only = await outbox.endpoint("http://b.example/", events=[CLOSED])
-    await outbox.add(farewell=True)
+    await outbox.add(closure_message=True)
     rows = {(str(row.endpoint_id), row.event): row for row in await outbox.all()}
 
-    assert rows[both, CLOSED].after_id == rows[both, FAREWELL].id
-    assert rows[both, FAREWELL].after_id is None
+    assert rows[both, CLOSED].after_id == rows[both, CLOSURE_MESSAGE].id
+    assert rows[both, CLOSURE_MESSAGE].after_id is None
     assert rows[end_only, CLOSED].after_id is None
 
 
 async def test_no_endpoint_no_row(outbox: Outbox) -> None:
     """Bots without webhooks cost the outbox nothing."""
     await outbox.bot()
-    await outbox.add(3, farewell=True)
+    await outbox.add(3, closure_message=True)
 
     assert await outbox.all() == []
 
@@ -97,6 +97,6 @@ async def test_thousands_are_one_statement(outbox: Outbox) -> None:
     """A batch of 2,000 sessions with two events and two endpoints is 8,000 rows in one go."""
     await outbox.endpoint("http://a.example/")
     await outbox.endpoint("http://b.example/")
-    await outbox.add(2_000, farewell=True)
+    await outbox.add(2_000, closure_message=True)
 
     assert await outbox.statuses() == {"pending": 8_000}

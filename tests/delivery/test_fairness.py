@@ -1,4 +1,4 @@
-"""One bad endpoint delays nobody else, however it is bad and however much waits for it."""
+"""One bad endpoint delays no other, however it fails and however many deliveries it has."""
 
 import asyncio
 import resource
@@ -44,13 +44,13 @@ async def test_no_endpoint_starves_beside_bad_ones(dispatchers: DispatcherMaker,
             await asyncio.sleep(0.02)
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
 
-    # The slow ones' first attempts are still under way: nobody waited for their deadline.
+    # The slow ones' first attempts are still in flight: the others did not wait for their deadline.
     assert {path: len(receiver.at(path)) for path in ("/dead", "/drip")} == {"/dead": share, "/drip": share}
     assert receiver.at("/elsewhere") == []
     assert grown_mb < 50
 
 
-async def test_every_endpoints_first_delivery_goes_before_anybodys_backlog(
+async def test_the_first_delivery_of_each_endpoint_goes_before_any_backlog(
     dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
 ) -> None:
     """An endpoint with 2,000 waiting since long ago does not push back those with one each."""
@@ -71,7 +71,7 @@ async def test_every_endpoints_first_delivery_goes_before_anybodys_backlog(
 
 
 @pytest.mark.parametrize("attempt", (32_767, 2_147_483_647))
-async def test_a_delivery_that_cannot_be_claimed_stops_nobody_elses(
+async def test_a_delivery_that_cannot_be_claimed_stops_no_other(
     dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver, attempt: int
 ) -> None:
     """However far its attempts were counted, and though it has waited longest where one is sent at a time."""

@@ -1,4 +1,4 @@
-"""What becomes of a delivery after an attempt, as a table."""
+"""The status of a delivery after each kind of attempt, as a table."""
 
 import pytest
 
@@ -44,8 +44,8 @@ def attempt(outcome: SendOutcome | Interrupted, *, tries: int = 1, number: int =
         (Interrupted(), 13, "pending", CLAIMED_MS),
     ),
 )
-def test_what_becomes_of_it(outcome: SendOutcome | Interrupted, tries: int, status: str, next_at_ms: int | None) -> None:
-    """Told, tried again at its time, or given up after the thirteenth try that counts."""
+def test_the_next_status(outcome: SendOutcome | Interrupted, tries: int, status: str, next_at_ms: int | None) -> None:
+    """Delivered, retried at its time, or failed after the thirteenth try that counts."""
     result = settled(attempt(outcome, tries=tries, number=tries), jitter=0.0)
 
     assert (result.status, result.next_attempt_at_ms) == (status, next_at_ms)

@@ -1,4 +1,4 @@
-"""What a receiver answers is read with care: nothing that it can write there breaks anything."""
+"""A reply is read within bounds, and no content of it can break anything."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Admins see what became of webhooks and mend it; nobody sees another tenant's."""
+"""Admins see the results of deliveries and replay them; none sees another tenant's."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from app.domain.instants import DAY_MS, MINUTE_MS, ms_of, rfc3339
 from app.ids import key_digest, new_key
 from app.resources import Resources, open_resources
 from app.settings import Settings
-from tests.delivery.outbox_rows import CLOSED, FAREWELL, Outbox
+from tests.delivery.outbox_rows import CLOSED, CLOSURE_MESSAGE, Outbox
 from tests.receiver import Behaviour, Receiver, drip, fails, gone, reply
 
 Client = httpx.AsyncClient
@@ -95,14 +95,17 @@ async def test_a_delivery_is_shown_with_its_payload_and_each_attempt(
     await deliver(dispatcher, now_ms + MINUTE_MS)
     row = await outbox.only()
     answer = await admin.get(f"/v1/deliveries/{row.id}")
-    told = answer.json()
+    shown = answer.json()
 
     assert answer.status_code == 200
-    assert (told["id"], told["endpoint_id"], told["session_id"]) == (str(row.id), endpoint, session)
-    assert (told["status"], told["attempts"], told["next_attempt_at"]) == ("delivered", 2, None)
-    assert told["payload"]["data"]["session"]["id"] == session
-    assert [(each["attempt"], each["status"], each["reply"]) for each in told["history"]] == [(1, 500, "not now"), (2, 200, "ok")]
-    assert all(each["started_at"].endswith("Z") and each["duration_ms"] >= 0 for each in told["history"])
+    assert (shown["id"], shown["endpoint_id"], shown["session_id"]) == (str(row.id), endpoint, session)
+    assert (shown["status"], shown["attempts"], shown["next_attempt_at"]) == ("delivered", 2, None)
+    assert shown["payload"]["data"]["session"]["id"] == session
+    assert [(each["attempt"], each["status"], each["reply"]) for each in shown["history"]] == [
+        (1, 500, "not now"),
+        (2, 200, "ok"),
+    ]
+    assert all(each["started_at"].endswith("Z") and each["duration_ms"] >= 0 for each in shown["history"])
 
 
 async def test_a_list_pages_through_everything_once(admin: Client, outbox: Outbox) -> None:
@@ -128,9 +131,9 @@ async def test_a_list_is_filtered(admin: Client, outbox: Outbox) -> None:
     """By bot, endpoint, session, event, status and time; each leaves out what it should."""
     first = await outbox.endpoint("http://127.0.0.1:1/a")
     await outbox.endpoint("http://127.0.0.1:1/b", bot="other")
-    (session,) = await outbox.add(farewell=True)
+    (session,) = await outbox.add(closure_message=True)
     await outbox.add(2, bot="other")
-    await outbox.run("UPDATE deliveries SET status = 'failed' WHERE event = :event AND bot_id = 'shop'", event=FAREWELL)
+    await outbox.run("UPDATE deliveries SET status = 'failed' WHERE event = :event AND bot_id = 'shop'", event=CLOSURE_MESSAGE)
 
     async def count(**filters: str) -> int:
         return len((await admin.get("/v1/deliveries", params=filters)).json()["deliveries"])
@@ -181,7 +184,7 @@ async def test_a_dead_letter_is_replayed_under_its_old_id(
 async def test_what_was_delivered_can_be_sent_again(
     admin: Client, dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
 ) -> None:
-    """A receiver that lost its own data asks for it; the id tells it that it may have it."""
+    """A receiver that lost its own data asks for it; the id shows that it may already have it."""
     await outbox.endpoint(receiver.url())
     await outbox.add()
     await deliver(dispatcher)
@@ -201,7 +204,7 @@ async def test_what_is_pending_is_not_replayed(admin: Client, outbox: Outbox) ->
 
 
 async def test_nothing_is_replayed_to_a_disabled_endpoint(admin: Client, outbox: Outbox) -> None:
-    """It would only be cancelled; the admin is told what to do first."""
+    """It would only be cancelled; the error says how to proceed."""
     await outbox.endpoint("http://127.0.0.1:1/")
     await outbox.add()
     await outbox.run("UPDATE deliveries SET status = 'cancelled', failed_at = now()")
@@ -236,25 +239,25 @@ async def test_all_dead_letters_since_a_time_are_replayed(
 
 
 async def test_a_replay_must_say_of_what(admin: Client) -> None:
-    """Not everything of everybody, by leaving out a word."""
+    """A missing filter must not mean every delivery of every bot."""
     answer = await admin.post("/v1/deliveries/replay", json={"since": rfc3339(0)})
 
     assert answer.status_code == 422
     assert "`bot` or `endpoint_id`" in answer.json()["errors"][0]["what"]
 
 
-async def test_a_test_is_sent_signed_and_its_answer_told(admin: Client, outbox: Outbox, receiver: Receiver) -> None:
+async def test_a_test_is_sent_signed_and_its_answer_shown(admin: Client, outbox: Outbox, receiver: Receiver) -> None:
     """Right now, as genuine as any webhook, and kept where deliveries are listed."""
     endpoint = await outbox.endpoint(receiver.behave("/hook", reply(201, b"hello")))
     answer = await admin.post(f"/v1/endpoints/{endpoint}/test")
-    told = answer.json()
+    shown = answer.json()
     (request,) = receiver.requests
     (listed,) = (await admin.get("/v1/deliveries")).json()["deliveries"]
 
-    assert (told["delivered"], told["status"], told["reply"], told["error"]) == (True, 201, "hello", None)
+    assert (shown["delivered"], shown["status"], shown["reply"], shown["error"]) == (True, 201, "hello", None)
     assert request.verify(outbox.secrets[endpoint])["type"] == "webhook.test"
     assert (listed["id"], listed["event"], listed["status"]) == (request.id, "webhook.test", "delivered")
-    assert told["delivery_id"] == request.id
+    assert shown["delivery_id"] == request.id
 
 
 @pytest.mark.parametrize("case", ((reply(500), "500"), (gone(), "410"), (drip(), "timeout")), ids=["fails", "gone", "drips"])
@@ -264,10 +267,10 @@ async def test_a_test_that_fails_says_why_and_changes_nothing(
     """Trying an endpoint is not yet giving up on it, not even after a 410."""
     behaviour, word = case
     endpoint = await outbox.endpoint(receiver.behave("/hook", behaviour))
-    told = (await admin.post(f"/v1/endpoints/{endpoint}/test")).json()
+    shown = (await admin.post(f"/v1/endpoints/{endpoint}/test")).json()
 
-    assert told["delivered"] is False
-    assert word in told["error"]
+    assert shown["delivered"] is False
+    assert word in shown["error"]
     assert (await outbox.endpoint_row(endpoint)).enabled
     assert await outbox.health() == []
 
@@ -278,17 +281,17 @@ async def test_a_test_shows_nothing_of_a_place_that_a_limited_admin_may_not_name
     """Its reply is what would be worth reading: a name that has moved inside is not asked."""
     endpoint = await outbox.endpoint(receiver.url(host="localhost"))
     await outbox.run("UPDATE endpoints SET private_allowed = false WHERE id = :id", id=endpoint)
-    told = (await admin.post(f"/v1/endpoints/{endpoint}/test")).json()
+    shown = (await admin.post(f"/v1/endpoints/{endpoint}/test")).json()
 
-    assert (told["delivered"], told["status"], told["reply"]) == (False, None, "")
-    assert told["error"].startswith("address_refused")
+    assert (shown["delivered"], shown["status"], shown["reply"]) == (False, None, "")
+    assert shown["error"].startswith("address_refused")
     assert receiver.connections == 0
 
 
 async def test_a_test_that_is_taken_lets_go_what_waited(
     admin: Client, dispatcher: Dispatcher, outbox: Outbox, receiver: Receiver
 ) -> None:
-    """Whoever mended a receiver need not wait for the breaker to notice."""
+    """After repairing a receiver an admin need not wait for the breaker."""
     endpoint = await outbox.endpoint(receiver.behave("/hook", reply(500)))
     await outbox.add(10)
     now_ms = await deliver(dispatcher)
@@ -372,7 +375,7 @@ async def test_a_rotation_may_follow_when_the_previous_secret_is_over_or_by_forc
 
 
 async def test_what_admins_do_is_in_the_audit_log(admin: Client, outbox: Outbox) -> None:
-    """Who replayed and who changed a secret, with no secret in it."""
+    """It has the key that replayed or changed a secret, and no secret."""
     endpoint = await outbox.endpoint("http://127.0.0.1:1/")
     await outbox.add(2)
     await outbox.run("UPDATE deliveries SET status = 'failed', failed_at = now()")

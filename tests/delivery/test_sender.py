@@ -1,4 +1,4 @@
-"""Whatever a receiver does becomes an outcome, within the deadline, and nothing of it stays in memory."""
+"""Every behaviour of a receiver becomes an outcome, within the deadline and with bounded memory."""
 
 import asyncio
 import resource
@@ -72,10 +72,10 @@ async def make_sender() -> AsyncIterator[Make]:
 
 @pytest.fixture
 def send(make_sender: Make) -> Send:
-    """Send one letter with a sender of its own."""
+    """Send one webhook with a sender of its own."""
 
     async def send_to(url: str, *, secrets: tuple[str, ...] = (SECRET,), **options: object) -> SendOutcome:
-        return await make_sender(**options).send(SignedWebhook("a-letter", url, '{"type":"x"}', secrets), now_ms=wall_ms())
+        return await make_sender(**options).send(SignedWebhook("a-webhook", url, '{"type":"x"}', secrets), now_ms=wall_ms())
 
     return send_to
 
@@ -87,7 +87,7 @@ async def test_a_webhook_is_genuine_by_the_standard_library_for_it(send: Send, r
 
     assert outcome == Delivered(200, "ok")
     assert request.verify(SECRET) == {"type": "x"}
-    assert request.id == "a-letter"
+    assert request.id == "a-webhook"
     assert request.headers["content-type"] == "application/json"
     assert request.headers["user-agent"].startswith("Adjourn/")
 
@@ -123,7 +123,7 @@ async def test_any_2xx_is_delivered(send: Send, receiver: Receiver, status: int)
     ("status", "reason"), ((300, "redirect"), (400, "4xx"), (404, "4xx"), (429, "4xx"), (500, "5xx"), (503, "5xx"))
 )
 async def test_any_other_answer_is_a_failure_that_may_pass(send: Send, receiver: Receiver, status: int, reason: str) -> None:
-    """Status and the reply are kept, for whoever looks into it."""
+    """Status and reply are stored for the admin."""
     outcome = await send(receiver.behave("/hook", reply(status, b"why")))
 
     assert outcome == Retry(reason, f"answered {status}", status, "why")
@@ -204,7 +204,7 @@ async def test_a_closed_port_is_a_failure_that_may_pass(send: Send) -> None:
     assert outcome.reason == "connect"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(send: Send) -> None:
+async def test_a_self_signed_certificate_is_refused(send: Send) -> None:
     """Nothing is sent to who cannot prove to be the host of the URL."""
     with Receiver(tls=True) as receiver:
         outcome = await send(receiver.url(host=CERTIFICATE_NAME))

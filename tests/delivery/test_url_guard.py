@@ -1,4 +1,4 @@
-"""No webhook goes where none should, by whatever name or form the place is given."""
+"""No webhook goes to an address that is not permitted, in any form of host name or address."""
 
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -99,7 +99,7 @@ def test_private_addresses_are_refused_unless_allowed(address: str) -> None:
 
 @pytest.mark.parametrize("address", PRIVATE + NEVER)
 def test_loopback_alone_can_be_allowed(address: str) -> None:
-    """A trial's receivers are on its own machine, in whatever form that is written; the network around it is not for trials."""
+    """A local installation's receivers are on its own machine; other private addresses are refused in any form."""
     own = {"127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"}
 
     assert (refusal(ip_address(address), allow_private="loopback") == "") is (address in own)
@@ -112,7 +112,7 @@ def test_some_addresses_are_refused_whatever_is_allowed(address: str) -> None:
     assert refusal(ip_address(address), allow_private=True) != ""
 
 
-# The addresses just outside the table's ranges that belong to nobody special.
+# The addresses just outside the table's ranges that have no special purpose.
 NEIGHBOURS = {
     "1.0.0.0", "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255", "128.0.0.0",
     "168.63.129.15", "168.63.129.17", "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "191.255.255.255",
@@ -200,7 +200,7 @@ def test_other_urls_are_refused_with_what_is_wrong_and_how_to_mend_it(url: str, 
 
 @pytest.mark.parametrize("host", ("localhost", "127.1", "2130706433", "0x7f.0.0.1"))
 async def test_a_name_or_a_strange_form_of_loopback_is_refused_when_saved(host: str) -> None:
-    """What the resolver makes of it counts, not how it looks."""
+    """The resolved address counts, not the text."""
     with pytest.raises(Invalid):
         await check_destination(f"http://{host}:8080/", allow_private=False)
 
@@ -282,10 +282,10 @@ async def test_a_name_that_moves_between_check_and_connection_is_refused(
     rebinding: tuple[Sender, ScriptedResolver, SignedWebhook], receiver: Receiver
 ) -> None:
     """DNS rebinding: each new connection asks once, and goes to what was checked or nowhere."""
-    sender, resolver, letter = rebinding
+    sender, resolver, webhook = rebinding
     receiver.behave("/hook", lambda exchange: exchange.send(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"))
-    first = await sender.send(letter, now_ms=wall_ms())
-    second = await sender.send(letter, now_ms=wall_ms())
+    first = await sender.send(webhook, now_ms=wall_ms())
+    second = await sender.send(webhook, now_ms=wall_ms())
 
     assert first == Delivered(200, "")
     assert isinstance(second, Retry)

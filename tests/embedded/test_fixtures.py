@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 @pytest.mark.parametrize("round_", (1, 2))
 def test_redis_is_empty_for_each_test(redis_url: str, round_: int) -> None:
-    """A key written by the first round is gone in the second, and Alembic's is in both."""
+    """A key written by the first round is not there in the second, and Alembic's is in both."""
     with redis.Redis.from_url(redis_url) as client:
         before = client.dbsize()
         client.set("left-behind", round_)

@@ -195,7 +195,7 @@ def test_killing_the_parent_ends_the_servers_and_the_next_start_works(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends them")
 def test_no_server_outlives_its_killed_parent(parent: tuple[subprocess.Popen[str], list[int]]) -> None:
-    """Nobody starts again, and still they end by themselves."""
+    """They end by themselves, without another start."""
     process, pids = parent
     process.kill()
     process.wait()

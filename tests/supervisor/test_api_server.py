@@ -1,4 +1,4 @@
-"""How an API process ends: it says so first, refuses nobody in between, and answers what it has begun."""
+"""An API process drains before it ends: it fails readiness first, refuses no connection, and answers requests in flight."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _served(*, drain_delay_s: float = 0.0) -> AsyncIterator[tuple[Served, 
 
 
 async def _until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not met():
             await asyncio.sleep(0.01)
 
@@ -103,15 +103,15 @@ async def test_it_says_no_before_it_stops_listening() -> None:
     assert (answer.json(), answer.headers["connection"]) == ({"draining": True}, "close")
 
 
-async def test_nobody_is_kept_waiting_after_the_stop() -> None:
-    """A connection is refused at once: none hangs in a queue that nobody serves."""
+async def test_connections_are_refused_at_once_after_the_stop() -> None:
+    """No connection waits in a backlog that is not served any more."""
     async with _served() as (served, task):
         host, port = served.listener.getsockname()
         served.ask_to_stop()
         await task
 
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((host, port), timeout=1)
+            socket.create_connection((host, port), timeout=10)
 
 
 async def test_an_idle_connection_does_not_hold_up_the_stop() -> None:
@@ -119,7 +119,7 @@ async def test_an_idle_connection_does_not_hold_up_the_stop() -> None:
     async with _served() as (served, task), httpx.AsyncClient(base_url=served.url) as client:
         await client.get("/quick")
         served.ask_to_stop()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             await task
 
 
@@ -141,7 +141,7 @@ async def _said(served: Served, *parts: bytes) -> bytes:
     """All that comes back on one connection until the server closes it."""
     reader, writer = await asyncio.open_connection(*served.listener.getsockname())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for part in parts:
                 writer.write(part)
                 await writer.drain()
@@ -176,7 +176,7 @@ async def test_a_long_body_is_no_long_head() -> None:
 
 @pytest.mark.parametrize("begun", (b"", b"POST /len", HEAD + b"content-length: 9\r\n\r\nabc"))
 async def test_a_request_that_does_not_arrive_is_ended(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection is closed, and told why; those that have arrived may take their time."""
+    """Its connection is closed with a reason; requests that have arrived may take their time."""
     monkeypatch.setattr(bounds, "SLOWEST_S", 0.2)
     async with _served() as (served, _), httpx.AsyncClient(base_url=served.url) as client:
         patient = asyncio.create_task(client.get("/slow"))

@@ -85,7 +85,7 @@ def _refuse_to_start(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
 
 
 async def _until(met: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not met():
             await asyncio.sleep(0.01)
 
@@ -97,7 +97,7 @@ def _lives(pid: int) -> bool:
 
 
 async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
-    """Kill -9 of a child costs a moment, and its end is told."""
+    """A child that is killed is restarted, and its end is reported."""
     place = Place(tmp_path)
     async with _kept(place):
         await place.child.ready.wait()
@@ -122,7 +122,7 @@ async def test_one_that_never_starts_is_given_up(tmp_path: Path) -> None:
 
 
 async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path) -> None:
-    """Its Redis may be away for a while: failures after the first success are not the end."""
+    """Its Redis may be down for a while: failures after the first success are not the end."""
     place = Place(tmp_path)
     async with _kept(place):
         await place.child.ready.wait()
@@ -151,7 +151,7 @@ async def test_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, 
 
 
 async def test_the_first_start_is_tried_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be started at all has not failed by a fault of its own."""
+    """A process that could not be started at all did not fail by itself."""
     place, refusals = Place(tmp_path), _refuse_to_start(monkeypatch)
     async with _kept(place):
         await _until(lambda: len(refusals) == 2)
@@ -178,7 +178,7 @@ async def test_a_second_one_that_cannot_be_started_is_tried_until_it_can(tmp_pat
         assert _lives(place.pids[1])
 
 
-async def test_what_cannot_be_told_or_noted_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_that_cannot_be_logged_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the disk full neither the metrics nor the log can be written."""
     place, failures = Place(tmp_path), list[str]()
 
@@ -198,7 +198,7 @@ async def test_what_cannot_be_told_or_noted_ends_nothing(tmp_path: Path, monkeyp
 
 
 async def test_watching_and_replacing_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that dies, or a signal that comes, after the disk was full once, still finds somebody."""
+    """A server that dies, or a signal that comes, after the disk was full once, is still handled."""
     monkeypatch.setattr(processes, "_WATCH_S", 0.01)
     event, watched, replaced = asyncio.Event(), list[int](), list[int]()
 

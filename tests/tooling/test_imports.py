@@ -66,7 +66,8 @@ def _top_level_names(tree: ast.Module) -> Iterator[str]:
 def declared(group: str) -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = project["dependencies"] if group == "dependencies" else project["optional-dependencies"][group]
-    return {canonicalize_name(Requirement(text).name) for text in listed} - {"adjourn"}
+    names: set[str] = {canonicalize_name(Requirement(text).name) for text in listed}
+    return names - {"adjourn"}
 
 
 def test_the_product_declares_what_it_imports() -> None:

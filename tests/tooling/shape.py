@@ -12,14 +12,21 @@ from tests.tooling.tree import modules
 SHORT = 40
 
 
+def imports() -> dict[str, set[str]]:
+    """Each file of app/ that imports something, and the files of app/ that it imports."""
+    files = modules()
+    return {
+        path: {name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) for name in _targets(node, files)}
+        for path, text in files.items()
+    }
+
+
 def imports_across() -> Counter[tuple[str, str]]:
     """From folder and to folder: how many modules of the one import from the other."""
-    files = modules()
     pairs: Counter[tuple[str, str]] = Counter()
-    for path, text in files.items():
+    for path, targets in imports().items():
         folder = path.rpartition("/")[0]
-        named = {name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) for name in _targets(node, files)}
-        pairs.update({(folder, target.rpartition("/")[0]) for target in named} - {(folder, folder)})
+        pairs.update({(folder, target.rpartition("/")[0]) for target in targets} - {(folder, folder)})
     return pairs
 
 

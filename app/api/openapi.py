@@ -37,6 +37,7 @@ _OWN_ALONE = (
 TAGS = {
     "ingest": "Report the entries of conversations, one by one or in batches.",
     "sessions": "Query open and closed sessions, their messages and why they are as they are; close them; add them up.",
+    "analytics": "Metrics of closed sessions by time and dimensions, their definitions, and exports.",
     "conversations": "The sessions, variables and dialog context of a conversation.",
     "sandbox": "The clock of a sandbox bot, for tests that wait for no silence.",
     "bots": "Create and change bots.",

@@ -47,7 +47,7 @@ def _parameters(route: Dependant) -> Iterator[tuple[str, bool]]:
     for field in route.query_params:
         kind = field.field_info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from ((name, _is_list(info.annotation)) for name, info in kind.model_fields.items())
+            yield from ((info.alias or name, _is_list(info.annotation)) for name, info in kind.model_fields.items())
         else:
             yield field.alias, _is_list(kind)
 

@@ -1,7 +1,7 @@
 """Groups closed sessions and computes metrics over each group, in two statements: the largest keys, then the numbers.
 
 Time buckets come as their first instants: Postgres only places `opened_at` among them, so no rule of a time zone is in SQL. All
-keys that are not among the largest are one group. It refuses nothing: the caller bounds how many groups there can be.
+keys that are not among the largest are one group. It refuses nothing: the caller bounds how many groups or messages there can be.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import Grouping
 
 from app.archive.analytics_metrics import Dimension, Metric
+from app.archive.rows import message_of
 from app.archive.session_reads import SessionFilter, conditions
-from app.archive.tables import Instant, sessions
+from app.archive.tables import Instant, messages, sessions
+from app.domain.records import Message
 
 
 class Buckets(Struct, frozen=True):
@@ -81,3 +83,24 @@ def _group(row: tuple[int | None, ...], metrics: Sequence[Metric]) -> Group:
     numbers = iter(None if number is None else int(number) for number in rest)
     split = [tuple(islice(numbers, len(metric.aggregates))) for metric in metrics]
     return Group(bucket, None if place is None else place - 1, split)
+
+
+class HistoryLine(Struct, frozen=True):
+    """A message of the archive, and what its session says of it."""
+
+    message: Message
+    channel: str
+    conversation_id: str
+
+
+async def history(conn: AsyncConnection, wanted: SessionFilter, *, limit: int) -> list[HistoryLine]:
+    """The messages of all sessions wanted, in the order in which they were received."""
+    of_session = (messages.c.session_id == sessions.c.id) & (messages.c.opened_at == sessions.c.opened_at)
+    found = await conn.execute(
+        select(messages, sessions.c.channel, sessions.c.conversation_id)
+        .join_from(sessions, messages, of_session)
+        .where(*conditions(wanted))
+        .order_by(messages.c.received_at, messages.c.session_id, messages.c.sequence)
+        .limit(limit)
+    )
+    return [HistoryLine(message_of(row), row.channel, row.conversation_id) for row in found]

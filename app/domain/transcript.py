@@ -43,6 +43,23 @@ def message_of(entry: Entry, message_id: str, *, session: Session | None, answer
     )
 
 
+def entry_from(message: Message, *, channel: str, conversation_id: str) -> Entry:
+    """The entry that a message was made of, without `sent_at`; `channel` and `conversation_id` are the session's."""
+    fields: dict[str, Any] = {"channel": channel, **(message.rest or {})}
+    return Entry(
+        user_id=message.user_id,
+        role=message.role,
+        message_id=message.message_id,
+        conversation_id=conversation_id,
+        type=message.type,
+        text=message.text,
+        intent=message.intent,
+        language=message.language,
+        tags=message.tags,
+        **fields,
+    )
+
+
 def check(entry: Entry) -> None:
     """Raise `InvalidEntry` for an entry with JSON that cannot be stored, before it counts."""
     if entry.context is None and entry.metadata is None and entry.session_metadata is None:

@@ -90,15 +90,21 @@ class Division(Struct, frozen=True):
 
 async def answer(engine: AsyncEngine, question: Question) -> Json:
     """The groups asked for, as JSON. Raises `Invalid` if there would be too many."""
-    period, division = question.period, _divide(question, question.period)
-    before = Period(*previous_period(question.zone, start=period.start, end=period.end)) if question.compare else None
+    period, zone = question.period, question.zone
+    try:
+        division = _divide(question, period)
+        before = Period(*previous_period(zone, start=period.start, end=period.end)) if question.compare else None
+        earlier_division = _divide(question, before) if before else None
+    except (OverflowError, ValueError) as error:
+        fault = Fault("from", "the period goes beyond the calendar", "ask for a period between the years 2 and 9998")
+        raise Invalid("the period is not valid", faults=(fault,)) from error
     async with engine.connect() as plain:
         # One snapshot: the keys and the numbers are of the same sessions.
         conn = await plain.execution_options(isolation_level="REPEATABLE READ")
         keys = await _keys(conn, question, since=before.start if before else period.start)
         _refuse_too_many(len(division.labels) * (len(keys) + bool(question.dimensions)))
         groups = await _groups(conn, question, division, keys)
-        earlier = await _groups(conn, question, _divide(question, before), keys) if before else None
+        earlier = await _groups(conn, question, earlier_division, keys) if earlier_division else None
     return {
         **period.view,
         "time_zone": question.time_zone,

@@ -65,6 +65,8 @@ FOREIGN: dict[tuple[str, str], Any] = {
 NAMING: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/conversations/{conversation_id}/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/analytics/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/analytics/definitions/compare"): {"params": {"bot": MARK}},
     ("GET", "/v1/audit"): {"params": {"bot": MARK}},
     ("GET", "/v1/deliveries"): {"params": {"bot": MARK}},
     ("POST", "/v1/deliveries/replay"): {"json": {"bot": MARK, "since": "2020-01-01T00:00:00Z"}},
@@ -79,6 +81,7 @@ LISTS = {
     "/v1/sessions?conversation_id=web:bank-user",
     "/v1/sessions?user_id=bank-user",
     "/v1/conversations/web:bank-user/sessions",
+    "/v1/analytics/sessions?group_by=bot&from=2020-01-01T00:00:00Z",
     "/v1/deliveries",
     "/v1/rejects",
 }
@@ -89,6 +92,7 @@ OPEN = {
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/v1/presets"),
+    ("GET", "/v1/analytics/definitions"),
     ("POST", "/v1/policies/validate"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/keys"),

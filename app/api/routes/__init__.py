@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from app.api.routes import (
+    analytics,
     audit,
     bots,
     conversations,
@@ -17,7 +18,18 @@ from app.api.routes import (
 )
 
 # Variables of a conversation come before the conversation's sessions: see `conversations`.
-ROUTERS: tuple[APIRouter, ...] = tuple(
-    module.router
-    for module in (sessions, conversations, sandbox, bots, policies, endpoints, deliveries, keys, audit, rejects, operations)
+_MODULES = (
+    sessions,
+    analytics,
+    conversations,
+    sandbox,
+    bots,
+    policies,
+    endpoints,
+    deliveries,
+    keys,
+    audit,
+    rejects,
+    operations,
 )
+ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in _MODULES)

@@ -32,8 +32,8 @@ _OpenedFrom = Annotated[GivenInstant | None, Field(description="Only those opene
 _OpenedTo = Annotated[GivenInstant | None, Field(description="Only those opened before this instant.")]
 
 
-class SessionQuery(PageQuery):
-    """Which sessions. An instant `…_from` is included, one `…_to` is not."""
+class FilterQuery(BaseModel):
+    """Which closed sessions. An instant `…_from` is included, one `…_to` is not."""
 
     bot: Annotated[Slug | None, Field(description="Only of this bot.", examples=["shop"])] = None
     user_id: Annotated[Text | None, Field(description="Only of this user.", examples=["ann"])] = None
@@ -64,6 +64,10 @@ class SessionQuery(PageQuery):
             closed_from_ms=_ms(self.closed_from),
             closed_to_ms=_ms(self.closed_to),
         )
+
+
+class SessionQuery(FilterQuery, PageQuery):
+    """Which closed sessions, and which page of their list."""
 
 
 class SummaryQuery(BaseModel):

@@ -17,8 +17,8 @@ from app.api.parameters import refuse_unknown
 from app.config.records import BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
-from app.ingest.intake import EntryRefusal
-from app.ingest.wire import Receipt, encode, entries_from, entry_from
+from app.ingest.intake import EntryRefusal, Receipt, encode
+from app.ingest.wire import entries_from, entry_from
 from app.resources import Resources
 
 Reply = tuple[int, list[tuple[bytes, bytes]], bytes]

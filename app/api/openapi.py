@@ -23,7 +23,7 @@ from app.domain.entry import END, Entry
 from app.domain.policy.model import Policy
 from app.domain.policy.presets import PRESETS
 from app.errors import AdjournError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
-from app.ingest.wire import Receipt
+from app.ingest.intake import Receipt
 from app.settings import Settings
 
 Json = dict[str, Any]

@@ -160,12 +160,20 @@ class _Reader:
                 made[fields[name].name] = self.read(fields[name].type, item, where)
         for name, field in fields.items():
             if field.required and name not in value:
-                self.fault(f"{path}.{name}" if path else name, "it is required", "add it")
+                expected = _expected(field.type)
+                self.fault(f"{path}.{name}" if path else name, "it is required", f"add it: {expected}" if expected else "add it")
         return kind.cls(**made) if len(self.faults) == known else None
 
 
 def _fits(kind: inspect.StrType | inspect.VarTupleType | inspect.DictType, length: int) -> bool:
     return (kind.min_length or 0) <= length and (kind.max_length is None or length <= kind.max_length)
+
+
+def _expected(kind: inspect.Type) -> str:
+    """What a field of this type holds, in words; empty where the type does not say."""
+    if isinstance(kind, inspect.Metadata):
+        return str((kind.extra or {}).get("expected", "")) or _expected(kind.type)
+    return f"one of {', '.join(map(str, kind.values))}" if isinstance(kind, inspect.LiteralType) else ""
 
 
 def _allowed(kind: inspect.StrType | inspect.VarTupleType | inspect.DictType) -> str:

@@ -3,11 +3,13 @@
 Which fields of an entry a message keeps is derived from `Entry`: each is a field of `Message` or goes into its `rest`.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from app.domain.entry import Entry
-from app.domain.errors import InvalidEntry
+from app.domain.errors import Fault, InvalidEntry
 from app.domain.instants import ms_of
 from app.domain.json_value import unstorable, unstorable_as_json
 from app.domain.records import Answer, Message, Session
@@ -20,6 +22,7 @@ _RARE = tuple(
 )
 _rare_of = attrgetter(*_RARE)
 _DEFAULTS = _rare_of(Entry(user_id="-", role="user"))
+_JSON_FIELDS = (("context", unstorable), ("metadata", unstorable), ("session_metadata", unstorable_as_json))
 _DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
 
 
@@ -61,17 +64,21 @@ def entry_from(message: Message, *, channel: str, conversation_id: str) -> Entry
 
 
 def check(entry: Entry) -> None:
-    """Raise `InvalidEntry` for an entry with JSON that cannot be stored, before it counts."""
+    """Raise `InvalidEntry`, with every fault, for an entry with JSON that cannot be stored, before it counts."""
     if entry.context is None and entry.metadata is None and entry.session_metadata is None:
         return
-    for field, value, fault_of in (
-        ("context", entry.context, unstorable),
-        ("metadata", entry.metadata, unstorable),
-        ("session_metadata", entry.session_metadata, unstorable_as_json),
-    ):
-        fault = fault_of(value)
-        if fault is not None:
-            raise InvalidEntry(field, *fault)
+    faults = unstorable_fields(entry)
+    if faults:
+        error = InvalidEntry(faults[0].where, faults[0].what, faults[0].hint)
+        error.faults = tuple(faults)
+        raise error
+
+
+def unstorable_fields(entry: Entry | Mapping[str, Any]) -> list[Fault]:
+    """The faults of an entry's JSON that cannot be stored; also of one, as decoded JSON, that is no `Entry` for other reasons."""
+    value_of = entry.get if isinstance(entry, Mapping) else partial(getattr, entry)
+    found = ((field, fault_of(value_of(field))) for field, fault_of in _JSON_FIELDS)
+    return [Fault(field, *fault) for field, fault in found if fault is not None]
 
 
 def _rest(entry: Entry, session: Session | None) -> dict[str, Any] | None:

@@ -1,45 +1,52 @@
-"""What is wrong with an entry that cannot be read: the decoder's words as a field, what is wrong with it, and how to mend it."""
+"""What is wrong with an entry: every fault at once, each with its field and how to correct it.
+
+The decoder of the hot path stops at the first fault and knows no domain. So an entry that it refuses is read once more, by the
+generic reader of the domain, which gathers all of them.
+"""
 
 import re
-from typing import get_args
 
-from app.domain.entry import Entry, EntryType, Role
-from app.domain.errors import Fault
+import msgspec
+
+from app.domain.entry import Entry
+from app.domain.errors import DomainError, Fault
+from app.domain.reading import read
+from app.domain.transcript import unstorable_fields
 from app.errors import Invalid
 
 LONGEST = 200
-"""Characters told of what was sent: names of fields and values may be as long as a body."""
+"""Characters of an answer that come from the request: names of fields and values may be as long as a body."""
 
-_SAID = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?", re.DOTALL)
-_FIELD = re.compile(r"Object (?P<which>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL)
-
-_ID = "1 to 256 characters, no control characters"
-_HINTS = {
-    "role": f"one of {', '.join(get_args(Role))}",
-    "type": f"one of {', '.join(get_args(EntryType))}",
-    "channel": "1 to 64 of a-z, 0-9, `_`, `.` and `-`, the first of them a letter or digit",
-    "language": "a language tag such as `pt` or `pt-BR`",
-    "sent_at": "RFC 3339 with an offset, such as 2026-11-21T10:00:00Z",
-    "tags": "up to 64 texts of 1 to 128 characters",
-    "sentiment": 'an object of tones and their levels, such as {"angry": 0.7}',
-    **dict.fromkeys(("user_id", "message_id", "conversation_id", "client_session_id", "window_id", "in_reply_to"), _ID),
-}
 _HINT = "see the field's type and limits in the API guide"
-_FIELDS = f"the fields are {', '.join(Entry.__struct_fields__)}; what is yours alone goes into `metadata`"
+_OWN_DATA = "; data of the bot's own goes into `metadata`"
+_PATH = re.compile(r" - at `\$.*`$", re.DOTALL)
 
 
-def unreadable(error: Exception) -> Invalid:
-    """The refusal of an entry, or of a whole batch, for what the decoder said."""
-    said = _SAID.fullmatch(str(error))
-    what, where = (said["what"], said["where"] or "") if said else (str(error), "")
-    return Invalid("the entry cannot be read", faults=(_fault(what, where.lstrip(".")),))
+def unreadable(body: bytes, error: Exception) -> Invalid:
+    """The refusal of an entry, or of a whole batch, that the decoder refused with `error`."""
+    try:
+        faults = _faults_in(msgspec.json.decode(body))
+    except (ValueError, RecursionError):
+        faults = []
+    faults = faults or [Fault("body", _PATH.sub("", str(error)), _HINT)]
+    return Invalid("the entry cannot be read", faults=tuple(map(_shortened, faults)))
 
 
-def _fault(what: str, where: str) -> Fault:
-    field = _FIELD.fullmatch(what)
-    if field is None:
-        return Fault(where[:LONGEST] or "body", what[:LONGEST], _HINTS.get(re.split(r"[.\[]", where)[0], _HINT))
-    name = field["name"][:LONGEST]
-    if field["which"] == "missing required":
-        return Fault(name, "it is required", _HINTS.get(name, _HINT))
-    return Fault(name, "there is no such field", _FIELDS)
+def complete(error: DomainError, entry: Entry) -> DomainError:
+    """The refusal of an entry that could be read, with the faults that the domain did not get to."""
+    named = {fault.where for fault in error.faults}
+    error.faults += tuple(fault for fault in unstorable_fields(entry) if fault.where not in named)
+    return error
+
+
+def _faults_in(value: object) -> list[Fault]:
+    if not isinstance(value, dict):
+        return []
+    _, faults = read(Entry, value)
+    named = {fault.where for fault in faults}
+    return faults + [fault for fault in unstorable_fields(value) if fault.where not in named]
+
+
+def _shortened(fault: Fault) -> Fault:
+    hint = fault.hint + _OWN_DATA if fault.hint.startswith("the fields are") else fault.hint
+    return Fault(fault.where[:LONGEST], fault.what[:LONGEST], hint)

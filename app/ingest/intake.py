@@ -1,25 +1,55 @@
-"""Entries into the ledger: which strand each belongs to, at which instant, and what became of it."""
+"""Entries into the ledger: which strand each belongs to, at which instant, and the receipt or refusal of each.
+
+Promised: a receipt is given only for an entry that is committed. An entry that is refused changes nothing and fails no other.
+"""
 
 import asyncio
 from collections.abc import Sequence
+from functools import lru_cache
 from secrets import token_hex
+
+import msgspec
+from msgspec import Struct
 
 from app.clock import Clock
 from app.config.records import BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
-from app.domain.instants import ms_of
+from app.domain.instants import ms_of, rfc3339
 from app.domain.records import Receive
 from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
-from app.ingest.wire import Receipt, receipt
+from app.ingest.faults import complete
 from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
 from app.live.sandbox import SandboxClocks, followed_ms
 from app.metrics import ENTRIES
 
 EntryRefusal = AdjournError | DomainError
+
+encode = msgspec.json.Encoder().encode
+"""An answer's JSON."""
+
+
+class ClosedView(Struct, frozen=True):
+    """A session that an entry ended, as JSON."""
+
+    session_id: str
+    reason: str
+
+
+class Receipt(Struct, frozen=True):
+    """The answer to an entry, as JSON."""
+
+    message_id: str
+    session_id: str | None
+    session: str
+    sequence: int
+    closes_at: str | None
+    received_at: str
+    duplicate: bool
+    closed: list[ClosedView]
 
 
 class Intake:
@@ -32,14 +62,14 @@ class Intake:
         self._deadline_s = deadline_s
 
     async def take(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | EntryRefusal]:
-        """Receipts once everything is committed. Raises `Unavailable` only where nothing could be told at all."""
+        """Receipts once everything is committed. Raises `Unavailable` only if it is not known of any entry."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 entries, instants = await self._in_time(bot, entries)
                 failpoint("ingest.before_commit")
                 results = await self._submit(bot, entries, instants)
                 failpoint("ingest.after_commit")
-                # What Redis did not take comes again, and the clock must not have passed it by then.
+                # An entry that Redis failed on is sent again, and the clock must not have passed it.
                 if not any(isinstance(result, Unavailable) for result in results):
                     await self._move_clock(bot, instants)
         except TimeoutError as error:
@@ -60,7 +90,7 @@ class Intake:
             try:
                 strand = strand_of(bot.id, entry, bot.rules.policy)
             except DomainError as error:
-                under_way.append(error)
+                under_way.append(complete(error, entry))
             else:
                 under_way.append((message_id, self._ledger.submit(strand, Receive(entry, message_id), at_ms=at_ms)))
         return [item if isinstance(item, Exception) else await _result(*item) for item in under_way]
@@ -68,7 +98,7 @@ class Intake:
     async def _in_time(
         self, bot: BotConfig, entries: Sequence[Entry | AdjournError]
     ) -> tuple[Sequence[Entry | AdjournError], Sequence[int | None]]:
-        """The entries, each refused that its bot's clock cannot follow, and their instants in the bot's own time.
+        """The entries and their instants in the bot's own time; an entry that the bot's clock cannot follow is refused.
 
         An instant is None where Redis's time counts.
         """
@@ -88,18 +118,41 @@ def _followed(
     entries: Sequence[Entry | AdjournError], *, at_ms: int, real_ms: int
 ) -> tuple[list[Entry | AdjournError], list[int | None]]:
     """Entries and their instants by a clock that they move."""
-    taken: list[Entry | AdjournError] = []
+    checked: list[Entry | AdjournError] = []
     instants: list[int | None] = []
     for entry in entries:
         try:
             if isinstance(entry, Entry):
                 sent_at_ms = None if entry.sent_at is None else ms_of(entry.sent_at)
                 at_ms = followed_ms(at_ms, sent_at_ms=sent_at_ms, real_ms=real_ms)
-            taken.append(entry)
+            checked.append(entry)
         except Invalid as refused:
-            taken.append(refused)
+            checked.append(refused)
         instants.append(at_ms)
-    return taken, instants
+    return checked, instants
+
+
+def receipt(message_id: str, outcome: CommandOutcome) -> Receipt:
+    """The answer to a committed entry."""
+    answer = outcome.answer
+    if answer is None:
+        msg = "a received entry always has an answer"
+        raise AssertionError(msg)
+    return Receipt(
+        message_id,
+        answer.session_id,
+        answer.session,
+        answer.sequence,
+        None if answer.closes_at_ms is None else _instant(answer.closes_at_ms),
+        _instant(answer.received_at_ms),
+        outcome.duplicate,
+        [ClosedView(ended.session_id, ended.reason) for ended in answer.closed],
+    )
+
+
+@lru_cache(maxsize=4096)
+def _instant(at_ms: int) -> str:
+    return rfc3339(at_ms)
 
 
 async def _result(message_id: str, future: asyncio.Future[CommandOutcome]) -> Receipt | EntryRefusal:

@@ -1,66 +1,47 @@
-"""The wire formats of ingest: one entry, a JSON array of entries, newline-delimited entries; and the answers.
+"""The wire formats of ingest: one entry, a JSON array of entries, newline-delimited entries.
 
-It knows bytes and records, not HTTP. An entry that cannot be read becomes an `Invalid` in its place, so that it does not
-fail its neighbours.
+It knows bytes and records, not HTTP. An entry that cannot be read becomes an `Invalid` in its place, so that it does not fail its
+neighbours; also in an array that no JSON reader reads, as long as it is certain where each element begins and ends.
 """
 
-from functools import lru_cache
+import re
+from collections.abc import Iterator
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from app.domain.entry import Entry
-from app.domain.instants import rfc3339
 from app.errors import Invalid, TooLarge
-from app.ingest.elements import elements_of
 from app.ingest.faults import unreadable
-from app.live.fold import CommandOutcome
 
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
 _decode_raw = msgspec.json.Decoder(list[Raw]).decode
-# Deep nesting ends in the last of them.
+# Deep nesting raises the last of them.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_encode = msgspec.json.Encoder().encode
-# Some programs put a byte order mark before UTF-8. Python's reader of JSON, which all other routes have, passes over it.
+# Some programs put a byte order mark before UTF-8. Python's JSON reader, which all other routes use, skips it.
 _MARK = b"\xef\xbb\xbf"
-
-
-class ClosedView(Struct, frozen=True):
-    """A session that an entry ended, as told to the bot."""
-
-    session_id: str
-    reason: str
-
-
-class Receipt(Struct, frozen=True):
-    """The answer to an entry, as told to the bot."""
-
-    message_id: str
-    session_id: str | None
-    session: str
-    sequence: int
-    closes_at: str | None
-    received_at: str
-    duplicate: bool
-    closed: list[ClosedView]
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
+_MOST_TOKENS = 100_000  # splitting a body of nothing but brackets would block the process for a third of a second
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
 def entry_from(body: bytes) -> Entry:
-    """One entry. Raises `Invalid` with the field, what is wrong with it and how to mend it."""
+    """One entry. Raises `Invalid` with every fault."""
+    body = body.removeprefix(_MARK)
     try:
-        return _decode_entry(body.removeprefix(_MARK))
+        return _decode_entry(body)
     except _UNREADABLE as error:
-        raise unreadable(error) from error
+        raise unreadable(body, error) from error
 
 
 def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Invalid]:
-    """A batch, in order. Raises `Invalid` if the whole cannot be split into entries, `TooLarge` beyond `limit` entries."""
+    """A batch, in order. Raises `Invalid` if it cannot be split into entries, `TooLarge` beyond `limit` entries."""
     body = body.removeprefix(_MARK)
     if ndjson:
         parts: list[Raw] | list[bytes] = [line for line in body.split(b"\n") if line.strip()]
     else:
-        entries = _read_at_once(body)
+        entries = _decode_whole(body)
         if entries is not None:
             _check_count(len(entries), limit)
             return list(entries)
@@ -69,35 +50,7 @@ def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Inval
     return [_entry_or_error(bytes(part)) for part in parts]
 
 
-def receipt(message_id: str, outcome: CommandOutcome) -> Receipt:
-    """What a bot is told of an entry."""
-    answer = outcome.answer
-    if answer is None:
-        msg = "a received entry always has an answer"
-        raise AssertionError(msg)
-    return Receipt(
-        message_id,
-        answer.session_id,
-        answer.session,
-        answer.sequence,
-        None if answer.closes_at_ms is None else _told(answer.closes_at_ms),
-        _told(answer.received_at_ms),
-        outcome.duplicate,
-        [ClosedView(ended.session_id, ended.reason) for ended in answer.closed],
-    )
-
-
-def encode(value: object) -> bytes:
-    """An answer's JSON."""
-    return _encode(value)
-
-
-@lru_cache(maxsize=4096)
-def _told(at_ms: int) -> str:
-    return rfc3339(at_ms)
-
-
-def _read_at_once(body: bytes) -> list[Entry] | None:
+def _decode_whole(body: bytes) -> list[Entry] | None:
     try:
         return _decode_entries(body)
     except _UNREADABLE:
@@ -108,9 +61,9 @@ def _split(body: bytes, *, limit: int) -> list[Raw] | list[bytes]:
     try:
         return _decode_raw(body)
     except _UNREADABLE as error:
-        elements = elements_of(body, limit=limit)
+        elements = _elements(body, limit=limit)
         if elements is None:
-            raise unreadable(error) from error
+            raise unreadable(body, error) from error
         return elements
 
 
@@ -124,3 +77,43 @@ def _entry_or_error(part: bytes) -> Entry | Invalid:
 def _check_count(count: int, limit: int) -> None:
     if count > limit:
         raise TooLarge(f"more than {limit} entries in one batch", hint="split it into several requests")
+
+
+def _elements(body: bytes, *, limit: int) -> list[bytes] | None:
+    """The elements of an array that no JSON reader reads, at most `limit` + 1 of them; None where they cannot be told apart.
+
+    It looks at brackets, commas and texts alone, so half a surrogate pair or endless nesting stays in its own element, where it
+    is refused. Where the array itself is broken it gives up: an entry is accepted only if it is certain where it begins and ends.
+    """
+    array = body.strip()
+    if array[:1] != b"[" or array[-1:] != b"]":
+        return None
+    elements: list[bytes] = []
+    start = 1
+    for end in _ends(array):
+        element = array[start:end].strip()
+        if end < 0 or not element:
+            return None
+        elements.append(element)
+        if len(elements) > limit:
+            break
+        start = end + 1
+    return elements
+
+
+def _ends(array: bytes) -> Iterator[int]:
+    """Where each element ends; -1 where a bracket or a text does not end, or after too many tokens."""
+    depth = 0
+    for count, token in enumerate(_TOKEN.finditer(array, 1, len(array) - 1)):
+        found = token[0]
+        depth += _STEP.get(found, 0)
+        if depth < 0 or count == _MOST_TOKENS or not _is_ended(found):
+            yield -1
+        elif found == b"," and not depth:
+            yield token.start()
+    yield -1 if depth else len(array) - 1
+
+
+def _is_ended(token: bytes) -> bool:
+    """Whether a text has both its quotes; brackets and commas always end."""
+    return token[:1] != b'"' or (len(token) > 1 and token.endswith(b'"'))

@@ -21,7 +21,7 @@ from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import Event, Message, Receive, Session
 from app.domain.strand import Strand, strand_of
 from app.errors import Unavailable
-from app.ingest.wire import Receipt, receipt
+from app.ingest.intake import Receipt, receipt
 from app.live import keys
 from app.live.codec import EventRecord
 from app.live.fold import CommandOutcome

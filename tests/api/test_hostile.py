@@ -144,30 +144,24 @@ async def test_a_variable_that_cannot_be_kept_is_refused(admin: Client, value: s
     assert (await admin.get(path)).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("entry", "where", "what", "hint"),
-    (
-        ({"user_id": "a", "rle": "user"}, "rle", "there is no such field", "the fields are user_id, role"),
-        ({"user_id": "a"}, "role", "it is required", "one of user, bot, agent, system"),
-        ({"role": "user"}, "user_id", "it is required", "1 to 256 characters"),
-        ({"user_id": "a", "role": "king"}, "role", "Invalid enum value 'king'", "one of user, bot, agent, system"),
-        ({"user_id": "a", "role": "user", "channel": "Web Chat"}, "channel", "Expected `str` matching", "1 to 64 of a-z"),
-        ({"user_id": "a", "role": "user", "tags": ["x", ""]}, "tags[1]", "Expected `str` of length >= 1", "up to 64"),
-        ({"user_id": "a", "role": "user", "text": 5}, "text", "Expected `str | null`, got `int`", "see the field's type"),
-        ({"user_id": "a", "role": "x" * 900}, "role", "Invalid enum value 'xxx", "one of"),
-        ({"user_id": "a", "role": "user", "y" * 900: 1}, "y" * 200, "there is no such field", "the fields are"),
-        ("text", "body", "Expected `object`, got `str`", "see the field's type"),
-    ),
-)
-async def test_a_refused_entry_names_its_field(admin: Client, entry: object, *, where: str, what: str, hint: str) -> None:
-    """Where it is wrong, what is wrong, how to mend it; never at greater length than somebody reads."""
+async def test_a_refused_entry_names_every_fault(admin: Client) -> None:
+    """Where it is wrong, what is wrong and how to correct it, of one entry and of each in a batch."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
-    (fault,) = (await admin.refused("POST", "/v1/bots/shop/messages", entry))["errors"]
+    entry = {"user_id": "", "rle": "user", "metadata": {"n": 2**70}}
 
-    assert fault["where"] == where
-    assert fault["what"].startswith(what)
-    assert fault["hint"].startswith(hint)
-    assert len(fault["what"]) <= 200
+    alone = await admin.refused("POST", "/v1/bots/shop/messages", entry)
+    batch = await admin.ok("POST", "/v1/bots/shop/messages/batch", [entry, {"user_id": "a", "role": "user"}])
+
+    assert [fault["where"] for fault in alone["errors"]] == ["user_id", "rle", "role", "metadata"]
+    assert all(fault["what"] and fault["hint"] for fault in alone["errors"])
+    assert batch["answers"][0]["error"]["errors"] == alone["errors"]
+    assert batch["answers"][1]["sequence"] == 1
+
+
+async def test_an_empty_batch_did_nothing(admin: Client) -> None:
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    assert await admin.ok("POST", "/v1/bots/shop/messages/batch", []) == {"accepted": 0, "refused": 0, "answers": []}
 
 
 GOOD = b'{"user_id": "a", "role": "user"}'

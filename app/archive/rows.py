@@ -1,7 +1,7 @@
 """Rows of `sessions` and `messages`: which value stands in which column, by the column's name.
 
-A column takes the field of its name from the record; an instant takes the field of that name in ms. The few other columns are
-named here. A column that has no value by either way stops the import, so a new one cannot be forgotten.
+A column takes the field or property of its name from the record; an instant takes the field of that name in ms. The few other
+columns are named here. A column that has no value by either way stops the import, so a new one cannot be forgotten.
 
 Characters that Postgres cannot hold (NUL) become U+FFFD, so that no text of a user can stop the archive.
 """
@@ -99,7 +99,7 @@ def _values(table: Table, record: type[Struct], *, besides: dict[str, Value], on
 def _field_value(column: Column[Any], record: type[Struct], *, prefix: str) -> Value:
     is_instant = isinstance(column.type, TIMESTAMP)
     field = f"{column.name}_ms" if is_instant else column.name
-    if field not in record.__struct_fields__:
+    if not hasattr(record, field):
         msg = f"column {column} is no field of {record.__name__}: give it a value in app/archive/rows.py"
         raise TypeError(msg)
     get = attrgetter(prefix + field)

@@ -1,11 +1,13 @@
-"""Every table of Postgres, as SQLAlchemy Core; the schema itself is made by the migrations alone, and a test holds the two equal.
+"""Every table of Postgres, as SQLAlchemy Core, with the meaning of each column (`doc`).
+
+The migrations alone make the schema, and a test holds the two equal; another test holds that no column is without its meaning.
 
 Instants are `timestamptz`. `sessions` and `messages` are range-partitioned by month of the session's `opened_at`, which a
-session's id carries, so a look-up by id goes to one partition (`app.archive.partitions` makes them). Rows that the archive
-writes in bulk carry no foreign keys: a session must never be refused because its bot went away.
+session's id carries, so a look-up by id goes to one partition (`app.archive.partitions` makes them). Rows that the archivist
+writes in bulk have no foreign keys: a session must never be refused because its bot was deleted.
 
-`revision` is stamped by a trigger on every change of `bots`, `policies`, `endpoints` and `api_keys`, whoever makes it, and its
-order is the order of commits: `app.config.follower` copies what is newer than what Redis holds.
+A trigger stamps `revision` on every change of `bots`, `policies`, `endpoints` and `api_keys`, whatever makes it. Its order is the
+order of commits: `app.config.follower` copies what is newer than the copy in Redis.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -68,28 +70,41 @@ def instant_or_none(at_ms: int | None) -> datetime | None:
 
 
 def _revision() -> Column[int]:
-    return Column("revision", BigInteger, nullable=False, server_default=ZERO, index=True)
+    doc = "Number of the row's last change, in the order of commits; stamped by a trigger."
+    return Column("revision", BigInteger, nullable=False, server_default=ZERO, index=True, doc=doc)
+
+
+def _created_at() -> Column[datetime]:
+    return Column("created_at", Instant, nullable=False, server_default=NOW, doc="When the row was made.")
+
+
+def _count(name: str, doc: str) -> Column[int]:
+    return Column(name, Integer, nullable=False, doc=doc)
 
 
 instance = Table(
     "instance",
     metadata,
-    # Which database this is: Redis says of whose rows it holds a copy.
-    Column("id", Id, primary_key=True, server_default=text("gen_random_uuid()")),
-    Column("created_at", Instant, nullable=False, server_default=NOW),
+    Column(
+        "id",
+        Id,
+        primary_key=True,
+        server_default=text("gen_random_uuid()"),
+        doc="Which database this is: the copy of the configuration in Redis names the one that it was made of.",
+    ),
+    _created_at(),
 )
 
 bots = Table(
     "bots",
     metadata,
-    Column("id", Text, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("sandbox", Boolean, nullable=False, server_default=FALSE),
-    # How a sandbox bot's clock moves: by the API call, or also by its entries' `sent_at`. Null for other bots.
-    Column("clock_mode", Text),
-    Column("created_at", Instant, nullable=False, server_default=NOW),
-    Column("updated_at", Instant, nullable=False, server_default=NOW),
-    Column("deleted_at", Instant),
+    Column("id", Text, primary_key=True, doc="Slug, chosen by the admin."),
+    Column("name", Text, nullable=False, doc="Name for people."),
+    Column("sandbox", Boolean, nullable=False, server_default=FALSE, doc="Whether it has a clock of its own."),
+    Column("clock_mode", Text, doc="How a sandbox bot's clock moves: `manual`, or also by `sent_at`. Null for other bots."),
+    _created_at(),
+    Column("updated_at", Instant, nullable=False, server_default=NOW, doc="The last change by an admin."),
+    Column("deleted_at", Instant, doc="Null: it is not deleted. The row stays, so that its sessions keep its name."),
     _revision(),
     CheckConstraint("(clock_mode IS NOT NULL) = sandbox AND clock_mode IN ('manual', 'sent_at')", name="clock_mode"),
 )
@@ -97,154 +112,207 @@ bots = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", Id, primary_key=True),
-    Column("name", Text, nullable=False),
-    # SHA-256 of a 256-bit random key: nothing to guess, so no salt and no slow hash. The key itself is kept nowhere.
-    Column("digest", LargeBinary, nullable=False, unique=True),
-    Column("prefix", Text, nullable=False),
-    Column("scopes", ARRAY(Text), nullable=False),
-    # Null: all bots.
-    Column("bots", ARRAY(Text)),
-    Column("created_at", Instant, nullable=False, server_default=NOW),
-    Column("created_by", Id),
-    Column("revoked_at", Instant),
+    Column("id", Id, primary_key=True, doc="UUIDv7."),
+    Column("name", Text, nullable=False, doc="Name for people; the audit log names the key by it."),
+    # The key has 256 random bits, so nothing can be guessed: no salt, no slow hash.
+    Column("digest", LargeBinary, nullable=False, unique=True, doc="SHA-256 of the key. The key itself is stored nowhere."),
+    Column("prefix", Text, nullable=False, doc="The first characters of the key, to recognise it by."),
+    Column("scopes", ARRAY(Text), nullable=False, doc="`ingest`, `read`, `admin`."),
+    Column("bots", ARRAY(Text), doc="Ids of the bots that it covers. Null: all bots."),
+    _created_at(),
+    Column("created_by", Id, doc="The key that made it. Null: the command line."),
+    Column("revoked_at", Instant, doc="Null: it is valid."),
     _revision(),
 )
 
 policies = Table(
     "policies",
     metadata,
-    Column("bot_id", Text, ForeignKey("bots.id"), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    # As the admin saved it: a preset's name and overrides, not what they come to.
-    Column("policy", JSONB, nullable=False),
-    # In the bot's own time.
-    Column("effective_at", Instant, nullable=False),
-    Column("changed_at", Instant, nullable=False, server_default=NOW),
-    Column("changed_by", Id),
+    Column("bot_id", Text, ForeignKey("bots.id"), primary_key=True, doc="The bot."),
+    Column("version", Integer, primary_key=True, doc="From 1, one more at each change."),
+    Column("policy", JSONB, nullable=False, doc="As the admin saved it: a preset's name and overrides, not the result."),
+    Column("effective_at", Instant, nullable=False, doc="From when it holds, in the bot's own time."),
+    Column("changed_at", Instant, nullable=False, server_default=NOW, doc="When it was saved."),
+    Column("changed_by", Id, doc="The key that saved it. Null: none did."),
     _revision(),
 )
 
 endpoints = Table(
     "endpoints",
     metadata,
-    Column("id", Id, primary_key=True),
-    Column("bot_id", Text, ForeignKey("bots.id"), nullable=False, index=True),
-    Column("url", Text, nullable=False),
-    # Whether whoever named the address may name private ones: it may be a name, which is looked up again each time.
-    Column("private_allowed", Boolean, nullable=False, server_default=TRUE),
-    Column("events", ARRAY(Text), nullable=False),
-    Column("secret", Text, nullable=False),
-    Column("previous_secret", Text),
-    Column("previous_secret_expires_at", Instant),
-    Column("enabled", Boolean, nullable=False, server_default=TRUE),
-    Column("disabled_reason", Text),
-    Column("created_at", Instant, nullable=False, server_default=NOW),
-    Column("updated_at", Instant, nullable=False, server_default=NOW),
-    Column("deleted_at", Instant),
+    Column("id", Id, primary_key=True, doc="UUIDv7."),
+    Column("bot_id", Text, ForeignKey("bots.id"), nullable=False, index=True, doc="The bot whose events it receives."),
+    Column("url", Text, nullable=False, doc="Where webhooks are sent."),
+    Column(
+        "private_allowed",
+        Boolean,
+        nullable=False,
+        server_default=TRUE,
+        doc="Whether the key that set the URL may name private addresses; a host name is resolved again at each delivery.",
+    ),
+    Column("events", ARRAY(Text), nullable=False, doc="Types of the events that it receives."),
+    Column("secret", Text, nullable=False, doc="Signs webhooks: `whsec_` and base64."),
+    Column("previous_secret", Text, doc="The secret before it; signs as well until it expires."),
+    Column("previous_secret_expires_at", Instant, doc="When the previous secret stops signing."),
+    Column("enabled", Boolean, nullable=False, server_default=TRUE, doc="Whether it receives anything."),
+    Column("disabled_reason", Text, doc="Why Adjourn disabled it (the endpoint answered 410). Null: it did not."),
+    _created_at(),
+    Column("updated_at", Instant, nullable=False, server_default=NOW, doc="The last change."),
+    Column("deleted_at", Instant, doc="Null: it is not deleted. The row stays, since deliveries name it."),
     _revision(),
 )
 
 sessions = Table(
     "sessions",
     metadata,
-    # `opened_at` first: the id carries it, so the key serves look-ups and the order of lists alike.
-    Column("opened_at", Instant, primary_key=True),
-    Column("id", Id, primary_key=True),
-    Column("bot_id", Text, nullable=False),
-    Column("conversation_id", Text, nullable=False),
-    Column("thread", Text, nullable=False, server_default=text("''")),
-    Column("user_id", Text, nullable=False),
-    Column("channel", Text, nullable=False),
-    Column("closed_at", Instant, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("opening_rule", Text, nullable=False),
-    Column("closing_rule", Text, nullable=False),
-    Column("policy_version", Integer, nullable=False),
-    Column("interactive", Boolean, nullable=False),
-    Column("developer", Boolean, nullable=False),
-    # False where the policy keeps but does not count it (`requires_bot`).
-    Column("counted", Boolean, nullable=False),
-    Column("contained", Boolean),
-    Column("outcome", Text),
-    Column("trade", Text, nullable=False),
-    Column("language", Text),
-    Column("intent", Text),
-    Column("tags", ARRAY(Text), nullable=False),
-    Column("entries", Integer, nullable=False),
-    Column("user_entries", Integer, nullable=False),
-    Column("bot_entries", Integer, nullable=False),
-    Column("agent_entries", Integer, nullable=False),
-    Column("system_entries", Integer, nullable=False),
-    Column("interactions", Integer, nullable=False),
-    Column("billing_sessions", Integer, nullable=False),
-    Column("first_response_ms", BigInteger),
-    Column("continuation_of", Id),
-    # The whole record as the domain wrote it (by position, `app.domain.records.Session`): what no column holds is read from here.
-    Column("detail", JSONB, nullable=False),
-    Column("archived_at", Instant, nullable=False, server_default=NOW),
+    # `opened_at` first: the id carries it, so one key serves look-ups and the order of lists.
+    Column("opened_at", Instant, primary_key=True, doc="When it opened."),
+    Column("id", Id, primary_key=True, doc="UUIDv7 of `opened_at`."),
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("conversation_id", Text, nullable=False, doc="The conversation that it belongs to."),
+    Column(
+        "thread",
+        Text,
+        nullable=False,
+        server_default=text("''"),
+        doc="Which of several side by side: the client's session, the window of channel help. Empty: there is only one.",
+    ),
+    Column("user_id", Text, nullable=False, doc="The user."),
+    Column("channel", Text, nullable=False, doc="The channel, in lower case."),
+    Column("closed_at", Instant, nullable=False, doc="When it was over, which is at its deadline if it had one."),
+    Column("reason", Text, nullable=False, doc="Why it closed."),
+    Column("opening_rule", Text, nullable=False, doc="The row of the rules by which it opened."),
+    Column("closing_rule", Text, nullable=False, doc="The row of the rules by which it closed."),
+    Column("policy_version", Integer, nullable=False, doc="The version of the policy that it closed under; 0: the defaults."),
+    Column("interactive", Boolean, nullable=False, doc="Whether the user took part."),
+    Column("developer", Boolean, nullable=False, doc="Whether a developer took part; then it is never billed."),
+    Column("counted", Boolean, nullable=False, doc="False if no bot took part and the policy requires one."),
+    Column("contained", Boolean, doc="Whether the bot did without a human."),
+    Column("outcome", Text, doc="What it came to."),
+    Column("trade", Text, nullable=False, doc="Who took part beside the user: `bot`, or `agent`."),
+    Column("language", Text, doc="The last language reported."),
+    Column("intent", Text, doc="The last intent reported."),
+    Column("tags", ARRAY(Text), nullable=False, doc="The last set of tags reported."),
+    _count("entries", "Entries, late ones not counted."),
+    _count("user_entries", "Entries by the user, without `activity`."),
+    _count("bot_entries", "Entries by the bot, without `activity`."),
+    _count("agent_entries", "Entries by human agents, without `activity`."),
+    _count("system_entries", "Entries by the system, without `activity`."),
+    _count("interactions", "Entries of type `message` by user, bot and agents."),
+    _count("billing_sessions", "Started billing blocks with user activity."),
+    Column("first_response_ms", BigInteger, doc="From the user's first message to the first message by bot or agent, in ms."),
+    Column("continuation_of", Id, doc="The session whose messages these are, collected after Redis lost its last moments."),
+    Column("detail", JSONB, nullable=False, doc="The whole record, by position (`app.domain.records.Session`)."),
+    Column("archived_at", Instant, nullable=False, server_default=NOW, doc="When the row was written first."),
+    Column("session_metadata", JSONB, doc="The bot's own data, merged from its entries: a JSON object."),
+    Column("late_entries", Integer, nullable=False, server_default=ZERO, doc="Entries within 24 hours after the close."),
+    Column(
+        "active_ms",
+        BigInteger,
+        nullable=False,
+        server_default=ZERO,
+        doc="From the opening to the last entry that is no `activity`, in ms.",
+    ),
+    Column("idle_ms", BigInteger, nullable=False, server_default=ZERO, doc="From there to the close, in ms."),
+    Column("closed_by", Text, doc="Message id of the entry that closed it; for reason `api` the name of the key."),
+    Column(
+        "intents",
+        ARRAY(Text),
+        nullable=False,
+        server_default=text("'{}'"),
+        doc="The user's intents in order, without repeats in a row, the first 32.",
+    ),
     postgresql_partition_by="RANGE (opened_at)",
 )
-Index("ix_sessions_bot", sessions.c.bot_id, sessions.c.opened_at.desc(), sessions.c.id.desc())
+_NEWEST_FIRST = (sessions.c.opened_at.desc(), sessions.c.id.desc())
+Index("ix_sessions_bot", sessions.c.bot_id, *_NEWEST_FIRST)
+Index("ix_sessions_bot_closed", sessions.c.bot_id, sessions.c.closed_at.desc(), sessions.c.id.desc())
+Index("ix_sessions_conversation", sessions.c.conversation_id, sessions.c.bot_id, *_NEWEST_FIRST)
+Index("ix_sessions_user", sessions.c.user_id, sessions.c.bot_id, *_NEWEST_FIRST)
 Index(
-    "ix_sessions_conversation",
-    sessions.c.conversation_id,
-    sessions.c.bot_id,
-    sessions.c.opened_at.desc(),
-    sessions.c.id.desc(),
+    "ix_sessions_metadata",
+    sessions.c.session_metadata,
+    postgresql_using="gin",
+    postgresql_ops={"session_metadata": "jsonb_path_ops"},
 )
-Index("ix_sessions_user", sessions.c.user_id, sessions.c.bot_id, sessions.c.opened_at.desc(), sessions.c.id.desc())
 
 messages = Table(
     "messages",
     metadata,
-    Column("session_id", Id, primary_key=True),
-    Column("sequence", Integer, primary_key=True),
-    # The session's, so that a session and its messages fall into partitions of one month.
-    Column("opened_at", Instant, primary_key=True),
-    Column("message_id", Text, nullable=False),
-    Column("received_at", Instant, nullable=False),
-    Column("user_id", Text, nullable=False),
-    Column("role", Text, nullable=False),
-    Column("type", Text, nullable=False),
-    Column("text", Text),
-    Column("intent", Text),
-    Column("language", Text),
-    Column("tags", ARRAY(Text), nullable=False),
-    Column("sent_at", Instant),
-    Column("rest", JSONB),
+    Column("session_id", Id, primary_key=True, doc="The session."),
+    Column("sequence", Integer, primary_key=True, doc="Its place in the session, from 1."),
+    Column("opened_at", Instant, primary_key=True, doc="The session's, so that both fall into partitions of one month."),
+    Column("message_id", Text, nullable=False, doc="The bot's, or the one generated for it."),
+    Column("received_at", Instant, nullable=False, doc="When it was received."),
+    Column("user_id", Text, nullable=False, doc="The user of the conversation."),
+    Column("role", Text, nullable=False, doc="Who it comes from: `user`, `bot`, `agent`, `system`."),
+    Column("type", Text, nullable=False, doc="`message`, or which event."),
+    Column("text", Text, doc="The text."),
+    Column("intent", Text, doc="The intent that the bot recognised."),
+    Column("language", Text, doc="A language tag."),
+    Column("tags", ARRAY(Text), nullable=False, doc="As reported."),
+    Column("sent_at", Instant, doc="When the bot says it was sent."),
+    Column("rest", JSONB, doc="The other fields of the entry, by name, that differ from their defaults."),
+    Column("late", Boolean, nullable=False, server_default=FALSE, doc="Whether it came after the session had closed."),
     postgresql_partition_by="RANGE (opened_at)",
+)
+# A hash index: message ids are looked up by equality alone, and may be long.
+Index("ix_messages_message_id", messages.c.message_id, postgresql_using="hash")
+
+unassigned_entries = Table(
+    "unassigned_entries",
+    metadata,
+    Column("id", Id, primary_key=True, doc="uuid5 of bot, conversation, message id and instant: archived twice it is one row."),
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("received_at", Instant, nullable=False, doc="When the entry was received, in the bot's own time."),
+    Column("reason", Text, nullable=False, doc="Why it belongs to no session."),
+    Column("message_id", Text, nullable=False, doc="The bot's, or the one generated for it."),
+    Column("entry", JSONB, nullable=False, doc="The entry as the API shows it."),
+)
+Index(
+    "ix_unassigned_entries_bot",
+    unassigned_entries.c.bot_id,
+    unassigned_entries.c.received_at.desc(),
+    unassigned_entries.c.id.desc(),
 )
 
 deliveries = Table(
     "deliveries",
     metadata,
-    # uuid5(session, endpoint, event): the same event archived twice is one delivery.
-    Column("id", Id, primary_key=True),
-    Column("endpoint_id", Id, nullable=False),
-    Column("bot_id", Text, nullable=False),
-    # Null for a test of an endpoint.
-    Column("session_id", Id),
-    Column("event", Text, nullable=False),
-    # The exact bytes to send: a signature must not depend on how JSON is written today.
-    Column("body", Text, nullable=False),
-    Column("created_at", Instant, nullable=False, server_default=NOW),
-    # When what it tells of happened, in the bot's own time.
-    Column("event_at", Instant, nullable=False, server_default=NOW),
-    # When it was enqueued, or replayed last.
-    Column("queued_at", Instant, nullable=False, server_default=NOW),
-    Column("status", Text, nullable=False, server_default=text("'pending'")),
-    Column("attempt", Integer, nullable=False, server_default=ZERO),
-    # Attempts that the retry schedule does not count: those before the last replay, and those that a stop cut short.
-    Column("uncounted", Integer, nullable=False, server_default=ZERO),
-    Column("next_attempt_at", Instant, nullable=False, server_default=NOW),
-    # The delivery that must be settled before this one is tried.
-    Column("after_id", Id),
-    Column("leased_until", Instant),
-    Column("delivered_at", Instant),
-    Column("failed_at", Instant),
-    Column("last_status", SmallInteger),
-    Column("last_error", Text),
+    Column(
+        "id", Id, primary_key=True, doc="uuid5 of session, endpoint and event: the same event archived twice is one delivery."
+    ),
+    Column("endpoint_id", Id, nullable=False, doc="Where it goes."),
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("session_id", Id, doc="The session. Null: a test of the endpoint."),
+    Column("event", Text, nullable=False, doc="Type of the event."),
+    # Stored, since a signature must not depend on how JSON is written today.
+    Column("body", Text, nullable=False, doc="The exact bytes to send."),
+    _created_at(),
+    Column("event_at", Instant, nullable=False, server_default=NOW, doc="When the event happened, in the bot's own time."),
+    Column("queued_at", Instant, nullable=False, server_default=NOW, doc="When it was enqueued, or replayed last."),
+    Column(
+        "status",
+        Text,
+        nullable=False,
+        server_default=text("'pending'"),
+        doc="`pending`, `delivered`, `failed` (given up) or `cancelled` (the endpoint was disabled or deleted).",
+    ),
+    Column("attempt", Integer, nullable=False, server_default=ZERO, doc="Number of the last attempt."),
+    Column(
+        "uncounted",
+        Integer,
+        nullable=False,
+        server_default=ZERO,
+        doc="Attempts that the retry schedule does not count: before the last replay, or cut short by a stop.",
+    ),
+    Column("next_attempt_at", Instant, nullable=False, server_default=NOW, doc="When it is due."),
+    Column("after_id", Id, doc="The delivery that must no longer be pending before this one is tried."),
+    Column("leased_until", Instant, doc="Until then a worker has it. Null: none has."),
+    Column("delivered_at", Instant, doc="When it was accepted."),
+    Column("failed_at", Instant, doc="When it was given up or cancelled."),
+    Column("last_status", SmallInteger, doc="HTTP status of the last reply. Null: there was none."),
+    Column("last_error", Text, doc="What the last attempt failed on."),
     CheckConstraint("status IN ('pending', 'delivered', 'failed', 'cancelled')", name="status"),
 )
 PENDING = text("status = 'pending'")
@@ -259,72 +327,47 @@ Index("ix_deliveries_session", deliveries.c.session_id)
 attempts = Table(
     "attempts",
     metadata,
-    Column("delivery_id", Id, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True),
-    Column("attempt", Integer, primary_key=True),
-    Column("started_at", Instant, nullable=False),
-    Column("duration_ms", Integer),
-    Column("status", SmallInteger),
-    Column("error", Text),
-    # The first kilobyte of what came back.
-    Column("reply", Text),
+    Column("delivery_id", Id, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True, doc="The delivery."),
+    Column("attempt", Integer, primary_key=True, doc="Its number, from 1. A missing one is of a worker that died."),
+    Column("started_at", Instant, nullable=False, doc="When it began."),
+    Column("duration_ms", Integer, doc="How long it took, in ms."),
+    Column("status", SmallInteger, doc="HTTP status of the reply. Null: there was none."),
+    Column("error", Text, doc="What it failed on. Null: it was accepted."),
+    Column("reply", Text, doc="The first kilobyte of the reply's body."),
 )
 
 endpoint_health = Table(
     "endpoint_health",
     metadata,
-    # Only endpoints whose last attempt failed have a row: delivering to healthy ones writes nothing here.
-    Column("endpoint_id", Id, primary_key=True),
-    Column("failures", Integer, nullable=False),
-    # The breaker: when it opened last, and when one delivery may try again. Null while it is closed.
-    Column("opened_at", Instant),
-    Column("resume_at", Instant),
+    # Only endpoints whose last attempt failed have a row: a delivery to a healthy one writes nothing here.
+    Column("endpoint_id", Id, primary_key=True, doc="The endpoint."),
+    Column("failures", Integer, nullable=False, doc="Failed attempts in a row."),
+    Column("opened_at", Instant, doc="When its circuit breaker opened. Null: it is closed."),
+    Column("resume_at", Instant, doc="When one delivery may try again. Null: the breaker is closed."),
 )
 
 audit_log = Table(
     "audit_log",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("at", Instant, nullable=False, server_default=NOW),
-    # Null: not by API (the command line, or Adjourn itself); `actor` says who.
-    Column("key_id", Id),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("bot_id", Text),
-    Column("target", Text, nullable=False),
-    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("id", BigInteger, Identity(always=True), primary_key=True, doc="Ascending."),
+    Column("at", Instant, nullable=False, server_default=NOW, doc="When the change was made."),
+    Column("key_id", Id, doc="The key. Null: not by API; `actor` says by what."),
+    Column("actor", Text, nullable=False, doc="Name of the key, `adjourn keys` or `adjourn`."),
+    Column("action", Text, nullable=False, doc="A thing and what was done to it: `policy.changed`."),
+    Column("bot_id", Text, doc="The bot whose admins may read it. Null: of no one bot."),
+    Column("target", Text, nullable=False, doc="Id of the thing."),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="What else there is to say, by name."),
 )
 Index("ix_audit_log_bot", audit_log.c.bot_id, audit_log.c.id.desc())
-
-session_stats = Table(
-    "session_stats",
-    metadata,
-    Column("hour", Instant, primary_key=True),
-    Column("bot_id", Text, primary_key=True),
-    Column("channel", Text, primary_key=True),
-    Column("developer", Boolean, primary_key=True),
-    Column("sessions", BigInteger, nullable=False, server_default=ZERO),
-    Column("counted", BigInteger, nullable=False, server_default=ZERO),
-    Column("interactive", BigInteger, nullable=False, server_default=ZERO),
-    Column("contained", BigInteger, nullable=False, server_default=ZERO),
-    Column("billing_sessions", BigInteger, nullable=False, server_default=ZERO),
-    Column("interactions", BigInteger, nullable=False, server_default=ZERO),
-    Column("entries", BigInteger, nullable=False, server_default=ZERO),
-    Column("by_reason", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
-    Column("by_outcome", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
-    Column("duration_ms", BigInteger, nullable=False, server_default=ZERO),
-    Column("duration_buckets", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
-    Column("first_response_buckets", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),
-)
-Index("ix_session_stats_bot", session_stats.c.bot_id, session_stats.c.hour)
 
 rejects = Table(
     "rejects",
     metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("at", Instant, nullable=False, server_default=NOW),
-    Column("bot_id", Text),
-    Column("session_id", Id),
-    Column("error", Text, nullable=False),
+    Column("id", BigInteger, Identity(always=True), primary_key=True, doc="Ascending."),
+    Column("at", Instant, nullable=False, server_default=NOW, doc="When the record was rejected."),
+    Column("bot_id", Text, doc="The bot. Null: the record cannot be read."),
+    Column("session_id", Id, index=True, doc="The session of its last event. Null: the record cannot be read."),
+    Column("error", Text, nullable=False, doc="Why it could not be archived."),
     # Bytes, since a text that Postgres refused once would be refused here too.
-    Column("payload", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False, doc="The record and its transcripts (`app.closing.rejects`)."),
 )

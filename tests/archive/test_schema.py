@@ -5,6 +5,7 @@ import asyncio
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from msgspec import json, structs, to_builtins
 from sqlalchemy import Connection, text
 
 from app.archive import migrate
@@ -12,6 +13,7 @@ from app.archive.engine import make_engine
 from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
 from app.clock import wall_ms
+from app.domain.records import Session
 
 _WORN_DELIVERY = """
     WITH endpoint AS (
@@ -31,6 +33,12 @@ def differences(conn: Connection) -> list[object]:
 
     context = MigrationContext.configure(conn, opts={"include_name": include, "compare_server_default": True})
     return list(compare_metadata(context, metadata))
+
+
+def migrate_to(conn: Connection, version: str, *, down: bool = False) -> None:
+    config = migrate.config()
+    config.attributes["connection"] = conn
+    (command.downgrade if down else command.upgrade)(config, version)
 
 
 async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
@@ -73,12 +81,6 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str) -> N
 
 async def test_wider_counts_of_attempts_keep_what_was_counted(database_url: str) -> None:
     """A row that had come to the end of its two bytes goes on counting."""
-
-    def migrate_to(conn: Connection, version: str, *, down: bool = False) -> None:
-        config = migrate.config()
-        config.attributes["connection"] = conn
-        (command.downgrade if down else command.upgrade)(config, version)
-
     engine = make_engine(database_url)
     async with engine.begin() as conn:
         await conn.run_sync(migrate_to, "0003", down=True)
@@ -95,6 +97,60 @@ async def test_wider_counts_of_attempts_keep_what_was_counted(database_url: str)
     await engine.dispose()
 
     assert rows == ([(32_768, 32_768)], [(32_768,)])
+
+
+_SESSION_OF_0_1_0 = """
+    INSERT INTO sessions (opened_at, id, bot_id, conversation_id, user_id, channel, closed_at, reason, opening_rule, closing_rule,
+        policy_version, interactive, developer, counted, trade, tags, entries, user_entries, bot_entries, agent_entries,
+        system_entries, interactions, billing_sessions, detail)
+    VALUES ('2026-11-16Z', '01a00000-0000-7000-8000-000000000001', 'shop', 'c', 'u', 'web', '2026-11-16Z', 'ended', 'B04', 'B10',
+        1, true, false, true, 'bot', '{}', 3, 2, 1, 0, 0, 3, 1, CAST(:detail AS jsonb))
+"""
+_DELIVERY_OF_0_1_0 = """
+    INSERT INTO deliveries (id, endpoint_id, bot_id, event, body, status)
+    SELECT gen_random_uuid(), id, 'shop', 'session.started', '{"type":"session.started","data":{}}', status
+    FROM endpoints, unnest('{pending,delivered}'::text[]) AS status
+"""
+
+
+async def test_sessions_of_0_1_0_get_the_columns_that_it_did_not_have(database_url: str) -> None:
+    """From their records; and its event `session.started` is called `session.opened` in all that is still to be sent."""
+    opened_ms = 1_794_787_200_000
+    closed = Session("id", "u", "web", opened_ms, closed_at_ms=opened_ms + 9_000, closed_by="m3")
+    closed = structs.replace(closed, last_user_at_ms=opened_ms + 5_000, last_bot_at_ms=opened_ms + 2_000)
+    detail = json.encode(to_builtins(closed)[: Session.__struct_fields__.index("survey_answered_at_ms") + 1]).decode()
+
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "0005", down=True)
+        await ensure_months(conn, [(2026, 11)])
+        await conn.execute(text(_SESSION_OF_0_1_0), {"detail": detail})
+        await conn.execute(text("INSERT INTO bots (id, name) VALUES ('shop', 'shop')"))
+        await conn.execute(
+            text("""INSERT INTO endpoints (id, bot_id, url, events, secret)
+            VALUES (gen_random_uuid(), 'shop', 'http://127.0.0.1/', '{session.closed,session.started}', 'whsec_')""")
+        )
+        await conn.execute(text(_DELIVERY_OF_0_1_0))
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "head")
+        row = (await conn.execute(text("SELECT active_ms, idle_ms, closed_by, late_entries, intents FROM sessions"))).one()
+        events = await conn.scalar(text("SELECT events FROM endpoints"))
+        deliveries = (await conn.execute(text("SELECT status, event, body FROM deliveries ORDER BY status"))).all()
+    await engine.dispose()
+
+    assert tuple(row) == (5_000, 4_000, "m3", 0, [])
+    assert events == ["session.closed", "session.opened"]
+    assert [tuple(delivery) for delivery in deliveries] == [
+        ("delivered", "session.opened", '{"type":"session.started","data":{}}'),
+        ("pending", "session.opened", '{"type":"session.opened","data":{}}'),
+    ]
+
+
+def test_every_column_says_what_it_holds() -> None:
+    """`doc` of a column is its one description."""
+    missing = [f"{table.name}.{column.name}" for table in metadata.tables.values() for column in table.c if not column.doc]
+
+    assert missing == []
 
 
 async def test_archivists_that_race_for_a_month_make_it_once(database_url: str) -> None:

@@ -7,7 +7,7 @@ every attempt sends the same bytes. What happens to it then is the business of `
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 from msgspec import Struct, json
 from sqlalchemy import text
@@ -17,11 +17,7 @@ from app.archive.tables import instant
 from app.domain.instants import rfc3339
 from app.domain.records import Event
 from app.domain.session_view import session_view
-from app.domain.strand import Strand
-
-_NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
-# Said once for each silence, so a session can have several.
-_REPEATED = frozenset({"session.reminder"})
+from app.domain.strand import EVENT_NAMESPACE, Strand, event_id, event_name
 
 _ENDPOINTS = text("""
     SELECT id, bot_id, events FROM endpoints WHERE bot_id = ANY(CAST(:bots AS text[])) AND enabled AND deleted_at IS NULL
@@ -66,14 +62,9 @@ def payload(event: Event, strand: Strand) -> bytes:
     return json.encode({"type": event.type, "timestamp": rfc3339(event.at_ms), "data": data})
 
 
-def event_id(event: Event) -> str:
-    """The same for all endpoints and attempts: what `in_reply_to` names."""
-    return str(uuid5(_NAMESPACE, _name(event)))
-
-
 def delivery_id(event: Event, endpoint_id: str) -> str:
     """One event to one endpoint: the `webhook-id` of all its attempts."""
-    return str(uuid5(_NAMESPACE, f"{_name(event)}/{endpoint_id}"))
+    return str(uuid5(EVENT_NAMESPACE, f"{event_name(event)}/{endpoint_id}"))
 
 
 async def enqueue(conn: AsyncConnection, told: Sequence[tuple[Strand, Event]]) -> int:
@@ -105,11 +96,6 @@ def _rows(told: Sequence[tuple[Strand, Event]], subscribers: dict[str, list[_Sub
         for each in wanting:
             after = delivery_id(farewell, each.endpoint_id) if farewell and farewell.type in each.events else None
             yield _Row(delivery_id(event, each.endpoint_id), each.endpoint_id, strand.bot, event, body, after)
-
-
-def _name(event: Event) -> str:
-    once = f"{event.session.id}/{event.type}"
-    return f"{once}/{event.at_ms}" if event.type in _REPEATED else once
 
 
 def _columns(rows: Sequence[_Row]) -> dict[str, Any]:

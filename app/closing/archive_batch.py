@@ -17,8 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive import deliveries, sessions
 from app.archive.rows import ClosedSession
 from app.domain.records import BotRules, Event, Message
-from app.domain.rules.continuation import continuation
-from app.domain.rules.continuation import told as continuation_event
+from app.domain.rules.continuation import continuation, continued
 from app.live.event_stream import StreamRecord
 from app.metrics import CONTINUATIONS
 
@@ -51,7 +50,7 @@ async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesO
     if known:
         continuations = await _continuations(conn, known, batch.portions, rules_of)
         inserted |= await sessions.insert_closed(conn, continuations)
-        events += [(item.strand, continuation_event(item.session)) for item in continuations if item.session.id in inserted]
+        events += [(item.strand, continued(item.session)) for item in continuations if item.session.id in inserted]
     await deliveries.enqueue(conn, events)
     return inserted
 

@@ -13,11 +13,11 @@ RULES = {
     "B05": "the bot's session ends where a human takes over, and what follows is of trade `agent`",
     "B08": "the bot gave an explicit signal",
     "B09": "the bot asked for a new session",
-    "B10": "the bot said that the conversation had ended",
+    "B10": "the bot reported that the conversation had ended",
     "K05": "the user came back after the silence with a new intent",
     "K06": "the user came back after the silence with input that was invalid for the intent",
     "K07": "nothing came for as long as the policy says",
-    "K09": "the policy has the user told of a close by silence",
+    "K09": "the policy has a message for the user when silence closes",
     "K11": "the user came back after the silence",
     "K12": "any kind of message starts a session",
     "K13": "an on-connect script, message or dialog starts a session",
@@ -34,9 +34,10 @@ RULES = {
     "abandon_after_hours": "nothing came for as long as the policy keeps a session whose silence does not close it",
     "max_duration_hours": "it was open as long as the policy allows",
     "rollback": "the live data came back without its last moments, when the archive held the session already",
+    "late": "an entry came after the end, within 24 hours of it",
     "reminder": "the policy has the user reminded before the silence closes the session",
 }
-"""What the rows of docs/rules.md, and the fields of a policy, say of a session in which they decided something."""
+"""A row of docs/rules.md, or a field of a policy, to why a session is as it is where this row decided."""
 
 DEADLINE_RULES: dict[Reason, str] = {
     "inactivity": "K07",

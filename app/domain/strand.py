@@ -6,18 +6,20 @@ windows of the help channel), one thread of it. Sessions of one strand never ove
 
 from functools import lru_cache
 from hashlib import blake2b
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from msgspec import Struct
 
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.domain.policy.model import PolicyVersion
+from app.domain.records import Event
 
 HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
 GENERATION_BITS = 12
 HELP = "help"
+EVENT_NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
 LONGEST_CONVERSATION = len(HELP) + 1 + 3 * 256 + 1 + 256  # a default one, every character of its user written as `%3A`
 
 
@@ -85,3 +87,16 @@ def opened_at_ms_of(session: str) -> int:
 def conversation_hash_of(session: str) -> int:
     """The conversation's hash that a session's id carries."""
     return UUID(session).int >> 64 & (MAX_SHARDS - 1)
+
+
+def event_name(event: Event) -> str:
+    """An event among all events: a session has one of each type, but several reminders and updates."""
+    once = f"{event.session.id}/{event.type}"
+    if event.type == "session.reminder":
+        return f"{once}/{event.at_ms}"
+    return f"{once}/{event.session.late_entries}" if event.type == "session.updated" else once
+
+
+def event_id(event: Event) -> str:
+    """The id of an event, the same in every webhook about it: `in_reply_to` names it."""
+    return str(uuid5(EVENT_NAMESPACE, event_name(event)))

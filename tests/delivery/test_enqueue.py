@@ -4,9 +4,10 @@ import msgspec
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import deliveries
-from app.archive.deliveries import event_id, payload
+from app.archive.deliveries import payload
 from app.domain.instants import rfc3339
 from app.domain.records import Event
+from app.domain.strand import event_id
 from tests.delivery.outbox_rows import CLOSED, CLOSURE_MESSAGE, Outbox
 
 

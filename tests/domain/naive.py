@@ -1,4 +1,4 @@
-"""Where sessions begin and end, computed a second time: slowly, from the list of what happened, straight from docs/rules.md.
+"""The boundaries of sessions, worked out a second time: slowly, from the whole list of what happened, straight from the rules.
 
 It shares no code with `app.domain` but the records that entries and policies come in.
 """
@@ -14,12 +14,25 @@ HOUR = 60 * MINUTE
 
 @dataclass(frozen=True)
 class Item:
-    """Something that happened at `at`: an entry, a new policy or, if neither is given, a close by API."""
+    """One thing that happened at `at`: an entry, a new policy or, if neither is given, a close by API.
+
+    `names` is the event that the entry's `in_reply_to` names, by its type and instant.
+    """
 
     at: int
     entry: Entry | None = None
     message_id: str = ""
     policy: Policy | None = None
+    names: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A closure message or reminder."""
+
+    type: str
+    at: int
+    text: str
 
 
 @dataclass
@@ -46,24 +59,27 @@ class Naive:
     resumed: int = 0  # an agent left a paused session at this instant
     reminded: int | None = None  # the start of the silence that a reminder was about
     deadline: tuple[int, str] = (0, "")
+    handed_off: bool = False
+    agent_present: bool = False
+    late: list[str] = field(default_factory=list)  # ids of late entries
 
-    def boundaries(self) -> tuple[int, int | None, str | None, list[str]]:
-        return self.opened, self.closed, self.reason, self.ids
+    def boundaries(self) -> tuple[int, int | None, str | None, list[str], list[str]]:
+        return self.opened, self.closed, self.reason, self.ids, self.late
 
 
-def sessions_of(items: list[Item], *, until: int) -> list[Naive]:
-    """Every session that follows from what happened, looked at from the instant `until`."""
+def sessions_of(items: list[Item], *, until: int) -> tuple[list[Naive], list[str]]:
+    """Every session that follows, seen at the instant `until`, and the ids of the entries that belong to none."""
     strand = _Strand()
     for item in items:
         strand.pass_time(item.at)
         if item.policy is not None:
             strand.change_policy(item.at, item.policy)
         elif item.entry is not None:
-            strand.take(item.at, item.message_id, item.entry)
+            strand.take(item, item.entry)
         elif strand.now is not None:
             strand.end(item.at, "api")
     strand.pass_time(until)
-    return strand.sessions
+    return strand.sessions, strand.unassigned
 
 
 def by_user(entry: Entry) -> bool:
@@ -75,15 +91,24 @@ def interacts(entry: Entry) -> bool:
     return by_user(entry) and entry.type not in {"activity", "connect", *leaving}
 
 
-def meaning(entry: Entry) -> str:
-    if entry.type == "message":
-        if "new session" in entry.tags:
-            return "conversation.started"
-        if "discard all" in entry.tags:
-            return "discard.all"
-        if "discard" in entry.tags:
-            return "discard"
-    return entry.type
+def meaning(entry: Entry, policy: Policy, session: Naive | None) -> str:
+    if entry.type != "message":
+        return entry.type
+    words = (entry.text or "").strip().lower() if entry.role == "user" else ""
+    if "new session" in entry.tags:
+        return "conversation.started"
+    if "discard all" in entry.tags or ("discard" not in entry.tags and words in policy.discard_all_utterances):
+        return "discard.all"
+    if "discard" in entry.tags or words in policy.discard_utterances:
+        return "discard"
+    joins = entry.role == "agent" and policy.agent_message_joins and not (session and session.agent_present)
+    return "agent.joined" if joins else "message"
+
+
+def may_start(entry: Entry, kind: str, policy: Policy) -> bool:
+    if kind not in STARTERS or not {kind, entry.type} & set(policy.starts_with):
+        return False
+    return policy.bot_starts or entry.role != "bot" or kind not in {"message", "connect"}
 
 
 STARTERS = {"message", "session.start", "conversation.started", "connect", "authorization", "agent.joined", "article.opened"}
@@ -97,6 +122,8 @@ class _Strand:
         self.changed = 0
         self.agent_until = 0
         self.survey_until = 0
+        self.announced: list[Announced] = []
+        self.unassigned: list[str] = []
 
     def pass_time(self, at: int) -> None:
         session = self.now
@@ -109,8 +136,22 @@ class _Strand:
             due = max(natural - reminder.minutes * MINUTE, self.changed)
             if due < deadline and due <= at:
                 session.reminded = self.silent_since(session)
+                self.announce("session.reminder", session, due)
         if deadline <= at:
+            message = self.policy.on(session.channel).closure_message
+            spoke = any(interacts(line.entry) for line in session.lines)
+            if reason == "inactivity" and message is not None and (spoke or message.to == "all"):
+                self.announce("session.closure_message", session, deadline)
             self.end(deadline, reason)
+
+    def announce(self, kind: str, session: Naive, at: int) -> None:
+        policy = self.policy.on(session.channel)
+        spoken = policy.reminder if kind == "session.reminder" else policy.closure_message
+        assert spoken is not None
+        if spoken.channels is None or session.channel in spoken.channels:
+            languages = [line.entry.language for line in session.lines if line.entry.language is not None]
+            text = spoken.texts["pt" if languages and languages[-1] == "pt-BR" else "default"]
+            self.announced.append(Announced(kind, at, text.replace("{minutes}", str(policy.inactivity_minutes))))
 
     def change_policy(self, at: int, policy: Policy) -> None:
         self.policy, self.changed = policy, at
@@ -143,16 +184,20 @@ class _Strand:
         at, _, reason = min(choices)
         return max(at, self.changed), reason
 
-    def take(self, at: int, message_id: str, entry: Entry) -> None:
-        kind = meaning(entry)
-        relays = entry.role == "bot" and entry.in_reply_to is not None and entry.type != "authorization"
+    def take(self, item: Item, entry: Entry) -> None:
+        at = item.at
+        policy = self.policy.on(entry.channel if self.now is None else self.now.channel)
+        kind = meaning(entry, policy, self.now)
+        relays = self.relays(item, entry)
+        opens = False
         if self.now is not None and not relays:
             reason = self.why_anew(self.now, at, entry, kind)
             if reason is not None:
                 self.end(at, reason)
+                opens = True
         if self.now is None:
-            if relays or not (entry.refresh or kind in STARTERS):
-                self.remember(at, entry, kind)
+            if not opens and (relays or not self.starts(at, entry, kind)):
+                self.keep(item, entry, kind)
                 return
             self.now = self.start(at, entry, kind)
         session = self.now
@@ -160,22 +205,61 @@ class _Strand:
         if session.lines:
             line.breaks = not self.is_no_break(session, at, entry, relays=relays)
         session.lines.append(line)
-        session.ids.append(message_id)
-        if entry.role == "agent" and entry.type not in {"activity", "agent.joined"}:
+        session.ids.append(item.message_id)
+        if entry.role == "agent" and entry.type == "message" and (session.agent_present or not policy.agent_message_joins):
             session.trade = "agent"
         self.act(session, at, kind)
         if self.now is not None:
             session.deadline = self.deadline_of(session)
 
+    def relays(self, item: Item, entry: Entry) -> bool:
+        """The bot reports one of the four latest announcements: names it within 24 hours, or repeats it within 10 minutes."""
+        if entry.role != "bot" or entry.type == "authorization":
+            return False
+        recent = [each for each in self.announced[-4:] if item.at - each.at < 24 * HOUR]
+        words = entry.text.strip() if entry.text is not None and entry.type == "message" else None
+        return any(
+            item.names == (each.type, each.at) or (words == each.text and item.at - each.at <= 10 * MINUTE) for each in recent
+        )
+
+    def latest(self, at: int) -> Naive | None:
+        """The session that closed last, for 24 hours."""
+        last = self.sessions[-1] if self.sessions else None
+        return last if last is not None and last.closed is not None and at - last.closed < 24 * HOUR else None
+
+    def starts(self, at: int, entry: Entry, kind: str) -> bool:
+        """Whether an entry opens a session where none is open."""
+        policy, last = self.policy.on(entry.channel), self.latest(at)
+        if entry.refresh:
+            return True
+        signal = kind in {"session.start", "conversation.started"}
+        if last is not None and last.closed is not None and not signal and at >= self.agent_until:
+            if policy.method == "client" or (policy.method == "platform" and entry.type == "message" and entry.role != "user"):
+                return False
+            says_thanks = kind == "message" and entry.role == "user" and entry.intent in {None, *policy.epilogue_intents}
+            ended_well = last.reason in {"inactivity", "resolved", "ended"}
+            if says_thanks and ended_well and at < last.closed + policy.epilogue_seconds * 1000:
+                return False
+        return may_start(entry, kind, policy)
+
+    def keep(self, item: Item, entry: Entry, kind: str) -> None:
+        """It is late for the last session, or belongs to none."""
+        last = self.latest(item.at)
+        (self.unassigned if last is None else last.late).append(item.message_id)
+        self.remember(item.at, entry, kind)
+        if last is not None and kind == "survey.answered" and item.at < self.survey_until:
+            self.survey_until = 0
+
     def why_anew(self, session: Naive, at: int, entry: Entry, kind: str) -> str | None:
         policy = self.policy.on(session.channel)
         if entry.refresh:
             return "refresh"
-        if kind in {"session.start", "conversation.started"}:
+        if kind in {"session.start", "conversation.started"} and may_start(entry, kind, policy):
             return "superseded"
-        if kind == "agent.joined" and policy.on_handoff == "split" and session.trade == "bot":
+        with_bot = session.trade == "bot" or not session.handed_off
+        if kind == "agent.joined" and policy.on_handoff == "split" and with_bot:
             return "handoff"
-        if kind in STARTERS and by_user(entry) and self.is_silent(session, at):
+        if may_start(entry, kind, policy) and by_user(entry) and self.is_silent(session, at):
             new = not entry.intent_valid or (entry.intent is not None and entry.intent != self.intent_of(session))
             if policy.closing == "on_return":
                 return "returned"
@@ -183,6 +267,9 @@ class _Strand:
         return None
 
     def intent_of(self, session: Naive) -> str | None:
+        own = [line.entry.intent for line in session.lines if line.entry.role == "user" and line.entry.type != "activity"]
+        if own and own[-1] is not None:
+            return own[-1]
         intents = [line.entry.intent for line in session.lines if line.entry.intent is not None]
         return intents[-1] if intents else None
 
@@ -201,7 +288,7 @@ class _Strand:
             self.agent_until = self.survey_until = 0
         trade = "agent" if kind == "agent.joined" or at < self.agent_until else "bot"
         self.agent_until = 0
-        session = Naive(at, entry.channel, trade)
+        session = Naive(at, entry.channel, trade, handed_off=trade == "agent")
         self.sessions.append(session)
         return session
 
@@ -242,14 +329,19 @@ class _Strand:
         with_bot = session.trade == "bot"
         if kind == "agent.left":
             self.agent_until = 0
+            session.agent_present = False
             if session.paused:
                 session.paused, session.resumed = False, at
+            if on_handoff == "split" and session.trade == "agent":
+                self.end(at, "handoff")
             return
+        first = not session.handed_off
+        session.handed_off = True
         if kind == "agent.joined":
-            session.trade = "agent"
+            session.trade, session.agent_present = "agent", True
         if on_handoff == "pause":
             session.paused = True
-        elif on_handoff == "end" and (kind == "handoff" or with_bot):
+        elif on_handoff == "end" and (kind == "handoff" or with_bot or first):
             self.end(at, "handoff")
         elif on_handoff == "split" and kind == "handoff" and with_bot:
             self.end(at, "handoff")

@@ -28,9 +28,10 @@ def entries(draw: st.DrawFn, *, channel: str) -> Entry:
     for name, values in _SOMETIMES.items():
         if draw(st.integers(0, 7)) == 0:
             fields[name] = draw(values)
-    return entry_of(role, **fields)
+    return entry_of(role, draw(_WORDS), **fields)
 
 
+_WORDS = st.sampled_from([None, "hello", "hello", " Discard ", "discard all", "please discard", "bye", "tchau 15"])
 _SOMETIMES: dict[str, st.SearchStrategy[Any]] = {
     "intent": st.sampled_from(["pay", "cancel"]),
     "intent_valid": st.booleans(),
@@ -41,34 +42,42 @@ _SOMETIMES: dict[str, st.SearchStrategy[Any]] = {
     "developer": st.booleans(),
     "refresh": st.sampled_from([False, False, True]),
     "in_reply_to": st.just("evt_1"),
+    "session_metadata": st.sampled_from([{"phone": "+55"}, {"vip": True}]),
 }
 
 _TEXTS = {"default": "bye", "pt": "tchau {minutes}"}
 _FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "method": st.sampled_from(["inactivity", "inactivity", "platform"]),
+    "method": st.sampled_from(["inactivity", "inactivity", "platform", "client"]),
     "closing": st.sampled_from(["proactive", "on_new_intent", "on_return"]),
     "inactivity_minutes": st.sampled_from([5, 15, 60]),
     "inactivity_clock": st.sampled_from(["any", "user"]),
-    "closure_message": st.sampled_from([None, {"texts": _TEXTS}, {"texts": _TEXTS, "channels": ["sms"]}]),
+    "closure_message": st.sampled_from(
+        [None, {"texts": _TEXTS}, {"texts": _TEXTS, "channels": ["sms"]}, {"texts": _TEXTS, "to": "all"}]
+    ),
     "reminder": st.sampled_from([None, {"texts": _TEXTS, "minutes": 1}, {"texts": _TEXTS, "minutes": 4}]),
     "on_handoff": st.sampled_from(["continue", "end", "split", "pause"]),
     "on_escalated": st.sampled_from(["continue", "end"]),
     "on_resolved": st.sampled_from(["continue", "end"]),
     "on_survey_answered": st.sampled_from(["continue", "end"]),
     "discard_closes": st.booleans(),
+    "discard_utterances": st.sampled_from([[], ["discard"]]),
+    "discard_all_utterances": st.sampled_from([[], ["discard all"]]),
+    "starts_with": st.sampled_from([["message"], ["article.opened"], ["session.start", "connect"]]),
+    "bot_starts": st.booleans(),
+    "agent_message_joins": st.booleans(),
     "requires_bot": st.booleans(),
     "abandon_after_hours": st.sampled_from([1, 24, 168]),
     "max_duration_hours": st.sampled_from([1, 2, 168]),
     "billing_block_minutes": st.sampled_from([1, 15]),
+    "epilogue_seconds": st.sampled_from([0, 299, 300, 600]),
+    "epilogue_intents": st.sampled_from([[], ["pay"]]),
 }
 
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
     """A preset or none, with some fields set otherwise."""
-    given: dict[str, Any] = {
-        "preset": draw(st.sampled_from([None, *(name for name in PRESETS if name != "botanalytics-client")]))
-    }
+    given: dict[str, Any] = {"preset": draw(st.sampled_from([None, *PRESETS]))}
     for name in draw(st.sets(st.sampled_from(sorted(_FIELDS)), max_size=6)):
         given[name] = draw(_FIELDS[name])
     return policy_from(given)

@@ -153,7 +153,7 @@ def test_discard_between_sessions_clears_what_is_left() -> None:
         talk.close(at=2)
         answer = talk.say("user", type=kind, at=3)
 
-        assert answer.session == "none"
+        assert answer.session == "late"
         assert context_view(talk.state) == EMPTY | {"tags": tags}
         assert talk.closings == [("api", 2)]
 
@@ -171,7 +171,7 @@ def test_variables_without_a_ttl_end_with_the_session() -> None:
     decision = talk.close(at=2)
 
     assert list(variables_view(talk.state, NOON_MS + 2 * 60_000)) == ["vip"]
-    assert minute(decision.keep_until_ms) == 31
+    assert minute(decision.keep_until_ms) == 2 + 24 * 60
     talk.say("user", "b", at=30)
     assert list(talk.state.variables) == ["vip"]
     talk.say("user", "c", at=31)

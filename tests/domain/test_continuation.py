@@ -2,7 +2,7 @@
 
 from app.domain.policy.model import PolicyVersion
 from app.domain.policy.parse import policy_from
-from app.domain.rules.continuation import continuation, told
+from app.domain.rules.continuation import continuation, continued
 from app.domain.strand import Strand, opened_at_ms_of, session_id
 from tests.domain.talk import Talk, minute
 
@@ -66,7 +66,7 @@ def test_continuation_without_a_developer_is_billed() -> None:
 def test_continuation_is_told_at_its_close() -> None:
     talk = talked()
     made, _ = continuation(Strand("shop", "web:ann"), talk.closed[0], [talk.messages[2][1]], POLICY)
-    event = told(made)
+    event = continued(made)
 
     assert (event.type, event.rule, event.session, minute(event.at_ms)) == ("session.continuation", "rollback", made, 5)
 

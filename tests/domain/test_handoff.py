@@ -203,18 +203,60 @@ def test_policy_that_stops_pausing_resumes() -> None:
     assert talk.closings == [("inactivity", 100)]
 
 
-def test_agents_words_are_a_hand_off_that_nobody_told_of() -> None:
-    """The trade changes and the session is not contained, but nothing ends; typing is no taking part."""
-    talk = Talk(on_handoff="split")
+@pytest.mark.parametrize(
+    ("on_handoff", "closings", "openings"),
+    (
+        ("continue", [], ["continued", "continued"]),
+        ("split", [("handoff", 2)], ["opened", "continued"]),
+        ("end", [("handoff", 2)], ["continued", "opened"]),
+        ("pause", [], ["continued", "continued"]),
+    ),
+)
+def test_message_of_an_agent_who_has_not_joined_is_a_hand_off(
+    on_handoff: str, closings: list[tuple[str, int]], openings: list[str]
+) -> None:
+    """Ruling 8, S06: it acts as `agent.joined`, the next one does not; typing is no taking part, a signal no hand-off."""
+    talk = Talk(on_handoff=on_handoff, on_resolved="continue")
     talk.say("user", "a", at=0)
     talk.say("agent", type="activity", at=1)
-    typing = talk.open.trade
-    talk.say("agent", "b", at=2)
-    talk.say("agent", "c", at=3)
+    talk.say("agent", type="resolved", at=1)
+    before = talk.open
+    found = [talk.say("agent", "b", at=2), talk.say("agent", "c", at=3)]
 
-    assert (typing, talk.open.trade) == ("bot", "agent")
-    assert minute(talk.open.handed_off_at_ms) == 2
-    assert talk.closed == []
+    assert (before.trade, before.handed_off_at_ms) == ("bot", None)
+    assert (talk.open.trade, minute(talk.open.handed_off_at_ms)) == ("agent", 3 if on_handoff == "end" else 2)
+    assert talk.closings == closings
+    assert [answer.session for answer in found] == openings
+
+
+@pytest.mark.parametrize("on_handoff", ("continue", "split", "end", "pause"))
+def test_message_of_an_agent_can_be_no_hand_off(on_handoff: str) -> None:
+    """Without `agent_message_joins` the session counts on, and is contained; the agent who joins later is a hand-off."""
+    talk = Talk(on_handoff=on_handoff, agent_message_joins=False)
+    talk.say("user", "a", at=0)
+    talk.say("agent", "b", at=1)
+
+    assert (talk.open.trade, talk.open.handed_off_at_ms, talk.closed) == ("agent", None, [])
+    talk.say("agent", type="agent.joined", at=2)
+    assert len(talk.closed) == (on_handoff in {"split", "end"})
+    session = talk.state.session or talk.closed[0]
+    assert minute(session.handed_off_at_ms) == 2
+
+
+def test_after_the_agent_left_the_next_session_is_of_the_bot() -> None:
+    """Ruling 8, S07: under `split` the leaving closes the agent's session."""
+    talk = Talk(on_handoff="split")
+    talk.say("user", "a", at=0)
+    talk.say("bot", type="handoff", at=1)
+    talk.say("user", "b", at=2)
+    talk.say("agent", type="agent.joined", at=3)
+    talk.say("agent", type="agent.joined", at=4)
+    left = talk.say("agent", type="agent.left", at=5)
+    opened = talk.say("user", "c", at=6)
+
+    assert talk.closings == [("handoff", 1), ("handoff", 5)]
+    assert [session.trade for session in [*talk.closed, talk.open]] == ["bot", "agent", "bot"]
+    assert (left.session, opened.session, talk.open.agent_present) == ("continued", "opened", False)
 
 
 @pytest.mark.parametrize("on_survey_answered", ("end", "continue"))
@@ -375,19 +417,19 @@ def test_signal_that_the_policy_lets_go_on(kind: str, field: str) -> None:
 
 
 def test_recent_sessions_are_known_for_fifteen_minutes() -> None:
-    """A repeat of an entry is looked for there; nothing else is kept of a closed session."""
+    """A repeat of an entry is looked for there; the last session itself is known for a day."""
     talk = Talk()
     talk.say("user", "a", at=0)
     first = talk.open.id
     closed = talk.close(at=1)
     assert list(talk.state.recent) == [(first, NOON_MS + 60_000)]
-    assert minute(closed.keep_until_ms) == 16
+    assert minute(closed.keep_until_ms) == 1 + DAY
     talk.say("user", "b", at=16 - MS)
     assert [session for session, _ in talk.state.recent] == [first]
     opened = talk.say("user", "c", at=16)
 
     assert list(talk.state.recent) == []
-    assert minute(talk.decisions[-1].keep_until_ms) == minute(opened.closes_at_ms) + 15
+    assert minute(talk.decisions[-1].keep_until_ms) == minute(opened.closes_at_ms) + DAY
 
 
 def test_recent_sessions_are_bounded() -> None:

@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: the promises of a session hold, and a second implementation agrees."""
+"""Entries in any order: the promises of a session hold, and a second implementation agrees."""
 
 from itertools import pairwise
 from typing import Any
@@ -7,16 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from msgspec import msgpack
+from msgspec import msgpack, structs
 
 from app.domain.entry import Entry
 from app.domain.explanation import RULES
 from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
 from app.domain.rules.decide import decide
-from app.domain.strand import Strand
+from app.domain.strand import Strand, event_id
 from tests.domain.naive import Item, sessions_of
-from tests.domain.strategies import PAUSES, entries, policies
+from tests.domain.strategies import MINUTE, PAUSES, entries, policies
 from tests.domain.talk import NOON_MS
 
 STRAND = Strand("shop", "c1")
@@ -33,6 +33,7 @@ class Life(RuleBasedStateMachine):
         self.items: list[Item] = []
         self.events: list[Event] = []
         self.messages: list[tuple[str, Message]] = []
+        self.unassigned: list[str] = []
         self.opened: dict[str, Session] = {}
         self.closed: dict[str, Session] = {}
         self.decision: Decision | None = None
@@ -48,6 +49,28 @@ class Life(RuleBasedStateMachine):
     def receive(self, entry: Entry) -> None:
         message_id = f"m{len(self.items)}"
         self.items.append(Item(self.now_ms, entry=entry, message_id=message_id))
+        self.do(Receive(entry, message_id))
+
+    @rule(
+        entry=entries(channel="web"),
+        which=st.integers(1, 5),
+        pause=st.sampled_from([0, 1, 10 * MINUTE, 10 * MINUTE + 1, 24 * 60 * MINUTE - 1, 24 * 60 * MINUTE]),
+    )
+    def relay(self, entry: Entry, which: int, pause: int) -> None:
+        """A bot reports a closure message or reminder: by its id or by its text."""
+        announced = [event for event in self.events if event.type in {"session.closure_message", "session.reminder"}]
+        if len(announced) < which:
+            return
+        self.wait(pause)
+        event = announced[-which]
+        message_id = f"m{len(self.items)}"
+        if entry.intent_valid:
+            entry = structs.replace(entry, role="bot", in_reply_to=event_id(event))
+            self.items.append(Item(self.now_ms, entry=entry, message_id=message_id, names=(event.type, event.at_ms)))
+        else:
+            assert event.data is not None
+            entry = structs.replace(entry, role="bot", text=event.data["text"])
+            self.items.append(Item(self.now_ms, entry=entry, message_id=message_id))
         self.do(Receive(entry, message_id))
 
     @rule(pause=PAUSES)
@@ -84,10 +107,11 @@ class Life(RuleBasedStateMachine):
         self.state = msgpack.decode(msgpack.encode(decision.state), type=State)
         assert self.state == decision.state
         self.messages.extend(decision.messages)
+        self.unassigned.extend(each.message.message_id for each in decision.unassigned)
         for event in decision.events:
-            self.hear(event)
+            self.record(event)
 
-    def hear(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         self.events.append(event)
         assert event.rule in RULES
         if event.type == "session.opened":
@@ -96,10 +120,16 @@ class Life(RuleBasedStateMachine):
         elif event.type == "session.closed":
             assert event.session.id not in self.closed
             self.closed[event.session.id] = event.session
+        elif event.type == "session.updated":
+            before = self.closed[event.session.id]
+            assert event.session.late_entries == before.late_entries + 1
+            assert (event.session.closed_at_ms, event.session.entries) == (before.closed_at_ms, before.entries)
+            assert event.session.billing_sessions == before.billing_sessions
+            self.closed[event.session.id] = event.session
 
     @invariant()
     def one_open_at_most(self) -> None:
-        """What was opened and not closed is the open session, and there is one such at most."""
+        """The session that was opened and not closed is the open one, and there is one such at most."""
         still_open = self.opened.keys() - self.closed.keys()
         assert still_open == ({self.state.session.id} if self.state.session else set())
 
@@ -112,17 +142,24 @@ class Life(RuleBasedStateMachine):
         assert self.state.touched_at_ms < self.decision.wake_at_ms <= self.state.session.deadline_at_ms
 
     @invariant()
-    def answer_tells_what_happened(self) -> None:
+    def answer_is_what_happened(self) -> None:
         if self.decision is None or self.decision.answer is None:
             return
         answer = self.decision.answer
-        open_now = self.state.session
-        if isinstance(self.command, Receive) and answer.session != "none":
-            assert answer.session_id is not None
+        owners = [session_id for session_id, _ in self.decision.messages]
+        if not isinstance(self.command, Receive):
+            assert owners == []
+        elif answer.session in {"opened", "continued"}:
+            open_now = self.state.session
             assert answer.closes_at_ms == (open_now.deadline_at_ms if open_now else None)
-            assert [session_id for session_id, _ in self.decision.messages] == [answer.session_id]
+            assert owners == [answer.session_id]
+        elif answer.session == "late":
+            assert owners == [answer.session_id]
+            session = self.closed[answer.session_id or ""]
+            assert answer.sequence == session.entries + session.late_entries
         else:
-            assert self.decision.messages == ()
+            assert owners == []
+            assert len(self.decision.unassigned) == 1
 
     def teardown(self) -> None:
         self.do(Wake())
@@ -131,13 +168,16 @@ class Life(RuleBasedStateMachine):
         self.second_implementation_agrees()
 
     def sessions_hold_their_entries(self) -> None:
-        """Every entry is in one session at most, numbered without a gap, and within the session's time."""
-        assert len({message.message_id for _, message in self.messages}) == len(self.messages)
+        """Every entry is in one session or in none, numbered without a gap; those that are not late within the session's time."""
+        kept = [message.message_id for _, message in self.messages] + self.unassigned
+        assert sorted(kept) == sorted(item.message_id for item in self.items if item.entry is not None)
         for session_id, opened in self.opened.items():
             last = self.closed.get(session_id) or self.state.session
             assert last is not None
-            inside = [message for owner, message in self.messages if owner == session_id]
-            assert [message.sequence for message in inside] == list(range(1, last.entries + 1))
+            every = [message for owner, message in self.messages if owner == session_id]
+            inside = [message for message in every if not message.late]
+            assert [message.sequence for message in every] == list(range(1, last.entries + last.late_entries + 1))
+            assert every[len(inside) :] == [message for message in every if message.late]
             assert inside[0].received_at_ms == opened.opened_at_ms
             assert inside[-1].received_at_ms == last.last_entry_at_ms
             if last.closed_at_ms is not None:
@@ -150,17 +190,20 @@ class Life(RuleBasedStateMachine):
             assert closed_at_ms <= self.opened[later].opened_at_ms
 
     def second_implementation_agrees(self) -> None:
-        expected = [session.boundaries() for session in sessions_of(self.items, until=self.now_ms)]
+        sessions, unassigned = sessions_of(self.items, until=self.now_ms)
+        expected = [session.boundaries() for session in sessions]
         found = []
         for session_id, opened in self.opened.items():
             end = self.closed.get(session_id)
-            ids = [message.message_id for owner, message in self.messages if owner == session_id]
-            found.append((opened.opened_at_ms, end.closed_at_ms if end else None, end.reason if end else None, ids))
+            ids = [message.message_id for owner, message in self.messages if owner == session_id and not message.late]
+            late = [message.message_id for owner, message in self.messages if owner == session_id and message.late]
+            found.append((opened.opened_at_ms, end.closed_at_ms if end else None, end.reason if end else None, ids, late))
         assert found == expected
+        assert self.unassigned == unassigned
 
 
-def tell(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool) -> tuple[list[Event], list[tuple[str, Message]]]:
-    """What happens and is kept, with or without a worker that wakes the strand whenever it wants."""
+def live(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool) -> tuple[list[Event], list[tuple[str, Message]]]:
+    """The events and messages, with or without a worker that wakes the strand whenever it wants."""
     bot, state, now_ms = BotRules("shop", PolicyVersion(1, NOON_MS, policy)), State(), NOON_MS
     events: list[Event] = []
     messages: list[tuple[str, Message]] = []
@@ -183,7 +226,7 @@ def tell(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool)
 @given(st.lists(st.tuples(PAUSES, entries(channel="web")), max_size=30), policies())
 def test_nothing_depends_on_when_the_sweeper_looks(entries_after: list[tuple[int, Entry]], policy: Policy) -> None:
     """Woken at every instant that it asks for, or never until the next entry: the same sessions, messages, answers and events."""
-    assert tell(entries_after, policy, wakes=True) == tell(entries_after, policy, wakes=False)
+    assert live(entries_after, policy, wakes=True) == live(entries_after, policy, wakes=False)
 
 
 _QUICK: dict[str, Any] = {"deadline": None, "stateful_step_count": 50, "suppress_health_check": list(HealthCheck)}

@@ -1,7 +1,14 @@
 """A session opens, goes on and ends: the main road, under the default policy."""
 
+from typing import Any
+
+import pytest
+
 from app.domain.records import Answer, Ended
+from app.domain.strand import event_id
 from tests.domain.talk import NOON_MS, Talk
+
+MS = 1 / 60_000
 
 
 def test_first_message_opens_and_next_continues() -> None:
@@ -82,15 +89,32 @@ def test_what_starts_nothing_belongs_to_no_session() -> None:
         assert talk.state == Talk().state
 
 
-def test_reply_to_a_farewell_opens_nothing() -> None:
-    """A bot that posts our closure message as its own entry must not open a session by it; in an open one it is an entry."""
-    talk = Talk()
-    farewell = talk.say("bot", "bye", in_reply_to="msg_1")
-    talk.say("user", "hi", at=1)
-    within = talk.say("bot", "bye", in_reply_to="msg_1", at=2)
+def test_relay_of_a_closure_message_opens_nothing() -> None:
+    """Ruling 6: it is named within a day, or its text comes within 10 minutes; in an open session it is an entry."""
+    talk = Talk(closure_message={"texts": {"default": "bye {user_id}"}})
+    talk.say("user", "hi", at=0)
+    named = {"in_reply_to": event_id(talk.wake(at=15).events[0])}
+    found = [
+        talk.say("bot", "bye ann ", at=25).session,
+        talk.say("bot", "well", at=26, **named).session,
+        talk.say("bot", "bye ann", at=26).session,
+        talk.say("bot", "well", at=27, **named).session,
+    ]
 
-    assert farewell.session == "none"
-    assert (within.session, within.sequence) == ("continued", 2)
+    assert found == ["late", "late", "opened", "continued"]
+
+
+@pytest.mark.parametrize(
+    ("role", "fields"),
+    (("user", {}), ("agent", {}), ("system", {}), ("bot", {"type": "authorization"}), ("bot", {"text": "hello"})),
+)
+def test_only_a_bots_relay_is_one(role: str, fields: dict[str, Any]) -> None:
+    """A user who answers the closure message opens a session (ruling 3); `in_reply_to` naming anything else changes nothing."""
+    talk = Talk(closure_message={"texts": {"default": "bye"}})
+    talk.say("user", "hi", at=0)
+    talk.wake(at=15)
+
+    assert talk.say(role, at=16, **({"text": "bye", "in_reply_to": "m1"} | fields)).session == "opened"
 
 
 def test_refresh_closes_and_opens() -> None:

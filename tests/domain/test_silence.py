@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.domain.records import Wake
+from app.domain.strand import event_id
 from tests.domain.talk import NOON_MS, Talk, minute
 
 MS = 1 / 60_000
@@ -193,10 +194,9 @@ def test_entry_cancels_the_reminder() -> None:
 
 def test_bot_that_says_the_reminder_does_not_prolong_the_session() -> None:
     """Else the session would be reminded for ever; what the user or another entry says does restart the clock."""
-    relay: dict[str, Any] = {"in_reply_to": "evt_1"}
     talk = Talk(reminder={"minutes": 4, "texts": TEXTS})
     talk.say("user", "a", at=0)
-    talk.wake(at=11)
+    relay: dict[str, Any] = {"in_reply_to": event_id(talk.wake(at=11).events[0])}
     said = talk.say("bot", "still there?", at=12, **relay)
 
     assert (said.session, said.sequence, minute(said.closes_at_ms)) == ("continued", 2, 15)

@@ -1,11 +1,11 @@
-"""Which entries start a session, by which row, and what the session that they start looks like."""
+"""Which entries start a session, by which row, and the session that they start."""
 
 from typing import Any, get_args
 
 import pytest
 
 from app.domain.entry import EntryType
-from app.domain.strand import opened_at_ms_of, session_id
+from app.domain.strand import event_id, opened_at_ms_of, session_id
 from tests.domain.talk import NOON_MS, Talk, minute
 
 STARTERS = {
@@ -30,7 +30,7 @@ def test_what_starts_a_session_and_what_does_not(kind: str) -> None:
     assert [event.rule for event in talk.events] == ([STARTERS[kind]] if kind in STARTERS else [])
 
 
-@pytest.mark.parametrize(("role", "rule"), (("user", "B04"), ("bot", "K15"), ("agent", "K12"), ("system", "K12")))
+@pytest.mark.parametrize(("role", "rule"), (("user", "B04"), ("bot", "K15"), ("agent", "B03"), ("system", "K12")))
 def test_a_message_of_any_role_starts_a_session(role: str, rule: str) -> None:
     """Each by its own row."""
     talk = Talk()
@@ -128,22 +128,16 @@ def test_typing_that_refreshes_starts_the_clocks() -> None:
     assert minute(answer.closes_at_ms) == 60
 
 
-def test_refresh_of_a_farewell_is_not_heard() -> None:
-    """A bot's reply to our own event opens nothing, whatever else it says."""
-    talk = Talk()
+def test_refresh_of_a_relay_does_nothing() -> None:
+    """A relayed reminder opens nothing, also if it refreshes or signals a start."""
+    talk = Talk(reminder={"minutes": 4, "texts": {"default": "there?"}})
     talk.say("user", "hi", at=0)
+    talk.wake(at=11)
 
-    within = talk.say("bot", "bye", in_reply_to="evt", refresh=True, at=1)
-    again = talk.say("bot", "bye", in_reply_to="evt", type="session.start", at=2)
+    within = talk.say("bot", "there?", refresh=True, at=12)
+    again = talk.say("bot", type="session.start", in_reply_to=event_id(talk.events[-1]), at=13)
 
     assert [within.session, again.session] == ["continued", "continued"]
-
-
-def test_only_a_bots_reply_is_a_farewell() -> None:
-    """A user who answers the closure message opens a session (ruling 3); so do authorization details (K17)."""
-    others: tuple[tuple[str, dict[str, Any]], ...] = (("user", {}), ("agent", {}), ("bot", {"type": "authorization"}))
-    for role, fields in others:
-        assert Talk().say(role, "wait", in_reply_to="evt", **fields).session == "opened"
 
 
 def test_the_previous_session_is_known_beyond_its_fifteen_minutes() -> None:

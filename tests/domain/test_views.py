@@ -47,7 +47,7 @@ def test_session_as_json() -> None:
         "contained": None,
         "language": "pt",
         "intent": "pay",
-        "intents": [],
+        "intents": ["pay"],
         "tags": ["vip"],
         "entries": 2,
         "late_entries": 0,

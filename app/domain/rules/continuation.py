@@ -1,7 +1,7 @@
-"""The rollback rule: what becomes of messages that a session collected after it was archived.
+"""The rollback rule: messages that a session collected after it was archived become a session of their own.
 
-If Redis comes back without its last moments, a session that the archive holds can look open again and go on. What it collects
-then is a session of its own, the continuation: nothing is dropped, and what was archived and told stays as it is.
+If Redis comes back without its last moments, a session that the archive holds can look open again and go on. The entries that it
+collects then make up the continuation: nothing is dropped, and the archived session and its events stay as they are.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def continuation(
 ) -> tuple[Session, tuple[Message, ...]]:
     """The session that `surplus`, the messages of closed `session` that the archive lacks, makes up, and its messages.
 
-    Asked twice it is the same session: its id is made of the one that it continues and of its first message's instant.
+    Computed twice it is the same session: its id is made of the one that it continues and of its first message's instant.
     """
     first = surplus[0]
     thread = Strand(strand.bot, strand.conversation, f"{strand.thread}\x1f{session.id}")
@@ -52,8 +52,8 @@ def continuation(
     return made, tuple(kept)
 
 
-def told(session: Session) -> Event:
-    """The event that says so; the archived session's own `session.closed` was told long ago."""
+def continued(session: Session) -> Event:
+    """The event of a continuation; the archived session's own `session.closed` was emitted long ago."""
     return Event("session.continuation", session, session.closed_at_ms or session.last_entry_at_ms, RULE)
 
 
@@ -67,7 +67,7 @@ def _counted(strand: Strand, session: Session, message: Message, policy: PolicyV
 
 
 def _entry(message: Message) -> Entry:
-    """What the bot reported, as far as counting wants to know."""
+    """The entry as the bot reported it, in the fields that counting reads."""
     developer = bool((message.rest or {}).get("developer"))
     fields = {
         "user_id": message.user_id,

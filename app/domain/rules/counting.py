@@ -1,9 +1,18 @@
-"""Counters of a session: each entry's place, the counters and instants of its role, who takes part, billing sessions."""
+"""Counters of a session: each entry's place, the counters and instants of its role, who takes part, billing sessions.
+
+And the values that entries report of the session itself: language, intents, tags, metadata.
+"""
+
+from typing import Any
 
 from app.domain.entry import Entry, EntryType
+from app.domain.errors import InvalidEntry
+from app.domain.json_value import unstorable_as_json
 from app.domain.records import Session
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
+
+MOST_INTENTS = 32
 
 # By the user, but no interaction: typing, arriving and leaving (K13, and the table of entry types).
 _NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
@@ -36,21 +45,36 @@ def take_part(transition: Transition, session: Session, entry: Entry, changes: C
         pass
     elif entry.role == "bot":
         changes["counted"] = True
-    elif entry.role == "agent" and entry.type != "agent.joined":
+    elif _is_word_of_agent(transition, session, entry):
         changes["trade"] = "agent"
-        changes["handed_off_at_ms"] = session.handed_off_at_ms or transition.now_ms
     if entry.developer:
         changes["developer"] = True
 
 
-def see(_transition: Transition, _session: Session, entry: Entry, changes: Changes) -> None:
-    """Language, intent and tags of the entry that gave them last."""
+def see(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
+    """Language, intent and tags of the entry that gave them last; the user's own intents; the session's metadata."""
     if entry.language is not None:
         changes["language"] = entry.language
     if entry.intent is not None:
         changes["intent"] = entry.intent
+    if entry.role == "user" and entry.type != "activity":
+        _see_intent_of_user(session, entry, changes)
     if entry.tags and (tags := tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)):
         changes["tags"] = tags
+    if entry.session_metadata is not None:
+        changes["session_metadata"] = merged_metadata(session, entry)
+        transition.grew = True
+
+
+def merged_metadata(session: Session, entry: Entry) -> dict[str, Any] | None:
+    """The session's metadata with the entry's over it, key by key. Raises `InvalidEntry` where it would be too large."""
+    if entry.session_metadata is None:
+        return session.session_metadata
+    merged = {**(session.session_metadata or {}), **entry.session_metadata}
+    fault = unstorable_as_json(merged)
+    if fault is not None:
+        raise InvalidEntry("session_metadata", f"merged into the session's, {fault[0]}", fault[1])
+    return merged
 
 
 def bill(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
@@ -69,6 +93,20 @@ def bill(transition: Transition, session: Session, entry: Entry, changes: Change
 
 def is_interaction_by_user(entry: Entry) -> bool:
     return entry.type not in _NOT_INTERACTING if entry.role == "user" else entry.type == "authorization"
+
+
+def _is_word_of_agent(transition: Transition, session: Session, entry: Entry) -> bool:
+    """A message by an agent that is no hand-off: one by which an agent joins is for `app.domain.rules.handoff`."""
+    joined = session.agent_present or not transition.terms.policy.agent_message_joins
+    return entry.role == "agent" and entry.type == "message" and joined
+
+
+def _see_intent_of_user(session: Session, entry: Entry, changes: Changes) -> None:
+    """Ruling 9 compares with the last; `intents` is their order, without repeats in a row."""
+    changes["user_intent"] = entry.intent
+    intents = session.intents
+    if entry.intent is not None and len(intents) < MOST_INTENTS and intents[-1:] != (entry.intent,):
+        changes["intents"] = (*intents, entry.intent)
 
 
 def _time_response(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:

@@ -1,6 +1,7 @@
-"""`decide`: what follows from a command. It reads as docs/rules.md's table of contents; each rule is a function of its family.
+"""`decide`: from a state and a command to a decision. It reads as a table of contents; each rule is a function of its family.
 
-    deadlines that passed  ->  what the entry ends  ->  what it opens  ->  what it counts for  ->  what its kind does
+    pass deadlines  ->  end the open session  ->  open the next  ->  count the entry  ->  apply its effect
+                                              ->  or keep the entry as late, or without a session
 
 Pure: no clock, no chance, no I/O. The same state, command, rules and instant give the same decision, wherever it is taken.
 To add a rule, write its function and name it in one of the tables below.
@@ -30,6 +31,7 @@ from app.domain.rules import (
     counting,
     ending,
     handoff,
+    late,
     pending,
     retention,
     signals,
@@ -40,7 +42,7 @@ from app.domain.rules import (
 from app.domain.rules.transition import Changes, Transition, Verdict
 from app.domain.strand import Strand
 
-# An entry that starts anew ends the open session first. The first rule that says why decides.
+# An entry that starts anew ends the open session first. The first rule that gives a verdict decides.
 ENDED_BEFORE: tuple[Callable[[Transition, Session, Entry, EntryType], Verdict | None], ...] = (
     starting.refreshed,
     starting.superseded,
@@ -49,7 +51,7 @@ ENDED_BEFORE: tuple[Callable[[Transition, Session, Entry, EntryType], Verdict | 
     silence.returned,
 )
 
-# What every entry changes in its session.
+# Changes of a session by every entry.
 COUNTED: tuple[Callable[[Transition, Session, Entry, Changes], None], ...] = (
     counting.count,
     counting.take_part,
@@ -58,7 +60,7 @@ COUNTED: tuple[Callable[[Transition, Session, Entry, Changes], None], ...] = (
     silence.move_deadline,
 )
 
-# What an entry of a kind does to the session that it now belongs to.
+# Effects of an entry, by its kind, on the session that it belongs to.
 EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
     "session.end": signals.end,
     "conversation.ended": signals.end,
@@ -75,7 +77,7 @@ EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
     "discard.all": context.discard_all,
 }
 
-# What an entry of a kind that starts nothing leaves behind where no session is open.
+# Effects of an entry, by its kind, on the strand where no session is open and the entry starts none.
 BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
     "handoff": handoff.handed_off_between,
     "agent.left": pending.expect_no_agent,
@@ -84,7 +86,7 @@ BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
     "discard.all": context.discard_all_between,
 }
 
-_ANY_CHANNEL = ""  # no session is open, so nobody asks for its terms yet
+_ANY_CHANNEL = ""  # no session is open: the entry's channel decides later, if there is an entry
 
 
 def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms: int) -> Decision:  # noqa: PLR0917  the five things that a decision is made of
@@ -106,13 +108,16 @@ def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms
 
 
 def _receive(transition: Transition, command: Receive) -> Answer:
-    entry, kind = command.entry, signals.kind_of(command.entry)
+    entry = command.entry
     transcript.check(entry)
+    if transition.session is None:
+        transition.terms = transition.policy.terms(entry.channel)
+    kind = signals.kind_of(entry, transition.session, transition.terms)
     row = _end_before(transition, entry, kind)
     opens = transition.session is None
     session = transition.session or _open(transition, command, kind, row)
     if session is None:
-        return _receive_between(transition, entry, kind)
+        return _receive_between(transition, command, kind)
     session = _count(transition, session, command)
     if opens:
         transition.emit("session.opened", session, at_ms=transition.now_ms, rule=session.opening_rule)
@@ -124,22 +129,24 @@ def _receive(transition: Transition, command: Receive) -> Answer:
 
 def _open(transition: Transition, command: Receive, kind: EntryType, row: str | None) -> Session | None:
     """The next session, if the entry starts one: by `row`, if it has just ended another by it."""
-    row = row or starting.rule_of(command.entry, kind)
+    if row is None and not late.belongs_to_the_past(transition, command.entry, kind):
+        row = starting.rule_of(transition, command.entry, kind)
     return None if row is None else starting.open_session(transition, command, kind, rule=row)
 
 
-def _receive_between(transition: Transition, entry: Entry, kind: EntryType) -> Answer:
-    """No session is open, and the entry starts none: it belongs to none, and is not kept."""
-    transition.terms = transition.policy.terms(entry.channel)
+def _receive_between(transition: Transition, command: Receive, kind: EntryType) -> Answer:
+    """No session is open, and the entry starts none: it is late for the last one, or belongs to none (ruling 11)."""
+    last = late.last_session(transition)
+    answer = late.keep_unassigned(transition, command, kind) if last is None else late.keep(transition, last, command, kind)
     if kind in BETWEEN:
         BETWEEN[kind](transition)
-    return Answer(None, "none", 0, None, transition.now_ms)
+    return answer
 
 
 def _end_before(transition: Transition, entry: Entry, kind: EntryType) -> str | None:
     """End the open session if the entry starts anew; the row by which it does."""
     session = transition.session
-    if session is None or signals.is_relay(entry):
+    if session is None or signals.is_relay(transition, entry):
         return None
     for rule in ENDED_BEFORE:
         verdict = rule(transition, session, entry, kind)
@@ -169,19 +176,26 @@ def _keep(transition: Transition, session: Session, command: Receive, opening: S
 
 
 def _close(transition: Transition, command: Close) -> Answer:
-    """K20: the close API. A session that is not open (any more) is left alone."""
+    """K20: the close API. A session that is not open (any more) is not changed."""
     session = transition.session
     if session is None or session.id != command.session_id:
         return Answer(None, "none", 0, None, transition.now_ms)
-    ending.close(transition, session, "api", rule="K20")
+    ending.close(transition, session, "api", rule="K20", by=command.closed_by)
     return Answer(session.id, "none", 0, None, transition.now_ms, transition.ended)
 
 
 def _decision(transition: Transition, answer: Answer | None) -> Decision:
-    """What was changed, with the instants that follow from it. A state that nothing has changed stays the same object."""
+    """The changes, with the instants that follow from them. A state that nothing has changed stays the same object."""
     state = retention.kept(transition)
     if transition.grew:
         retention.check_size(state)
     session = state.session
-    wake_at_ms = None if session is None else silence.wake_at_ms(session)
-    return Decision(state, wake_at_ms, retention.keep_until_ms(state), transition.messages, transition.events, answer)
+    return Decision(
+        state=state,
+        wake_at_ms=None if session is None else silence.wake_at_ms(session),
+        keep_until_ms=retention.keep_until_ms(state),
+        messages=transition.messages,
+        events=transition.events,
+        answer=answer,
+        unassigned=transition.unassigned,
+    )

@@ -32,16 +32,16 @@ def closed(session: Session, reason: Reason, *, rule: str, at_ms: int, by: str |
     over = structs.replace(
         session, closed_at_ms=at_ms, reason=reason, closing_rule=rule, closed_by=by, handed_off_at_ms=handed_off_at_ms
     )
-    return concluded(over, reason)
+    return concluded(over)
 
 
-def concluded(session: Session, reason: Reason) -> Session:
-    """`session`, closed for `reason`, with its outcome and whether the bot contained it (rulings 5 and 13)."""
-    outcome = session.outcome or _outcome(session, reason)
+def concluded(session: Session) -> Session:
+    """A closed session with its outcome and whether the bot contained it (rulings 5 and 13)."""
+    outcome = session.outcome or _outcome(session)
     contained = (
         session.escalated_at_ms is None
         and session.handed_off_at_ms is None
-        and reason not in _UNCONTAINED_REASONS
+        and session.reason not in _UNCONTAINED_REASONS
         and outcome not in _UNCONTAINED_OUTCOMES
     )
     return structs.replace(session, outcome=outcome, contained=contained)
@@ -103,10 +103,10 @@ def with_historic(historic: tuple[tuple[str, ...] | str, ...], tags: tuple[str, 
     return kept
 
 
-def _outcome(session: Session, reason: Reason) -> Outcome:
+def _outcome(session: Session) -> Outcome:
     """The outcome of a session that no entry reported as resolved or escalated."""
     if session.handed_off_at_ms is not None:
         return "handed_off"
-    if reason in _GIVEN_UP:
+    if session.reason in _GIVEN_UP:
         return "abandoned"
-    return "dropped" if reason == "inactivity" and session.unanswered else "completed"
+    return "dropped" if session.reason == "inactivity" and session.unanswered else "completed"

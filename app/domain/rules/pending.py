@@ -1,4 +1,4 @@
-"""What a strand waits for across its sessions, for 24 h: an agent after a hand-off (B05), the answer to a survey (A08)."""
+"""Events that a strand waits for across its sessions, for 24 h: an agent after a hand-off (B05), a survey's answer (A08)."""
 
 from msgspec import structs
 
@@ -10,7 +10,7 @@ WAIT_MS = DAY_MS
 
 
 def expect_agent(transition: Transition) -> None:
-    """What follows is with a human."""
+    """The next session is with a human."""
     _expect(transition, agent_until_ms=transition.now_ms + WAIT_MS)
 
 

@@ -1,4 +1,4 @@
-"""What a strand remembers between its sessions, and for how long."""
+"""The part of a strand's state that is kept between its sessions, how large it may be, and for how long."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from app.domain.errors import StateTooLarge
 from app.domain.records import State
 from app.domain.rules import pending, variables
 from app.domain.rules.ending import RECENT_MS
+from app.domain.rules.late import LATE_MS
 from app.domain.rules.transition import Transition
 
 LARGEST_STATE = 65_536
@@ -25,6 +26,10 @@ def kept(transition: Transition) -> State:
         state = structs.replace(state, pending=None)
     if state.variables:
         state = structs.replace(state, variables=variables.unexpired(state.variables, now_ms))
+    if state.last is not None and now_ms - (state.last.closed_at_ms or 0) >= LATE_MS:
+        state = structs.replace(state, last=None)
+    if state.announced:
+        state = structs.replace(state, announced=tuple(each for each in state.announced if now_ms - each.at_ms < LATE_MS))
     return structs.replace(state, session=transition.session, touched_at_ms=now_ms)
 
 
@@ -36,15 +41,17 @@ def check_size(state: State) -> None:
 
 
 def keep_until_ms(state: State) -> int:
-    """When the state may be forgotten. While a session is open that is not asked, but its close will leave something."""
+    """When the state may be deleted. With a session open the question does not arise, but its close will leave something."""
     if state.session is not None:
-        return state.session.deadline_at_ms + RECENT_MS
+        return state.session.deadline_at_ms + LATE_MS
     return max(state.touched_at_ms, pending.over_at_ms(state), *_ends(state))
 
 
 def _ends(state: State) -> Iterator[int]:
     for _, closed_at_ms in state.recent:
         yield closed_at_ms + RECENT_MS
+    if state.last is not None:
+        yield (state.last.closed_at_ms or 0) + LATE_MS
     for variable in state.variables.values():
         # One without a TTL, set before its session opens, waits for it as long as anything that is expected.
         yield state.touched_at_ms + pending.WAIT_MS if variable.expires_at_ms is None else variable.expires_at_ms

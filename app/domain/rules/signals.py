@@ -1,12 +1,19 @@
-"""Closing by signal, and the signals themselves: what an entry is, whoever sent it, and which ends the session that it is in."""
+"""Signals: what an entry does, whoever sent it, and the signals that end the session that they are in.
+
+A signal by an agent is a signal, never a hand-off (ruling 8).
+"""
 
 from msgspec import structs
 
 from app.domain.entry import Entry, EntryType
+from app.domain.instants import MINUTE_MS
+from app.domain.policy.model import Terms, folded
 from app.domain.records import Session
 from app.domain.rules import ending
 from app.domain.rules.pending import expect_no_survey, expect_survey, is_survey_expected
 from app.domain.rules.transition import Transition
+
+RELAY_MS = 10 * MINUTE_MS
 
 _KIND_OF_TAG: tuple[tuple[str, EntryType], ...] = (
     ("new session", "conversation.started"),
@@ -16,13 +23,18 @@ _KIND_OF_TAG: tuple[tuple[str, EntryType], ...] = (
 CONTROL_TAGS = frozenset(tag for tag, _ in _KIND_OF_TAG)
 
 
-def kind_of(entry: Entry) -> EntryType:
-    """What an entry does: its type or, for a message, what its tags ask for."""
-    if entry.tags and entry.type == "message":
-        for tag, kind in _KIND_OF_TAG:
-            if tag in entry.tags:
-                return kind
-    return entry.type
+def kind_of(entry: Entry, session: Session | None, terms: Terms) -> EntryType:
+    """The type by which an entry acts: its own or, for a message, the one that its tags, its text or its sender ask for."""
+    if entry.type != "message":
+        return entry.type
+    for tag, kind in _KIND_OF_TAG if entry.tags else ():
+        if tag in entry.tags:
+            return kind
+    if entry.role == "user":
+        return _said(entry.text, terms)
+    if entry.role == "agent" and terms.policy.agent_message_joins and (session is None or not session.agent_present):
+        return "agent.joined"
+    return "message"
 
 
 def is_by_user(entry: Entry) -> bool:
@@ -30,13 +42,23 @@ def is_by_user(entry: Entry) -> bool:
     return entry.role == "user" or entry.type == "authorization"
 
 
-def is_relay(entry: Entry) -> bool:
-    """A bot's entry that answers an event of ours, a closure message for one: it never starts a session (ruling 6)."""
-    return entry.in_reply_to is not None and entry.role == "bot" and entry.type != "authorization"
+def is_relay(transition: Transition, entry: Entry) -> bool:
+    """Whether a bot reports the closure message or reminder that it relayed: that never starts a session (ruling 6).
+
+    `in_reply_to` names the event, or the text is the event's, within 10 minutes of it.
+    """
+    if entry.role != "bot" or entry.type == "authorization":
+        return False
+    said = entry.text.strip() if entry.type == "message" and entry.text is not None else None
+    return any(
+        entry.in_reply_to == announced.event_id
+        or (said == announced.text.strip() and transition.now_ms - announced.at_ms <= RELAY_MS)
+        for announced in transition.state.announced
+    )
 
 
 def end(transition: Transition, session: Session, entry: Entry, message_id: str) -> None:
-    """B08, B10: the bot says that it is over."""
+    """B08, B10: the bot reports the end."""
     rule = "B10" if entry.type == "conversation.ended" else "B08"
     ending.close(transition, session, "ended", rule=rule, by=message_id)
 
@@ -47,20 +69,20 @@ def close_chat(transition: Transition, session: Session, _entry: Entry, message_
 
 
 def interrupt(transition: Transition, session: Session, _entry: Entry, message_id: str) -> None:
-    """A09: an integration failed; what follows is another session."""
+    """A09: an integration failed; the next entry opens another session."""
     ending.close(transition, session, "interrupted", rule="A09", by=message_id)
 
 
 def escalate(transition: Transition, session: Session, _entry: Entry, message_id: str) -> None:
     """R06: the bot gives up; closes where the policy says so."""
-    session = transition.session = structs.replace(session, outcome="escalated", escalated_at_ms=transition.now_ms)
+    session = transition.session = escalated(session, transition.now_ms)
     if transition.terms.policy.on_escalated == "end":
         ending.close(transition, session, "escalated", rule="R06", by=message_id)
 
 
 def resolve(transition: Transition, session: Session, _entry: Entry, message_id: str) -> None:
     """R06: the question is answered; closes where the policy says so."""
-    session = transition.session = structs.replace(session, outcome="resolved", resolved_at_ms=transition.now_ms)
+    session = transition.session = resolved(session, transition.now_ms)
     if transition.terms.policy.on_resolved == "end":
         ending.close(transition, session, "resolved", rule="R06", by=message_id)
 
@@ -79,3 +101,22 @@ def survey_answered(transition: Transition, session: Session, _entry: Entry, mes
     session = transition.session = structs.replace(session, survey_answered_at_ms=transition.now_ms)
     if transition.terms.policy.on_survey_answered == "end":
         ending.close(transition, session, "survey_answered", rule="A08", by=message_id)
+
+
+def escalated(session: Session, at_ms: int) -> Session:
+    return structs.replace(session, outcome="escalated", escalated_at_ms=at_ms)
+
+
+def resolved(session: Session, at_ms: int) -> Session:
+    return structs.replace(session, outcome="resolved", resolved_at_ms=at_ms)
+
+
+def _said(text: str | None, terms: Terms) -> EntryType:
+    """The user's words for "discard", if they are all that the message says (S01)."""
+    if text is not None and (terms.discard_utterances or terms.discard_all_utterances):
+        said = folded(text)
+        if said in terms.discard_all_utterances:
+            return "discard.all"
+        if said in terms.discard_utterances:
+            return "discard"
+    return "message"

@@ -12,16 +12,19 @@ from app.domain.entry import Entry, EntryType
 from app.domain.explanation import DEADLINE_RULES
 from app.domain.instants import MINUTE_MS, rfc3339
 from app.domain.policy.model import Terms
-from app.domain.policy.texts import Spoken, filled, text_in
-from app.domain.records import Reason, Session
+from app.domain.policy.texts import ClosureMessage, Spoken, filled, text_in
+from app.domain.records import Announcement, Event, Reason, Session
 from app.domain.rules import ending
 from app.domain.rules.signals import is_by_user, is_relay
 from app.domain.rules.starting import can_start
 from app.domain.rules.transition import Changes, Transition, Verdict
+from app.domain.strand import event_id
+
+MOST_ANNOUNCED = 4
 
 
 def pass_deadlines(transition: Transition) -> None:
-    """What was due by now happened when it was due: first the reminder, then the close."""
+    """A reminder and a close that are due by now happened when they were due, in this order."""
     session = transition.session
     if session is None:
         return
@@ -82,23 +85,27 @@ def wake_at_ms(session: Session) -> int:
 
 
 def left_for_new_intent(transition: Transition, session: Session, entry: Entry, kind: EntryType) -> Verdict | None:
-    """K05, K06: back after the silence with another intent, or with input that is invalid for it."""
+    """K05, K06: back after the silence with another intent, or with input that is invalid for it.
+
+    The intent is compared with that of the user's last entry or, if it had none, with the last that any entry gave (ruling 9).
+    """
     if transition.terms.policy.closing != "on_new_intent" or not _comes_back(transition, session, entry, kind):
         return None
     if not entry.intent_valid:
         return "new_intent", "K06"
-    return ("new_intent", "K05") if entry.intent not in {None, session.intent} else None
+    known = session.user_intent or session.intent
+    return ("new_intent", "K05") if entry.intent not in {None, known} else None
 
 
 def returned(transition: Transition, session: Session, entry: Entry, kind: EntryType) -> Verdict | None:
-    """K11: back after the silence, whatever is said."""
+    """K11: back after the silence, with any intent."""
     if transition.terms.policy.closing != "on_return" or not _comes_back(transition, session, entry, kind):
         return None
     return "returned", "K11"
 
 
 def _comes_back(transition: Transition, session: Session, entry: Entry, kind: EntryType) -> bool:
-    return is_by_user(entry) and can_start(kind) and _is_silent(transition, session)
+    return is_by_user(entry) and can_start(entry, kind, transition.terms) and _is_silent(transition, session)
 
 
 def _is_silent(transition: Transition, session: Session) -> bool:
@@ -109,7 +116,7 @@ def _is_silent(transition: Transition, session: Session) -> bool:
 
 
 def _silent_since(session: Session, changes: Changes, terms: Terms) -> int:
-    """Where the clock of the silence was started; clock `user` counts from any entry until the user takes part (ruling 4)."""
+    """The start of the silence; clock `user` counts from any entry until the user takes part (ruling 4)."""
     since_ms: int
     if terms.user_clock and session.interactive:
         since_ms = changes.get("user_clock_at_ms", session.user_clock_at_ms)
@@ -119,9 +126,9 @@ def _silent_since(session: Session, changes: Changes, terms: Terms) -> int:
 
 
 def _repeats_reminder(transition: Transition, session: Session, entry: Entry) -> bool:
-    """A bot that says our reminder to its user must not keep the session alive by it, to be reminded again, and again."""
+    """A bot that relays the reminder to its user must not keep the session open by it, to be reminded again for ever."""
     since_ms = session.reminded_since_ms
-    return since_ms is not None and is_relay(entry) and since_ms == _silent_since(session, {}, transition.terms)
+    return since_ms is not None and is_relay(transition, entry) and since_ms == _silent_since(session, {}, transition.terms)
 
 
 def _remind(transition: Transition, session: Session, at_ms: int) -> Session:
@@ -133,18 +140,31 @@ def _remind(transition: Transition, session: Session, at_ms: int) -> Session:
         return session
     session = structs.replace(session, reminded_at_ms=at_ms)
     data = _said(transition, session, reminder) | {"closes_at": rfc3339(session.deadline_at_ms)}
-    transition.emit("session.reminder", session, at_ms=at_ms, rule="reminder", data=data)
+    _announce(transition, transition.emit("session.reminder", session, at_ms=at_ms, rule="reminder", data=data))
     return session
 
 
 def _close_overdue(transition: Transition, session: Session) -> None:
-    """K07: over at the deadline, whoever notices first. K09, K10: where the channel can show it, with words, and these first."""
+    """K07: over at the deadline, whoever notices first. K09, K10: the closure message comes before the close."""
     at_ms, rule = session.deadline_at_ms, DEADLINE_RULES[session.deadline_reason]
     closed = ending.closed(session, session.deadline_reason, rule=rule, at_ms=at_ms)
     message = transition.terms.policy.closure_message
-    if closed.reason == "inactivity" and message is not None and _can_show(message, closed.channel):
-        transition.emit("session.closure_message", closed, at_ms=at_ms, rule="K09", data=_said(transition, closed, message))
+    if closed.reason == "inactivity" and message is not None and _is_for(message, closed):
+        data = _said(transition, closed, message)
+        _announce(transition, transition.emit("session.closure_message", closed, at_ms=at_ms, rule="K09", data=data))
     ending.settle(transition, closed, rule=rule, at_ms=at_ms)
+
+
+def _is_for(message: ClosureMessage, session: Session) -> bool:
+    """Where the channel can show it; by default only to a user who took part (ruling 4)."""
+    return _can_show(message, session.channel) and (session.interactive or message.to == "all")
+
+
+def _announce(transition: Transition, event: Event) -> None:
+    """Keep the id and the text by which the bot's own report of it is recognised (ruling 6)."""
+    announcement = Announcement(event_id(event), event.at_ms, (event.data or {}).get("text", ""))
+    announced = (*transition.state.announced, announcement)[-MOST_ANNOUNCED:]
+    transition.state = structs.replace(transition.state, announced=announced)
 
 
 def _can_show(spoken: Spoken, channel: str) -> bool:

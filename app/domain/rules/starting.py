@@ -1,8 +1,9 @@
-"""Which entries start a session, and what the session that they start looks like. K12 to K16, B04, A11."""
+"""Which entries start a session, and the session that they start, before it counts anything. K12 to K16, B04, A11."""
 
 from msgspec import structs
 
 from app.domain.entry import Entry, EntryType
+from app.domain.policy.model import Terms
 from app.domain.records import Receive, Session
 from app.domain.rules import ending
 from app.domain.rules.pending import expect_no_agent, is_agent_expected
@@ -10,7 +11,7 @@ from app.domain.rules.signals import is_relay
 from app.domain.rules.transition import Transition, Verdict
 from app.domain.strand import session_id
 
-# What is not here starts nothing: it tells of something that ends or changes (A12: nor does a search).
+# Other types start nothing: they report the end or a change of a session (A12: nor does a search).
 _RULES: dict[EntryType, str] = {
     "message": "K12",
     "session.start": "B08",
@@ -20,22 +21,33 @@ _RULES: dict[EntryType, str] = {
     "agent.joined": "B03",
     "article.opened": "A11",
 }
-_START_SIGNALS = frozenset({"session.start", "conversation.started"})
+START_SIGNALS: frozenset[EntryType] = frozenset({"session.start", "conversation.started"})
+_BOTS_OWN: frozenset[EntryType] = frozenset({"message", "connect"})
 _RULES_OF_MESSAGES = {"user": "B04", "bot": "K15"}
 
 
-def can_start(kind: EntryType) -> bool:
+def is_starter(kind: EntryType) -> bool:
+    """Whether entries of a kind start sessions where the policy does not say otherwise."""
     return kind in _RULES
 
 
-def rule_of(entry: Entry, kind: EntryType) -> str | None:
+def can_start(entry: Entry, kind: EntryType, terms: Terms) -> bool:
+    """Whether the policy lets an entry of this kind start a session."""
+    policy = terms.policy
+    if kind not in _RULES or not (kind in policy.starts_with or entry.type in policy.starts_with):
+        return False
+    return policy.bot_starts or entry.role != "bot" or kind not in _BOTS_OWN
+
+
+def rule_of(transition: Transition, entry: Entry, kind: EntryType) -> str | None:
     """The row by which an entry starts a session where none is open; None: it starts none."""
-    if is_relay(entry):
+    if is_relay(transition, entry):
         return None
     if entry.refresh:
         return "K22"
-    rule = _RULES.get(kind)
-    return _RULES_OF_MESSAGES.get(entry.role, rule) if kind == "message" else rule
+    if not can_start(entry, kind, transition.terms):
+        return None
+    return _RULES_OF_MESSAGES.get(entry.role, _RULES[kind]) if kind == "message" else _RULES[kind]
 
 
 def refreshed(_transition: Transition, _session: Session, entry: Entry, _kind: EntryType) -> Verdict | None:
@@ -43,9 +55,10 @@ def refreshed(_transition: Transition, _session: Session, entry: Entry, _kind: E
     return ("refresh", "K22") if entry.refresh else None
 
 
-def superseded(_transition: Transition, _session: Session, _entry: Entry, kind: EntryType) -> Verdict | None:
+def superseded(transition: Transition, _session: Session, entry: Entry, kind: EntryType) -> Verdict | None:
     """B08, B09: a start signal starts a session also where one is open."""
-    return ("superseded", _RULES[kind]) if kind in _START_SIGNALS else None
+    starts = kind in START_SIGNALS and can_start(entry, kind, transition.terms)
+    return ("superseded", _RULES[kind]) if starts else None
 
 
 def open_session(transition: Transition, command: Receive, kind: EntryType, *, rule: str) -> Session:

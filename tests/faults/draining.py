@@ -69,9 +69,9 @@ async def unaccounted(installation: Installation) -> int:
         total = 0
         for shard in range(SHARDS):
             counts = {name: int(value) for name, value in (await client.hgetall(keys.counts(shard))).items()}
-            opened, closed, told, released = (counts.get(name, 0) for name in (b"opened", b"closed", b"told", b"released"))
+            opened, closed, written, released = (counts.get(name, 0) for name in (b"opened", b"closed", b"written", b"released"))
             is_open = sum([await client.zcard(keys.live(shard, bot)) for bot in bots])
-            total += abs(opened - closed - is_open) + abs(told - released - await client.xlen(keys.events(shard)))
+            total += abs(opened - closed - is_open) + abs(written - released - await client.xlen(keys.events(shard)))
     return total
 
 

@@ -32,15 +32,15 @@ async def test_many_workers_find_the_same_sessions_due(
     await stage.move_clock(bot, to_ms=due_ms)
     took_s = await until_archived(stage, bot, within_s=240)
     verdict = await judge(stage, log, delivered=False)
-    closed, emitted = await _counts(stage)
+    closed, written = await _counts(stage)
     left = await unaccounted(stage)
-    verdict = replace(verdict, double=verdict.double + ["closed or emitted more than once"] * (max(closed, emitted) - sessions))
+    verdict = replace(verdict, double=verdict.double + ["closed or written more than once"] * (max(closed, written) - sessions))
 
-    besides = f"{closed} closes counted, {emitted} records written"
+    besides = f"{closed} closes counted, {written} records written"
     tabulate(Row.of(f"{workers} workers on {sessions:,} sessions due at once", 1, verdict, recovery_s=took_s, besides=besides))
     assert all(worker.status is None for worker in started)
     assert log.refusals == stage.traces() == []
-    assert closed == emitted == sessions
+    assert closed == written == sessions
     assert left == 0
     verdict.check()
 
@@ -129,5 +129,5 @@ async def _attempts_kept(stage: Installation, count: int) -> bool:
 async def _counts(stage: Installation) -> tuple[int, int]:
     """How many sessions all shards say were closed, and how many records were written."""
     async with stage.live() as client:
-        replies = [await client.hmget(keys.counts(shard), "closed", "told") for shard in range(SHARDS)]
-    return sum(int(closed or 0) for closed, _ in replies), sum(int(emitted or 0) for _, emitted in replies)
+        replies = [await client.hmget(keys.counts(shard), "closed", "written") for shard in range(SHARDS)]
+    return sum(int(closed or 0) for closed, _ in replies), sum(int(written or 0) for _, written in replies)

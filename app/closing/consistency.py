@@ -2,14 +2,16 @@
 
 1. Every open session has a deadline: one without is woken, which writes its deadline anew.
    (The reverse needs no check: the sweep removes a deadline without an open session when it falls due.)
-2. Every event record is undelivered, or pending with an archivist; else all records are delivered again.
+2. Every open session is found by its user; a missing one is added.
+3. Every event record is undelivered, or pending with an archivist; else all records are delivered again.
 
-The product itself cannot break either, since one script writes all of it; the check is for changes made to Redis from outside.
+One script writes all of it, so the product itself cannot break it. The check is for changes made to Redis from outside, and for
+sessions that version 0.1.0 opened, which had no look-up by user.
 Lost sessions and records cannot be repaired: they show in `Totals.unaccounted`, which must be 0.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import structlog
 from msgspec import Struct
@@ -23,12 +25,11 @@ from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
+from app.live.user_index import pages, repair_users
 from app.live.view import strands_in
 from app.metrics import REPAIRS
 
 log = structlog.get_logger(__name__)
-
-_PAGE_SIZE = 1_000
 
 _TOTALS = LuaScript(read_source("app.closing", "totals.lua"))
 _REDELIVER = LuaScript(read_source("app.closing", "redeliver.lua"))
@@ -77,6 +78,7 @@ class ConsistencyCheck:
         for shard in range(self._shards):
             for bot in bots:
                 repairs += await self._wake_without_deadline(shard, bot)
+                repairs += await repair_users(self._pipe, shard, bot.id)
             repairs += int(await _REDELIVER.call(self._pipe, [keys.events(shard)], GROUP))
         if repairs:
             REPAIRS.inc(repairs)
@@ -86,7 +88,7 @@ class ConsistencyCheck:
     async def _wake_without_deadline(self, shard: int, bot: BotConfig) -> int:
         due = keys.due(shard, bot.id if bot.sandbox else None)
         woken = 0
-        async for members in self._pages(keys.live(shard, bot.id)):
+        async for members in pages(self._pipe, keys.live(shard, bot.id)):
             deadlines = await self._pipe.call("ZMSCORE", due, *members)
             without = [member for member, deadline in zip(members, deadlines, strict=True) if deadline is None]
             lost = strands_in(without, of=keys.live(shard, bot.id))
@@ -97,15 +99,6 @@ class ConsistencyCheck:
             raise_first([result for result in results if isinstance(result, BaseException) and not concerns_one(result)])
             woken += sum(isinstance(result, CommandOutcome) for result in results)
         return woken
-
-    async def _pages(self, name: str) -> AsyncIterator[list[bytes]]:
-        cursor = b"0"
-        while True:
-            cursor, found = await self._pipe.call("ZSCAN", name, cursor, "COUNT", _PAGE_SIZE)
-            if found:
-                yield found[::2]
-            if cursor == b"0":
-                return
 
 
 def _names(shard: int, bots: Sequence[BotConfig]) -> list[str]:

@@ -153,6 +153,11 @@ def user_member(user: str, strand: Strand) -> str:
     return SEPARATOR.join((user, strand.conversation, strand.thread))
 
 
+def live_member(bot: str, user_member: bytes) -> bytes:
+    """The member of `live` that belongs to a member of `users`: the bot instead of the user."""
+    return bot.encode() + user_member[user_member.find(SEPARATOR.encode()) :]
+
+
 def user_range(user: str) -> tuple[bytes, bytes]:
     """The limits of `ZRANGEBYLEX` between which the members of one user lie."""
     start = b"[" + user.encode()

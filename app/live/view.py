@@ -60,7 +60,7 @@ class View:
     async def state(self, strand: Strand) -> State:
         """A strand's state; the default one if Redis does not hold it."""
         stored = await self._pipe.call("GET", keys.state(keys.shard_of(strand, self._shards), keys.member(strand)))
-        return _state(stored)
+        return state_from(stored)
 
     async def messages(self, session_id: str) -> list[Message]:
         """A session's messages, in order; empty if Redis does not hold the whole of it, too few if it expires meanwhile."""
@@ -114,7 +114,7 @@ class View:
             [("ZRANGEBYLEX", keys.users(shard, bot), start, end) for shard in range(self._shards)]
         )
         members = [member for reply in replies for member in _or_raise(reply)]
-        found = await self._sessions(strands_in((_strand_member(bot, member) for member in members), of=f"the users of {bot}"))
+        found = await self._sessions(strands_in((keys.live_member(bot, member) for member in members), of=f"the users of {bot}"))
         return sorted((each for each in found if each.session.user_id == user), key=lambda each: each.session.opened_at_ms)
 
     async def count(self, bot: str) -> int:
@@ -153,7 +153,7 @@ class View:
         return [
             LiveSession(strand, session)
             for strand, value in zip(strands, stored, strict=True)
-            if (session := _state(value).session) is not None
+            if (session := state_from(value).session) is not None
         ]
 
 
@@ -164,11 +164,6 @@ def messages_of(fields: list[bytes]) -> list[Message]:
         return sorted(map(decode_message, kept), key=lambda message: message.sequence)
     except UNREADABLE as error:
         raise BadData(f"a message cannot be read: {error}") from error
-
-
-def _strand_member(bot: str, member: bytes) -> bytes:
-    """A member of `keys.users` as one of `keys.live`: the bot instead of the user."""
-    return bot.encode() + member[member.find(b"\x1f") :]
 
 
 def _or_raise(reply: RedisReply) -> RedisReply:
@@ -189,5 +184,6 @@ def strands_in(members: Iterable[bytes], *, of: str) -> list[Strand]:
     return strands
 
 
-def _state(stored: bytes | None) -> State:
+def state_from(stored: bytes | None) -> State:
+    """A state as it is stored: a version, a colon, and the value; the default one where there is none."""
     return decode_state(stored.partition(b":")[2]) if stored else State()

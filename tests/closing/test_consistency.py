@@ -54,10 +54,10 @@ async def test_conversation_that_cannot_be_read_ends_no_repair(resources: Resour
     due, member = keys.due(shard(resources)), keys.member(ANN)
     stuck = next(
         each
-        for each in (Strand("bot", f"web:stuck{number}") for number in range(100))
+        for each in (Strand("shop", f"web:stuck{number}") for number in range(100))
         if keys.shard_of(each, resources.settings.shards) == shard(resources)
     )
-    await resources.redis.zadd(keys.live(shard(resources), "bot"), {keys.member(stuck): 0})
+    await resources.redis.zadd(keys.live(shard(resources), "shop"), {keys.member(stuck): 0})
     await resources.redis.set(keys.state(shard(resources), keys.member(stuck)), b"v:\xc1")
     await resources.redis.zrem(due, member)
 
@@ -65,6 +65,22 @@ async def test_conversation_that_cannot_be_read_ends_no_repair(resources: Resour
 
     assert repairs == 1
     assert await resources.redis.zscore(due, member) is not None
+
+
+async def test_a_session_that_is_not_found_by_its_user_is_added(resources: Resources, worker: Worker, session: str) -> None:
+    """Version 0.1.0 opened sessions without the look-up; a member without a session is deleted."""
+    users, bots = keys.users(shard(resources), "shop"), resources.config.bots_and_deleted()
+    foreign = keys.user_member("bob", Strand("shop", "web:bob"))
+    await resources.redis.zrem(users, keys.user_member("ann", ANN))
+    missing = await resources.live.sessions_of_user("shop", "ann")
+
+    added = await worker.consistency.run_once(bots)
+    await resources.redis.zadd(users, {foreign: 0})
+    deleted = await worker.consistency.run_once(bots)
+
+    assert (missing, added, deleted) == ([], 1, 1)
+    assert [found.session.id for found in await resources.live.sessions_of_user("shop", "ann")] == [session]
+    assert await resources.redis.zscore(users, foreign) is None
 
 
 @pytest.mark.parametrize("besides", (0, 12_000))

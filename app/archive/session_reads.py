@@ -71,6 +71,17 @@ async def page(conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPl
     return [_archived(row) for row in await conn.execute(_after(listed, after))]
 
 
+async def oldest_first(
+    conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int
+) -> list[ArchivedSession]:
+    """Sessions in the order of their opening, the first opened first; those after `after`."""
+    listed = select(*_COLUMNS).where(*conditions(wanted)).order_by(sessions.c.opened_at, sessions.c.id).limit(limit)
+    if after is not None:
+        at = instant(after.opened_at_ms)
+        listed = listed.where(sessions.c.opened_at >= at, tuple_(sessions.c.opened_at, sessions.c.id) > (at, after.id))
+    return [_archived(row) for row in await conn.execute(listed)]
+
+
 async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
     """A session's messages in order, those whose sequence is above `after`."""
     opened_at = instant(opened_at_ms_of(session_id))
@@ -81,6 +92,19 @@ async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, lim
         .limit(limit)
     )
     return [message_of(row) for row in await conn.execute(wanted)]
+
+
+async def messages_of_all(conn: AsyncConnection, of: Sequence[Session]) -> dict[str, list[Message]]:
+    """All messages of these sessions, each session's in order."""
+    opened = {instant(session.opened_at_ms) for session in of}
+    ids = [session.id for session in of]
+    wanted = (
+        select(messages).where(messages.c.session_id.in_(ids), messages.c.opened_at.in_(opened)).order_by(messages.c.sequence)
+    )
+    found: dict[str, list[Message]] = {session: [] for session in ids}
+    for row in await conn.execute(wanted):
+        found[row.session_id].append(message_of(row))
+    return found
 
 
 async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[str]) -> list[Message]:

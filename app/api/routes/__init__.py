@@ -9,6 +9,7 @@ from app.api.routes import (
     conversations,
     deliveries,
     endpoints,
+    exports,
     keys,
     operations,
     policies,
@@ -21,6 +22,7 @@ from app.api.routes import (
 _MODULES = (
     sessions,
     analytics,
+    exports,
     conversations,
     sandbox,
     bots,

@@ -1,0 +1,106 @@
+"""Exports of closed sessions and of their messages, streamed as CSV or NDJSON, compressed if the client takes gzip."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.api.auth import Reading
+from app.api.dependencies import ConfigDep, EngineDep
+from app.api.routes.sessions import FilterQuery
+from app.queries.exports import Format, Kind, encoded, place_of
+
+router = APIRouter(prefix="/v1/exports", tags=["analytics"])
+
+MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+_GZIP = 16 + zlib.MAX_WBITS
+_LEVEL = 6
+_HEAD_AND_PAGE = 2
+
+
+class ExportQuery(FilterQuery):
+    """Which sessions, and from where on."""
+
+    format: Annotated[Format, Field(description="One row a line: as CSV with a head line, or as JSON.")] = "ndjson"
+    after: Annotated[
+        str | None,
+        Field(
+            max_length=64,
+            description="Go on after this row: a session's id or, for messages, `<session id>:<sequence>`. No head line then.",
+            examples=["01a1fd8c-6900-7dff-8007-b98ca63b51ae"],
+        ),
+    ] = None
+
+
+_STREAM: dict[str, Any] = {
+    "response_class": StreamingResponse,
+    "response_model": None,
+    "responses": {
+        200: {
+            "description": "The rows, the first opened first.",
+            "content": {"text/csv": {"schema": {"type": "string"}}, "application/x-ndjson": {"schema": {"type": "string"}}},
+        }
+    },
+}
+
+
+@router.get("/sessions", **_STREAM)
+async def export_sessions(
+    request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
+) -> StreamingResponse:
+    """Closed sessions, every field, the first opened first. If it is cut, go on with `after` the last whole row."""
+    bots = principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot}))
+    return await _export(request, asked, kind="sessions", engine=engine, bots=bots)
+
+
+@router.get("/messages", **_STREAM)
+async def export_messages(
+    request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
+) -> StreamingResponse:
+    """The messages of closed sessions, session by session. If it is cut, go on with `after` the last whole row."""
+    bots = principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot}))
+    return await _export(request, asked, kind="messages", engine=engine, bots=bots)
+
+
+async def _export(
+    request: Request, asked: ExportQuery, *, kind: Kind, engine: AsyncEngine, bots: frozenset[str] | None
+) -> StreamingResponse:
+    after = None if asked.after is None else place_of(asked.after, kind=kind)
+    pieces = encoded(engine, asked.filter(bots), kind=kind, form=asked.format, after=after)
+    headers = {"content-disposition": f'attachment; filename="{kind}.{asked.format}"', "vary": "accept-encoding"}
+    pieces = await _begun(pieces)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers["content-encoding"] = "gzip"
+        pieces = _compressed(pieces)
+    return StreamingResponse(pieces, media_type=MEDIA_TYPES[asked.format], headers=headers)
+
+
+async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same pieces, the first of them read before the answer begins: a fault there is still a problem with its status."""
+    first = []
+    async for piece in pieces:
+        first.append(piece)
+        if len(first) == _HEAD_AND_PAGE:
+            break
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        for piece in first:
+            yield piece
+        async for piece in pieces:
+            yield piece
+
+    return all_of_them()
+
+
+async def _compressed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    packer = zlib.compressobj(level=_LEVEL, wbits=_GZIP)
+    async for piece in pieces:
+        packed = await asyncio.to_thread(packer.compress, piece)
+        if packed:
+            yield packed
+    yield packer.flush()

@@ -7,12 +7,12 @@ import time
 
 
 def monotonic_ms() -> float:
-    """This process's monotonic clock in ms; only differences mean anything."""
+    """This process's monotonic clock in ms; only differences have a meaning."""
     return time.monotonic() * 1000
 
 
 def wall_ms() -> int:
-    """The machine's own clock in ms since the epoch, for logs and for what happens before Redis answers."""
+    """The machine's own clock in ms since the epoch, for logs and for the time before Redis answers."""
     return time.time_ns() // 1_000_000
 
 
@@ -30,6 +30,6 @@ class Clock:
         return int(monotonic_ms() + self._offset_ms)
 
     def observe(self, redis_ms: float, *, sent_ms: float, received_ms: float) -> None:
-        """Take in a reply: `redis_ms` since the epoch; `sent_ms` and `received_ms` on the monotonic clock."""
+        """Adjust the offset by a reply: `redis_ms` since the epoch; `sent_ms` and `received_ms` on the monotonic clock."""
         lowest, highest = redis_ms - received_ms, redis_ms - sent_ms
         self._offset_ms = min(max(self._offset_ms, lowest), highest)

@@ -1,4 +1,4 @@
-"""Everything that Adjourn refuses, in one tree; `app.api.errors` turns each into RFC 9457 problem details.
+"""All refusals of Adjourn, in one tree; `app.api.errors` turns each into RFC 9457 problem details.
 
 AdjournError
 ├── Unauthenticated        401  no key, or one that is not known
@@ -10,7 +10,7 @@ AdjournError
 ├── UnsupportedMedia       415  a body of a kind that this route does not read
 ├── Invalid                422  a body or parameter that says something impossible
 ├── PreconditionRequired   428  `If-Match` is missing
-└── Unavailable            503  Redis or Postgres does not answer; nothing was lost, try again
+└── Unavailable            503  Redis or Postgres does not answer; nothing was lost, retry
 """
 
 from typing import ClassVar
@@ -94,4 +94,4 @@ class Unavailable(AdjournError):
 
 
 class CannotStart(Exception):
-    """A process cannot begin its work; the command line prints this one line and exits with 1. Never told by HTTP."""
+    """A process cannot begin its work; the command line prints this one line and exits with 1. It never reaches HTTP."""

@@ -4,7 +4,7 @@
                   Nothing is known of the data: try the same again later.
     bad_data      The data can never be stored: it was marked `BadData` when it was read, or Postgres refused it with an
                   SQLSTATE of class 22 (data), 23 (constraint) or 54 (limit). Trying again ends the same way.
-    bug           Everything else. The program is wrong; a `ValueError` of our own code belongs here. Log it with its traceback,
+    bug           Everything else. The program is wrong; a `ValueError` of its own code belongs here. Log it with its traceback,
                   keep the data, and try again: a later version may handle it.
 
 The archivist may reject only `bad_data`; jobs log `unreachable` as one warning and `bug` with a traceback; routes answer 503
@@ -52,7 +52,7 @@ class BadData(Exception):
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What went wrong. A bug unless there is evidence of another cause."""
+    """The cause of an exception: a bug, unless there is evidence of another one."""
     if isinstance(error, BadData):
         return "bad_data"
     state = sqlstate_of(error)

@@ -1,7 +1,7 @@
-"""Makes what must be new: ids, API keys, webhook secrets; and the digest that a key is known by.
+"""Makes new ids, API keys and webhook secrets, and the digest that a key is found by.
 
-Ids are UUIDv7, so rows lie in the order they were made in. A session's id is no business of this module: it is made of
-what the session is (`app.domain.strand.session_id`).
+Ids are UUIDv7, so rows lie in the order they were made in. A session's id is not made here: it is derived
+from the session (`app.domain.strand.session_id`).
 """
 
 from base64 import b64encode
@@ -27,12 +27,12 @@ def new_key() -> str:
 
 
 def key_digest(key: str) -> bytes:
-    """What a key is known by. A key has 256 random bits, so a plain SHA-256 gives nothing away."""
+    """The digest that a key is stored and found by. A key has 256 random bits, so a plain SHA-256 reveals nothing."""
     return sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def shown_prefix(key: str) -> str:
-    """The part of a key that lists may show, so that people can tell keys apart."""
+    """The part of a key that lists may show, so that people can distinguish keys."""
     return key[:SHOWN_PREFIX_LENGTH]
 
 

@@ -8,12 +8,9 @@ from contextlib import suppress
 from datetime import UTC
 from functools import partial
 
-import redis.exceptions
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
-from asyncpg import InterfaceError, PostgresError
-from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
@@ -24,7 +21,8 @@ from app.closing.sweep import close_deleted_sandboxes
 from app.config.publish import publish
 from app.config.records import BotConfig
 from app.delivery.dispatcher import Dispatcher
-from app.errors import AdjournError, Unavailable
+from app.errors import Unavailable
+from app.failures import failure_of
 from app.live.event_stream import EventStream
 from app.live.pipe import Pipe, RedisUnreachable
 from app.live.server import synchronize
@@ -36,18 +34,6 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 Job = Callable[[], Awaitable[object]]
-
-# What a server that is away or full sounds like: a line each tick says enough. A trace is for what is wrong with us.
-_AWAY = (
-    redis.exceptions.ConnectionError,
-    redis.exceptions.TimeoutError,
-    redis.exceptions.OutOfMemoryError,
-    SQLAlchemyError,
-    PostgresError,
-    InterfaceError,
-    OSError,
-)
-_OWN_FAULT = (DataError, IntegrityError, ProgrammingError)
 
 
 async def run(settings: Settings) -> None:
@@ -206,22 +192,19 @@ class Worker:
         await self.shard_lease.heartbeat(self._resources.clock.now_ms())
 
     async def _guarded(self, name: str, job: Job) -> None:
-        """A job that fails runs again at its next tick: nothing is lost by it, but somebody should know."""
+        """Count and log a failure; the job runs again at its next tick, so nothing is lost."""
         task = asyncio.current_task()
         if task is not None:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         try:
             await job()
-        except (AdjournError, *_AWAY) as error:
+        except Exception as error:
             FAILURES.labels(name).inc()
-            if isinstance(error, _OWN_FAULT):
-                log.exception("job failed", job=name)
-            else:
+            if failure_of(error) == "unreachable":  # expected: one warning per run, no traceback
                 log.warning("job failed", job=name, error=" ".join(str(error).split())[:300])
-        except Exception:
-            FAILURES.labels(name).inc()
-            log.exception("job failed", job=name)
+            else:
+                log.exception("job failed", job=name)
 
 
 async def _each(jobs: Iterable[Job]) -> None:

@@ -88,7 +88,7 @@ class ConfigReplica:
         return self._keys.get(digest)
 
     def context_of(self, bot: str) -> BotContext:
-        """What the ledger needs of a bot. Sessions of a bot that this replica does not have close by the default policy."""
+        """The context of a bot for the ledger. Sessions of a bot that this replica does not have close by the default policy."""
         found = self._contexts.get(bot)
         return found if found is not None else BotContext(BotRules(bot, PolicyVersion(0, 0, Policy())))
 

@@ -125,7 +125,7 @@ async def _move(redis: Redis, stored: Mark | None, changes: _Changes) -> bool:
 
 
 async def _read_changes(engine: AsyncEngine, stored: Mark | None) -> _Changes:
-    """What changed since `stored`; everything, if that is of another database or of a later state of a restored one.
+    """The rows that changed since `stored`; all rows, if that is of another database or of a later state of a restored one.
 
     One snapshot for all tables: the order of revisions is the order of commits, so what it shows is complete up to its revision.
     """

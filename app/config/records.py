@@ -1,4 +1,4 @@
-"""What is copied of the configuration: how it is stored in Redis, and as what a process uses it.
+"""The records of the configuration: as stored in Redis, and as processes use them.
 
 `BotRecord`, `EndpointConfig` and `KeyConfig` are the JSON values of the hash; `BotConfig` is a bot with its policy parsed. A
 field that is added needs a default as long as an older version may still publish.

@@ -68,7 +68,7 @@ class StateTooLarge(DomainError):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"the conversation's live state would take {size} bytes; at most {limit} are allowed",
+            f"the live state of the conversation or user would take {size} bytes; at most {limit} are allowed",
             hint="shorten the context, the tags or the variables, or delete variables that are no longer needed",
         )
         self.size = size

@@ -1,4 +1,4 @@
-"""What is wrong with an entry: every fault at once, each with its field and how to correct it.
+"""The faults of an entry, all at once: each with its field and how to correct it.
 
 The decoder of the hot path stops at the first fault and knows no domain. So an entry that it refuses is read once more, by the
 generic reader of the domain, which gathers all of them.

@@ -80,7 +80,7 @@ def _check_count(count: int, limit: int) -> None:
 
 
 def _elements(body: bytes, *, limit: int) -> list[bytes] | None:
-    """The elements of an array that no JSON reader reads, at most `limit` + 1 of them; None where they cannot be told apart.
+    """The elements of an array that no JSON reader reads, at most `limit` + 1 of them; None where they cannot be separated.
 
     It looks at brackets, commas and texts alone, so half a surrogate pair or endless nesting stays in its own element, where it
     is refused. Where the array itself is broken it gives up: an entry is accepted only if it is certain where it begins and ends.

@@ -1,7 +1,7 @@
 """How states, messages, sessions and event records are stored in Redis: msgpack arrays, positions instead of names.
 
-Only the encoders and decoders live here; the records themselves belong to `app.domain.records`. What an older version wrote is
-still read: records only ever grow at the end, each new field with a default.
+Only the encoders and decoders live here; the records themselves belong to `app.domain.records`. Records of an older
+version are still read: a record only ever grows at the end, each new field with a default.
 """
 
 from typing import Any

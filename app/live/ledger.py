@@ -35,7 +35,7 @@ _PATIENCE_MS = 5_000
 
 
 class BotContext(Struct, frozen=True):
-    """What the ledger needs of a bot: its rules, whether it has a clock of its own, the event types not to emit."""
+    """The facts that the ledger needs of a bot: its rules, whether it has a clock of its own, the event types not to emit."""
 
     rules: BotRules
     sandbox: bool = False

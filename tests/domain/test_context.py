@@ -295,7 +295,7 @@ def test_live_state_is_limited() -> None:
         talk.say("user", "b", sentiment={f"tone{number}": 0.5 for number in range(1_000)}, at=0)
     assert refused.value.limit == 65_536 < refused.value.size < 70_000
     assert refused.value.message == (
-        f"the conversation's live state would take {refused.value.size} bytes; at most 65536 are allowed"
+        f"the live state of the conversation or user would take {refused.value.size} bytes; at most 65536 are allowed"
     )
     assert refused.value.hint.startswith("shorten the context, the tags or the variables, or delete variables")
     assert talk.state is state

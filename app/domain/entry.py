@@ -95,31 +95,85 @@ _MS = timedelta(milliseconds=1)
 class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One message or event as reported. `channel` is in lower case, `role` one of the four, `sent_at` an instant."""
 
-    user_id: Id
-    role: RoleGiven
-    message_id: Id | None = None
-    channel: AnyCaseSlug = "web"
-    conversation_id: Id | None = None
-    client_session_id: Id | None = None
-    type: EntryType = "message"
-    text: Annotated[str, Meta(max_length=32_768)] | None = None
-    intent: Intent | None = None
-    intent_valid: bool = True
-    language: Language | None = None
-    tags: Annotated[tuple[Tag, ...], Meta(max_length=64, extra={"expected": "up to 64 texts of 1 to 128 characters"})] = ()
-    sentiment: (
+    user_id: Annotated[Id, Meta(description="Your id for the user.", examples=["ann"])]
+    role: Annotated[
+        RoleGiven,
+        Meta(description="Who it comes from. Synonyms: `human`, `customer` (user), `assistant`, `ai` (bot), `tool` (system)."),
+    ]
+    message_id: Annotated[
+        Id | None,
+        Meta(
+            description="Your id for the entry: a repeat gets the first answer and changes nothing. Generated if left out.",
+            examples=["m1"],
+        ),
+    ] = None
+    channel: Annotated[AnyCaseSlug, Meta(description="The channel, in any case.", examples=["web"])] = "web"
+    conversation_id: Annotated[
+        Id | None, Meta(description="Your id for the thread with this user; channel and user if left out.", examples=["web:ann"])
+    ] = None
+    client_session_id: Annotated[
+        Id | None, Meta(description="Your id for the session, with the method `client`.", examples=["visit-1"])
+    ] = None
+    type: Annotated[EntryType, Meta(description="A message, or which event.")] = "message"
+    text: Annotated[
+        Annotated[str, Meta(max_length=32_768)] | None, Meta(description="What was said.", examples=["Where is my order?"])
+    ] = None
+    intent: Annotated[Intent | None, Meta(description="The intent that your bot recognised.", examples=["order.status"])] = None
+    intent_valid: Annotated[bool, Meta(description="Whether the input was valid for the intent.", examples=[True])] = True
+    language: Annotated[Language | None, Meta(description="The language.", examples=["en"])] = None
+    tags: Annotated[
+        Annotated[tuple[Tag, ...], Meta(max_length=64, extra={"expected": "up to 64 texts of 1 to 128 characters"})],
+        Meta(description="A set of tags: it replaces the current set.", examples=[["vip"]]),
+    ] = ()
+    sentiment: Annotated[
         Annotated[dict[str, float], Meta(extra={"expected": 'an object of tones and their levels, such as {"angry": 0.7}'})]
-        | None
-    ) = None
-    context: dict[str, Any] | None = None
-    sent_at: SentAt | None = None
-    developer: bool = False
-    refresh: bool = False
-    window_id: Id | None = None
-    source: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
-    in_reply_to: Id | None = None
-    metadata: dict[str, Any] | None = None
-    session_metadata: dict[str, Any] | None = None
+        | None,
+        Meta(description="Level by tone.", examples=[{"angry": 0.7}]),
+    ] = None
+    context: Annotated[
+        dict[str, Any] | None,
+        Meta(description="Topic and details of the dialog, up to 32 levels deep.", examples=[{"topic": "order"}]),
+    ] = None
+    sent_at: Annotated[
+        SentAt | None,
+        Meta(
+            description="When it was sent: RFC 3339 with an offset, or ms since the epoch. It moves a clock only in a sandbox.",
+            examples=["2026-11-21T10:00:00Z"],
+        ),
+    ] = None
+    developer: Annotated[
+        bool, Meta(description="Whether a developer tests: the session is flagged and never billed.", examples=[False])
+    ] = False
+    refresh: Annotated[
+        bool,
+        Meta(
+            description="Whether to clear everything, close as `refresh`, and open a new session with this entry.",
+            examples=[False],
+        ),
+    ] = False
+    window_id: Annotated[Id | None, Meta(description="The window or tab, on channel `help`.", examples=["window-1"])] = None
+    source: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=64)] | None,
+        Meta(description="How the article was opened: click, link, search.", examples=["click"]),
+    ] = None
+    in_reply_to: Annotated[
+        Id | None,
+        Meta(
+            description="The `event_id` of the closure message or reminder that this entry passes on: it opens no session.",
+            examples=["5f0c6f0e-6f0b-5b8e-9a55-0d5d2a3a9f11"],
+        ),
+    ] = None
+    metadata: Annotated[
+        dict[str, Any] | None,
+        Meta(description="Your own data of the message, up to 32 levels deep.", examples=[{"page": "/cart"}]),
+    ] = None
+    session_metadata: Annotated[
+        dict[str, Any] | None,
+        Meta(
+            description="Your own data of the session, up to 8 KB: merged, the newest value of a key. Webhooks carry it.",
+            examples=[{"phone": "+5491122334455"}],
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Reduce what may be spelt in several ways to one spelling."""

@@ -7,16 +7,17 @@ import asyncio
 from collections.abc import Sequence
 from functools import lru_cache
 from secrets import token_hex
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from app.clock import Clock
 from app.config.records import BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.domain.instants import ms_of, rfc3339
-from app.domain.records import Receive
+from app.domain.records import Reason, Receive, SessionOpening
 from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
@@ -32,24 +33,33 @@ encode = msgspec.json.Encoder().encode
 """An answer's JSON."""
 
 
+# Ids and instants are texts here: encoding an answer is on the path of every message. The document shows their formats.
+_Uuid = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+_Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+
+
 class ClosedView(Struct, frozen=True):
     """A session that an entry ended, as JSON."""
 
-    session_id: str
-    reason: str
+    session_id: Annotated[_Uuid, Meta(description="Id of the session.")]
+    reason: Annotated[Reason, Meta(description="Why it closed.")]
 
 
 class Receipt(Struct, frozen=True):
     """The answer to an entry, as JSON."""
 
-    message_id: str
-    session_id: str | None
-    session: str
-    sequence: int
-    closes_at: str | None
-    received_at: str
-    duplicate: bool
-    closed: list[ClosedView]
+    message_id: Annotated[str, Meta(description="Id of the entry, the bot's or the generated one.", examples=["m1"])]
+    session_id: Annotated[_Uuid | None, Meta(description="Id of the session that it belongs to; null if it belongs to none.")]
+    session: Annotated[
+        SessionOpening, Meta(description="`opened` by this entry, `continued`, `late` (kept with a closed session), or `none`.")
+    ]
+    sequence: Annotated[int, Meta(description="Its place in the session, from 1; 0 without a session.", examples=[1])]
+    closes_at: Annotated[
+        _Instant | None, Meta(description="When the session closes if nothing more comes; null if it is closed.")
+    ]
+    received_at: Annotated[_Instant, Meta(description="When it was received: its instant for all rules.")]
+    duplicate: Annotated[bool, Meta(description="Whether it came before: this is the first answer again.")]
+    closed: Annotated[list[ClosedView], Meta(description="The sessions that it ended.")]
 
 
 class Intake:

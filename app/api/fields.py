@@ -27,9 +27,8 @@ Instant = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"
 """An instant in an answer: RFC 3339 in UTC with milliseconds."""
 Slug = Annotated[str, Field(min_length=1, max_length=LONGEST_SLUG, pattern=SLUG_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=ID_PATTERN)]
-Name = Annotated[
-    str, Field(min_length=1, max_length=200, pattern=ID_PATTERN, description="For people; need not be unique.", examples=["Shop"])
-]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=ID_PATTERN)]
+ABOUT_NAME = Field(description="For people; need not be unique.", examples=["Shop"])
 ConversationText = Annotated[str, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
 
 

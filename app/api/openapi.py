@@ -51,6 +51,7 @@ _EXAMPLES = {
     "uuid": "01a1fd8c-6900-7dff-8007-b98ca63b51ae",
     "date-time": "2026-11-21T10:00:00.000Z",
 }
+_FASTAPI_S_OWN = {"description": "Validation Error"}
 _BATCH = Settings.model_fields["max_batch_entries"].default
 
 
@@ -65,7 +66,7 @@ class BatchAnswer(Struct, frozen=True):
 
     accepted: Annotated[int, Meta(description="How many entries were accepted.", examples=[4])]
     refused: Annotated[int, Meta(description="How many entries were refused.", examples=[1])]
-    answers: Annotated[list[Any], Meta(description="The result of each entry, in order.")]
+    answers: Annotated[list[Any], Meta(description="The result of each entry, in order.", examples=[[]])]
 
 
 def document_of(made: Json) -> Json:
@@ -98,6 +99,14 @@ def _domain_schemas() -> Json:
     # Structs of msgspec are told apart by a tag, which these answers do not have.
     schemas["BatchAnswer"]["properties"]["answers"]["items"] = {"anyOf": [_ref("Receipt"), _ref("EntryError")]}
     schemas["EntryError"]["properties"]["error"] = {**_ref("Problem"), "description": "Why it was refused."}
+    # A component of its own, so that the two policies share it.
+    channels = schemas["Policy"]["properties"]["channels"]
+    schemas["ChannelOverrides"] = {
+        **channels,
+        "title": "ChannelOverrides",
+        "examples": [{"whatsapp": {"inactivity_minutes": 1440}}],
+    }
+    schemas["Policy"]["properties"]["channels"] = {**_ref("ChannelOverrides"), "description": channels["description"]}
     schemas["PolicyToSave"] = {
         "title": "PolicyToSave",
         "description": "A policy in a request: a preset's name and overrides, or fields alone; what is left out has its default.",
@@ -131,7 +140,6 @@ def _ref(name: str) -> Json:
 
 def _ingest_paths() -> Json:
     many = {"type": "array", "items": _ref("Entry"), "maxItems": _BATCH}
-    lines = {"type": "string", "description": "One entry a line.", "examples": ['{"user_id": "ann", "role": "user"}\n']}
     return {
         "/v1/bots/{bot}/messages": {
             "post": _ingest("post_message", "Report one entry", {"application/json": {"schema": _ref("Entry")}}, "Receipt")
@@ -140,18 +148,20 @@ def _ingest_paths() -> Json:
             "post": _ingest(
                 "post_messages",
                 f"Report up to {_BATCH} entries; a bad one does not fail its neighbours",
-                {"application/json": {"schema": many}, "application/x-ndjson": {"schema": lines}},
+                {"application/json": {"schema": many}},
                 "BatchAnswer",
+                # Not a second content type of the body: generators of clients do not know it, and drop the whole operation.
+                more=" `application/x-ndjson`, one entry a line, is read, too.",
             )
         },
     }
 
 
-def _ingest(name: str, summary: str, content: Json, answer: str) -> Json:
+def _ingest(name: str, summary: str, content: Json, answer: str, *, more: str = "") -> Json:
     return {
         "operationId": name,
         "summary": summary,
-        "description": f"{summary}. What it answers with 200 is committed.",
+        "description": f"{summary}. An entry with a receipt is committed.{more}",
         "tags": ["ingest"],
         "security": [{"HTTPBearer": []}],
         "parameters": [
@@ -192,11 +202,12 @@ def _add_errors(path: str, operation: Json) -> None:
     """Add the errors that follow from what an operation takes, and give each the one shape of problem details."""
     responses = operation["responses"]
     for kind in _errors(path, operation):
-        responses.setdefault(str(kind.status), {"description": kind.title})
+        if responses.get(str(kind.status), _FASTAPI_S_OWN)["description"] == _FASTAPI_S_OWN["description"]:
+            responses[str(kind.status)] = {"description": kind.title}
     for status, response in responses.items():
         if status >= str(BadRequest.status) and "Readiness" not in str(response.get("content")):
             response["content"] = {PROBLEM_JSON: {"schema": _ref("Problem")}}
-    if path.startswith("/v1"):
+    if str(Unavailable.status) in responses and "security" in operation:
         wait = {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "examples": [2]}}
         responses[str(Unavailable.status)]["headers"] = {"Retry-After": wait}
     operation["responses"] = dict(sorted(responses.items()))
@@ -209,7 +220,7 @@ def _errors(path: str, operation: Json) -> Iterator[type[AdjournError]]:
         yield from (Unauthenticated, Forbidden, Invalid, Unavailable)
     if operation.get("parameters"):
         yield Invalid
-    if "{" in path:
+    if "{" in path or any(parameter["name"] == "bot" for parameter in operation.get("parameters", ())):
         yield NotFound
     if "requestBody" in operation:
         yield from (BadRequest, TooLarge, UnsupportedMedia)
@@ -265,21 +276,25 @@ def _described(document: Json) -> Iterator[Json]:
 
 def _add_example(schema: Json) -> None:
     if "examples" not in schema and "$ref" not in schema:
-        example = list(_examples(schema))
-        if example:
-            schema["examples"] = example[:1]
+        examples = list(_examples(schema))
+        if examples:
+            schema["examples"] = examples[:1]
 
 
 def _examples(schema: Json) -> Iterator[Any]:
-    """An example that a type itself gives, if it gives one."""
-    if "const" in schema:
-        yield schema["const"]
-    elif "enum" in schema:
-        yield schema["enum"][0]
-    elif schema.get("type") == "boolean":
-        yield schema.get("default") is True
-    elif schema.get("format") in _EXAMPLES:
+    """Examples that a type itself gives, the best first."""
+    if schema.get("default") is not None:
+        yield schema["default"]
+    for name in ("const", "minimum"):
+        if name in schema:
+            yield schema[name]
+    yield from schema.get("enum", ())
+    if schema.get("format") in _EXAMPLES:
         yield _EXAMPLES[schema["format"]]
+    if schema.get("type") == "boolean":
+        yield True
+    if schema.get("type") == "array":
+        yield from ([example] for example in _examples(schema.get("items", {})))
     for inner in schema.get("anyOf", ()):
         yield from _examples(inner)
 

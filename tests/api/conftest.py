@@ -1,5 +1,6 @@
 """The whole app in this process on real servers, a worker whose jobs tests run one by one, and clients by key."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
@@ -20,7 +21,14 @@ Json = dict[str, Any]
 
 
 class Client(httpx.AsyncClient):
-    """An HTTP client that can insist on success."""
+    """An HTTP client that can insist on success, and on answers that the OpenAPI document knows."""
+
+    async def request(self, method: str, url: httpx.URL | str, **more: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        reply = await super().request(method, url, **more)
+        transport = self._transport
+        if isinstance(transport, httpx.ASGITransport) and isinstance(transport.app, FastAPI):
+            check_documented(transport.app, method, reply)
+        return reply
 
     async def ok(self, method: str, path: str, json: object = None, **more: Any) -> Any:  # noqa: ANN401 - any JSON
         """The answer's JSON (None without a body); fails with what was answered otherwise."""
@@ -37,6 +45,17 @@ class Client(httpx.AsyncClient):
         assert problem["status"] == reply.status_code
         assert problem["request_id"] == reply.headers["x-request-id"]
         return problem
+
+
+def check_documented(app: FastAPI, method: str, reply: httpx.Response) -> None:
+    """Fail if a route gives an answer that the document does not say it gives."""
+    path = reply.request.url.path
+    for template, operations in sorted(app.openapi()["paths"].items(), key=lambda each: "{" in each[0]):
+        pattern = re.sub(r"\\\{conversation_id\\\}", ".+", re.escape(template))
+        if re.fullmatch(re.sub(r"\\\{\w+\\\}", "[^/]+", pattern), path) and method.lower() in operations:
+            documented = operations[method.lower()]["responses"]
+            assert str(reply.status_code) in documented, f"{method} {template} does not document {reply.status_code}"
+            return
 
 
 class ClientMaker(Protocol):

@@ -32,6 +32,7 @@ NOT_IMPORTED = {
     "dev": {
         "import-linter": "run by `make check`",
         "mutmut": "run by `make mutants`",
+        "openapi-python-client": "run by tests/api/test_openapi.py",
         "mypy": "run by `make check`",
         "pytest-asyncio": "a plugin",
         "pytest-cov": "a plugin",

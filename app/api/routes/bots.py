@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, found
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep
-from app.api.fields import Body, BotPath, Instant, Name, PolicyToSave, Slug
+from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, Slug
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
 from app.archive import bots, policies
@@ -42,7 +42,7 @@ class NewBot(Body):
     """A bot to create."""
 
     id: _Id
-    name: Annotated[Name | None, Field(description="For people; the id if left out.")] = None
+    name: Annotated[Name | None, Field(description="For people; the id if left out.", examples=["Shop"])] = None
     sandbox: _Sandbox = False
     clock_mode: _ClockMode = None
     policy: Annotated[PolicyToSave, Field(description="Version 1 of the policy; the defaults if left out.")] = Field(
@@ -59,7 +59,7 @@ class NewBot(Body):
 class BotChange(Body):
     """Fields to change; a field that is left out stays as it is. `sandbox` cannot be changed."""
 
-    name: Name | None = None
+    name: Annotated[Name | None, ABOUT_NAME] = None
     clock_mode: _ClockMode = None
 
 

@@ -78,10 +78,10 @@ class Variable(VariableValue):
     name: Annotated[str, Field(description="Name of the variable.", examples=["order"])]
 
 
-class Variables(BaseModel):
+class VariableMap(BaseModel):
     """A conversation's variables."""
 
-    variables: Annotated[dict[str, VariableValue], Field(description="By name.")]
+    variables: Annotated[dict[str, VariableValue], Field(description="By name.", examples=[{}])]
 
 
 class DialogContext(BaseModel):
@@ -170,7 +170,7 @@ async def read_context(_: Reading, strand: StrandDep) -> JsonResponse:
     return JsonResponse(context_view(await strand.state()))
 
 
-@router.get(_STRAND + "/variables", **answers(Variables))
+@router.get(_STRAND + "/variables", **answers(VariableMap))
 async def list_variables(_: Reading, strand: StrandDep) -> JsonResponse:
     """All variables that have not expired, by name."""
     return JsonResponse({"variables": await strand.variables()})

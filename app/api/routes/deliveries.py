@@ -19,7 +19,7 @@ from app.archive import audit, delivery_log, endpoints
 from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
 from app.clock import Clock
 from app.domain.instants import ms_of, rfc3339
-from app.errors import Conflict
+from app.errors import Conflict, NotFound
 
 router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
 
@@ -162,7 +162,7 @@ async def read_delivery(delivery_id: _DeliveryPath, engine: EngineDep, principal
         return DeliveryDetail.with_history(row, await delivery_log.attempts_of(conn, row.id))
 
 
-@router.post("/replay")
+@router.post("/replay", responses=refuses(NotFound))
 async def replay_deliveries(asked: ReplayMany, engine: EngineDep, clock: ClockDep, principal: Administering) -> ReplayedCount:
     """Send all dead letters since an instant again, of an endpoint or of a bot; disabled endpoints are left out."""
     principal.require("admin", bot=asked.bot)

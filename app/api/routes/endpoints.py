@@ -39,37 +39,30 @@ def _each_once(events: list[EventType]) -> list[EventType]:
     return [event for event in get_args(EventType) if event in events]
 
 
-_Url = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=2048,
-        pattern=ID_PATTERN,
-        description="Where webhooks are sent by POST.",
-        examples=["https://example.com/webhooks"],
-    ),
-]
+_Url = Annotated[str, Field(min_length=1, max_length=2048, pattern=ID_PATTERN)]
+_ABOUT_URL = Field(description="Where webhooks are sent by POST.", examples=["https://example.com/webhooks"])
 _Events = Annotated[
     list[EventType],
-    Field(min_length=1, max_length=20, description="The events that are sent to it.", examples=[["session.closed"]]),
+    Field(min_length=1, max_length=20),
     AfterValidator(_each_once),
 ]
-_Enabled = Annotated[bool, Field(description="Whether webhooks are sent to it.", examples=[True])]
+_ABOUT_EVENTS = Field(description="The events that are sent to it.", examples=[["session.closed"]])
+_ABOUT_ENABLED = Field(description="Whether webhooks are sent to it.")
 
 
 class NewEndpoint(Body):
     """An endpoint to add to a bot."""
 
-    url: _Url
-    events: _Events = Field(default_factory=lambda: list(DEFAULT_EVENTS))
+    url: Annotated[_Url, _ABOUT_URL]
+    events: Annotated[_Events, _ABOUT_EVENTS] = Field(default_factory=lambda: list(DEFAULT_EVENTS))
 
 
 class EndpointChange(Body):
     """Fields to change; a field that is left out stays as it is. Enabling an endpoint again clears `disabled_reason`."""
 
-    url: _Url | None = None
-    events: _Events | None = None
-    enabled: _Enabled | None = None
+    url: Annotated[_Url | None, _ABOUT_URL] = None
+    events: Annotated[_Events | None, _ABOUT_EVENTS] = None
+    enabled: Annotated[bool | None, _ABOUT_ENABLED] = None
 
 
 class EndpointView(BaseModel):
@@ -77,9 +70,9 @@ class EndpointView(BaseModel):
 
     id: Annotated[Id, Field(description="Id of the endpoint.")]
     bot: Annotated[str, Field(description="Id of its bot.", examples=["shop"])]
-    url: Annotated[str, Field(description="Where webhooks are sent by POST.", examples=["https://example.com/webhooks"])]
-    events: Annotated[list[EventType], Field(description="The events that are sent to it.", examples=[["session.closed"]])]
-    enabled: _Enabled
+    url: Annotated[str, _ABOUT_URL]
+    events: Annotated[list[EventType], _ABOUT_EVENTS]
+    enabled: Annotated[bool, _ABOUT_ENABLED]
     disabled_reason: Annotated[
         str | None, Field(description="Why Adjourn disabled it, if it did.", examples=["the endpoint answered 410"])
     ]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, KeyScope, Principal, found, id_of
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep
-from app.api.fields import Body, Id, Instant, Name, Slug
+from app.api.fields import ABOUT_NAME, Body, Id, Instant, Name, Slug
 from app.api.paging import Next, Page, Paged
 from app.archive import bots, keys
 from app.domain.errors import Fault
@@ -35,7 +35,7 @@ def _each_once(scopes: list[KeyScope]) -> list[KeyScope]:
 class NewKey(Body):
     """A key to create."""
 
-    name: Name
+    name: Annotated[Name, ABOUT_NAME]
     scopes: Annotated[
         list[KeyScope], Field(min_length=1, max_length=3, description=_SCOPES, examples=[["ingest"]]), AfterValidator(_each_once)
     ]

@@ -89,7 +89,7 @@ class PresetView(BaseModel):
     resolved: Annotated[PolicyValues, Field(description="The whole policy that these values and the defaults come to.")]
 
 
-class Presets(BaseModel):
+class PresetList(BaseModel):
     """All presets."""
 
     presets: Annotated[list[PresetView], Field(description="The presets.")]
@@ -114,7 +114,9 @@ class PolicyDescription(ChannelDescription):
     """What a policy does, before it is saved."""
 
     policy: Annotated[PolicyValues, Field(description="The value of every field, from the preset and the defaults, too.")]
-    channels: Annotated[dict[str, ChannelDescription], Field(description="By channel, for the channels that have overrides.")]
+    channels: Annotated[
+        dict[str, ChannelDescription], Field(description="By channel, for the channels that have overrides.", examples=[{}])
+    ]
     notices: _Notices
 
 
@@ -171,9 +173,9 @@ async def list_policy_versions(bot: BotPath, engine: EngineDep, _: Administering
 
 
 @router.get("/presets")
-async def list_presets(_: AnyKey) -> Presets:
+async def list_presets(_: AnyKey) -> PresetList:
     """The presets: `{"preset": "aivo"}` in a policy stands for these values, and fields set beside it override them."""
-    return Presets(
+    return PresetList(
         presets=[
             PresetView(name=name, values=values, resolved=policy_view(policy_from({"preset": name})))
             for name, values in PRESETS.items()

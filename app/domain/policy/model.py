@@ -52,10 +52,12 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     on_survey_answered: Annotated[OnSignal, Meta(description="What a survey's answer in time does to the session.")] = "continue"
     discard_closes: Annotated[bool, Meta(description="Whether `discard` closes the session after clearing.")] = True
     discard_utterances: Annotated[
-        Utterances, Meta(description="A user's message that is one of these texts, in any case, discards.")
+        Utterances,
+        Meta(description="A user's message that is one of these texts, in any case, discards.", examples=[["discard"]]),
     ] = ()
     discard_all_utterances: Annotated[
-        Utterances, Meta(description="A user's message that is one of these texts, in any case, discards all.")
+        Utterances,
+        Meta(description="A user's message that is one of these texts, in any case, discards all.", examples=[["discard all"]]),
     ] = ()
     starts_with: Annotated[
         Annotated[tuple[Starter, ...], Meta(min_length=1, max_length=len(STARTERS))],
@@ -79,7 +81,7 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     ] = 0
     epilogue_intents: Annotated[
         Annotated[tuple[Intent, ...], Meta(max_length=32)],
-        Meta(description="Intents of messages that are late in that time, too, such as thanks."),
+        Meta(description="Intents of messages that are late in that time, too, such as thanks.", examples=[["thanks"]]),
     ] = ()
 
 

@@ -46,8 +46,16 @@ Channels = Annotated[
 class Spoken(Struct, frozen=True, kw_only=True):
     """A text for a user, by language, with `default` for all others, on the channels that can show it; None for all."""
 
-    texts: Annotated[Texts, Meta(description="Language tag to text; `default` is required. Placeholders: minutes, user_id, bot.")]
-    channels: Annotated[Channels | None, Meta(description="The channels that can show it; null for all.")] = None
+    texts: Annotated[
+        Texts,
+        Meta(
+            description="Language tag to text; `default` is required. Placeholders: minutes, user_id, bot.",
+            examples=[{"default": "Bye!", "es": "¡Adiós!"}],
+        ),
+    ]
+    channels: Annotated[Channels | None, Meta(description="The channels that can show it; null for all.", examples=[["web"]])] = (
+        None
+    )
 
 
 class ClosureMessage(Spoken, frozen=True, kw_only=True):

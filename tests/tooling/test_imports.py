@@ -52,8 +52,14 @@ def imported(*folders: str) -> set[str]:
         if path.endswith(".py") and path.partition("/")[0] in folders:
             for name in _top_level_names(ast.parse(text)):
                 if name not in sys.stdlib_module_names | OWN:
-                    found |= {canonicalize_name(distribution) for distribution in known.get(name, [name])[:1]}
+                    found.add(canonicalize_name(known[name][0]) if name in known else _declared_as(name))
     return found
+
+
+def _declared_as(name: str) -> str:
+    """The declared distribution of a module that is not installed here: the one whose name ends with the module's."""
+    everything = declared("dependencies") | declared("embedded") | declared("dev")
+    return next((each for each in everything if each.split("-")[-1] == name.lower()), name)
 
 
 def _top_level_names(tree: ast.Module) -> Iterator[str]:

@@ -114,6 +114,33 @@ def replay(
     sys.exit(run(file, bot=bot, url=url, key=key, speed=speed, most=batch))
 
 
+class Exported(StrEnum):
+    SESSIONS = "sessions"
+    MESSAGES = "messages"
+
+
+class ExportFormat(StrEnum):
+    CSV = "csv"
+    NDJSON = "ndjson"
+
+
+@app.command()
+def export(
+    kind: Annotated[Exported, typer.Argument(help="Rows to export.")],
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="One row a line, as CSV or JSON.")] = ExportFormat.NDJSON,
+    where: Annotated[list[str] | None, typer.Option(help="Filter of GET /v1/sessions, such as bot=shop. Repeatable.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a file that was cut.")] = False,
+    url: Annotated[str, typer.Option(help="URL of the API.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="ADJOURN_KEY", help="API key with the scope read.")] = None,
+) -> None:
+    """Write closed sessions or their messages to a file."""
+    from app.export import Export, run
+
+    filters = dict(part.partition("=")[::2] for part in where or [])
+    run(Export(kind.value, form.value, filters), output, url=url, key=key, resume=resume)
+
+
 @app.command()
 def demo() -> None:
     """Play a day of traffic through a whole system, and compare the result with the script. Exits with 1 if they differ."""

@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive.rows import message_of
 from app.archive.tables import instant, messages, sessions
 from app.domain.instants import DAY_MS, HOUR_MS
+from app.domain.policy.model import LONGEST_SESSION_HOURS
 from app.domain.records import Message, Session
 from app.domain.strand import Strand, opened_at_ms_of
 
 # The longest that a policy lets a session be open (`max_duration_hours`), and a day to spare.
-LONGEST_SESSION_MS = 720 * HOUR_MS + DAY_MS
+LONGEST_SESSION_MS = LONGEST_SESSION_HOURS * HOUR_MS + DAY_MS
 
 _decode_session = msgspec.json.Decoder(Session).decode
 # As text: the driver's own decoding would make lists of it, only for them to be read again.

@@ -1,4 +1,4 @@
-"""Why a session is as it is: what opened it, what moved its deadline last, what closed it, under which policy; words and data."""
+"""Why a session is as it is: the entries and rules that opened it, moved its deadline last and closed it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,7 +50,7 @@ DEADLINE_RULES: dict[Reason, str] = {
 def explain(strand: Strand, session: Session, messages: Sequence[Message] = ()) -> dict[str, Any]:
     """`words`: sentences, in the order of the session's life; `data`: the same for programs.
 
-    With the session's messages at hand the entries are told with role and type, else by id alone.
+    With the session's messages at hand the entries are named with role and type, else by id alone.
     """
     known = {message.message_id: message for message in messages}
     data = {
@@ -64,6 +64,7 @@ def explain(strand: Strand, session: Session, messages: Sequence[Message] = ()) 
         "deadline": _deadline(session, known),
         "reminded_at": rfc3339_or_none(session.reminded_at_ms),
         "closed": _closed(session, known),
+        "late_entries": session.late_entries,
     }
     return {"words": list(_words(session, data)), "data": data}
 
@@ -88,7 +89,9 @@ def _deadline(session: Session, known: dict[str, Message]) -> dict[str, Any]:
 def _closed(session: Session, known: dict[str, Message]) -> dict[str, Any] | None:
     if session.closed_at_ms is None:
         return None
-    return _cause(session.closed_at_ms, session.closing_rule or "", session.closed_by, known) | {"reason": session.reason}
+    by_key = session.reason == "api"
+    cause = _cause(session.closed_at_ms, session.closing_rule or "", None if by_key else session.closed_by, known)
+    return cause | {"reason": session.reason, "key": session.closed_by if by_key else None}
 
 
 def _words(session: Session, data: dict[str, Any]) -> Iterator[str]:
@@ -108,10 +111,14 @@ def _words(session: Session, data: dict[str, Any]) -> Iterator[str]:
         yield "It is open."
         return
     closer = "" if closed["message_id"] is None else f" with {_entry(closed)}"
+    if closed["key"] is not None:
+        closer = f" with the API key {closed['key']!r}"
     yield (
         f"It closed at {closed['at']} as `{closed['reason']}`{closer}: {closed['because']} ({closed['rule']}), "
         f"under policy version {session.policy_version}."
     )
+    if session.late_entries:
+        yield f"Late entries came after that: {session.late_entries}. They reopened nothing."
 
 
 def _entry(cause: dict[str, Any]) -> str:

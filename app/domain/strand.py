@@ -1,7 +1,7 @@
-"""The strand: what sessions follow one another in, and the ids made from it.
+"""The strand, in which sessions follow one another, and the ids made from it.
 
-A strand is a conversation or, where several sessions of it may be open side by side (method `client`,
-windows of the help channel), one thread of it. Sessions of one strand never overlap; every decision is about one strand.
+A strand is a conversation or, where several sessions of it may be open side by side (method `client`, windows of the help
+channel, several channels), one thread of it. Sessions of one strand never overlap; every decision is about one strand.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 
 from msgspec import Struct
 
-from app.domain.entry import Entry
+from app.domain.entry import LONGEST_SLUG, Entry
 from app.domain.errors import InvalidEntry
 from app.domain.policy.model import PolicyVersion
 from app.domain.records import Event
@@ -19,12 +19,17 @@ HASH_BITS = 12
 MAX_SHARDS = 1 << HASH_BITS
 GENERATION_BITS = 12
 HELP = "help"
+DEFAULT_CHANNEL = "web"
+LONGEST_THREAD = LONGEST_SLUG + 1 + 256
 EVENT_NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
 LONGEST_CONVERSATION = len(HELP) + 1 + 3 * 256 + 1 + 256  # a default one, every character of its user written as `%3A`
 
 
 class Strand(Struct, frozen=True, gc=False, order=True):
-    """`thread` is empty, the client's session id (method `client`) or the window (channel `help`)."""
+    """`thread` is empty, the client's session id (method `client`) or the window (channel `help`).
+
+    In a conversation that the bot names, the channel comes before it, unless it is `web`: `sms`, `sms:<client's session>`.
+    """
 
     bot: str
     conversation: str
@@ -32,11 +37,20 @@ class Strand(Struct, frozen=True, gc=False, order=True):
 
 
 def strand_of(bot: str, entry: Entry, policy: PolicyVersion) -> Strand:
-    """The strand that an entry belongs to: its conversation and, within it, the client's session or the help window.
+    """The strand that an entry belongs to: its conversation and, within it, channel and client's session or help window.
 
+    A conversation over several channels has a session in each (ruling 12). The default conversation is one of its channel.
     Raises `InvalidEntry` under method `client` for an entry without `client_session_id` (B11).
     """
-    conversation = entry.conversation_id or default_conversation(entry)
+    default = default_conversation(entry)
+    conversation = entry.conversation_id or default
+    channel = "" if conversation == default or entry.channel == DEFAULT_CHANNEL else entry.channel
+    thread = _thread(entry, policy)
+    return Strand(bot, conversation, f"{channel}:{thread}" if channel and thread else channel or thread)
+
+
+def _thread(entry: Entry, policy: PolicyVersion) -> str:
+    """The client's session, where the method asks for it, or the help window."""
     if policy.terms(entry.channel).policy.method == "client":
         if entry.client_session_id is None:
             raise InvalidEntry(
@@ -44,8 +58,8 @@ def strand_of(bot: str, entry: Entry, policy: PolicyVersion) -> Strand:
                 "it is required: the policy's method is `client`, so every entry names its session",
                 "send client_session_id, or choose the method `inactivity` or `platform`",
             )
-        return Strand(bot, conversation, entry.client_session_id)
-    return Strand(bot, conversation, entry.window_id or "" if entry.channel == HELP else "")
+        return entry.client_session_id
+    return entry.window_id or "" if entry.channel == HELP else ""
 
 
 def default_conversation(entry: Entry) -> str:
@@ -67,15 +81,13 @@ def conversation_hash(bot: str, conversation: str) -> int:
 def session_id(strand: Strand, *, generation: int, opened_at_ms: int) -> str:
     """UUIDv7 whose time is `opened_at_ms`; then come the conversation's hash, the generation, and a hash of all that.
 
-    The same decision taken twice gives the same id, and the id alone tells the shard and the month it belongs to. Of one
-    strand's sessions, also those that open in the same millisecond have their ids in order.
+    The same decision taken twice gives the same id, and shard and month follow from the id alone. The ids of one strand's
+    sessions are in their order, also of those that open in the same millisecond.
     """
     place = conversation_hash(strand.bot, strand.conversation)
     seed = f"{strand.bot}\x1f{strand.conversation}\x1f{strand.thread}\x1f{generation}"
-    transition = generation & (1 << GENERATION_BITS) - 1
-    rest = (
-        transition << 62 - GENERATION_BITS | int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2 + GENERATION_BITS
-    )
+    order = generation & (1 << GENERATION_BITS) - 1
+    rest = order << 62 - GENERATION_BITS | int.from_bytes(blake2b(seed.encode(), digest_size=8).digest()) >> 2 + GENERATION_BITS
     return str(UUID(int=opened_at_ms << 80 | 7 << 76 | place << 64 | 2 << 62 | rest))
 
 

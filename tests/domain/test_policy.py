@@ -331,7 +331,81 @@ def test_notices() -> None:
     assert mixed[0].startswith(
         "Closing `on_return` is deprecated: a session stays open until its user comes back. Choose `proactive`"
     )
-    assert mixed[1].startswith("Closing `on_new_intent` is deprecated")
+    assert mixed[1].startswith("On channel `web`: Closing `on_new_intent` is deprecated")
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    (
+        ({"method": "platform", "closing": "on_return"}, ["`closing` has no effect: under method `platform` silence does not"]),
+        (
+            {"closing": "on_return", "closure_message": {"texts": TEXTS}},
+            ["Closing", "`closure_message` has no effect: silence"],
+        ),
+        ({"method": "client", "reminder": {"texts": TEXTS, "minutes": 1}}, ["`reminder` has no effect: silence alone does not"]),
+        (
+            {"closure_message": {"texts": TEXTS, "channels": []}},
+            ["`closure_message` has no effect: its list of channels is empty"],
+        ),
+        ({"abandon_after_hours": 24}, ["`abandon_after_hours` has no effect: silence closes a session before"]),
+        ({"method": "platform", "max_duration_hours": 24}, ["`abandon_after_hours` has no effect: it is longer than `max_du"]),
+        ({"method": "platform", "abandon_after_hours": 24, "max_duration_hours": 24}, []),
+        ({"epilogue_intents": ["thanks"]}, ["`epilogue_intents` has no effect: `epilogue_seconds` is 0"]),
+        ({"epilogue_intents": ["thanks"], "epilogue_seconds": 9}, []),
+        ({"method": "client", "epilogue_seconds": 9}, ["`epilogue_seconds` has no effect: under method `client` every"]),
+        ({"bot_starts": False, "starts_with": ["article.opened"]}, ["`bot_starts` has no effect: `starts_with` holds neither"]),
+        ({"bot_starts": False, "starts_with": ["connect"]}, []),
+    ),
+)
+def test_settings_without_effect_have_a_notice(policy: dict[str, Any], expected: list[str]) -> None:
+    found = notices(policy_from(policy))
+
+    assert len(found) == len(expected)
+    assert all(notice.startswith(start) for notice, start in zip(found, expected, strict=True))
+
+
+NEVER_SAID = "`closure_message` has no effect: "
+
+
+def test_notice_of_one_channel_names_it() -> None:
+    """Not where it holds on every channel; and the first of the channels where it holds on several."""
+    quiet = {"closure_message": {"texts": TEXTS}}
+    lazy = {"method": "platform", "max_duration_hours": 720}
+    found = notices(policy_from({**quiet, "channels": {"sms": lazy, "fax": lazy}}))
+
+    assert found == [f"On channel `sms`: {NEVER_SAID}silence alone does not close a session under this policy."]
+    assert notices(policy_from({**quiet, "max_duration_hours": 1, "inactivity_minutes": 60})) == []
+    long = {"inactivity_minutes": 90, "max_duration_hours": 1}
+    assert notices(policy_from({**quiet, "channels": {"sms": long}})) == [
+        f"On channel `sms`: {NEVER_SAID}a session closes after 1 hour as `max_duration`, before the silence is over."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    (
+        ({"starts_with": ["article.opened", "connect"]}, "Only these entries start a session: `article.opened` and `connect`."),
+        ({"bot_starts": False}, "A message or `connect` of the bot alone starts none."),
+        ({"agent_message_joins": False}, "A message by an agent who has not joined is no hand-off."),
+        (
+            {"discard_utterances": ["quit", "forget it"]},
+            'A user who says only "quit" and "forget it" does what `discard` does.',
+        ),
+        ({"discard_all_utterances": ["all"]}, 'A user who says only "all" does what `discard.all` does.'),
+        (
+            {"epilogue_seconds": 60},
+            "A user's message without an intent within 60 seconds of the close is late and opens nothing.",
+        ),
+        (
+            {"epilogue_seconds": 60, "epilogue_intents": ["thanks"]},
+            "A user's message without an intent or with `thanks` within 60 seconds of the close is late and opens nothing.",
+        ),
+    ),
+)
+def test_settings_in_words(policy: dict[str, Any], sentence: str) -> None:
+    """Said where they differ from the default, and not otherwise."""
+    assert sentence in described(**policy)[0]
+    assert sentence not in described()[0]
 
 
 def described(**policy: Any) -> tuple[list[str], list[tuple[int, str, str]]]:  # noqa: ANN401  a policy's fields
@@ -345,7 +419,7 @@ def test_default_policy_in_words() -> None:
     assert words == [
         "A session starts with the first entry of a conversation in which none is open.",
         "After 15 minutes of silence it closes by itself; any entry restarts the clock.",
-        "The user is not told.",
+        "The user gets no message.",
         "A hand-off to a human does not end the session.",
         "It is closed by `chat.closed`, `session.end`, `interrupted`, `resolved` and `discard`.",
         "It goes on after `escalated` and `survey.answered` within 24 hours of `survey.sent`.",
@@ -369,9 +443,9 @@ def test_talkative_policy_in_words() -> None:
     )
 
     assert words[1:] == [
-        "After 1 hour of silence it closes by itself; only what the user does restarts the clock, once the user has taken part.",
+        "After 1 hour of silence it closes by itself; only the user's entries restart the clock, once the user has taken part.",
         "The user is reminded 1 minute before that, on web and sms, unless an entry comes.",
-        "The user is told when silence closes it, on web, sms and fax.",
+        "A user who took part gets a message when silence closes it, on web, sms and fax.",
         "After a hand-off to a human there is no silence until `agent.left`.",
         (
             "It is closed by `chat.closed`, `session.end`, `interrupted`, `escalated`, `resolved`, "
@@ -409,7 +483,7 @@ def test_methods_without_silence_in_words(method: str, starts: str) -> None:
 
     assert starts in words[0]
     assert words[1] == "Silence does not close it."
-    assert words[2].endswith("what follows is a session of trade `agent`.")
+    assert words[2].endswith("the next session is of trade `agent`, until the human leaves.")
     assert timeline[1:] == [(120, "session.closed", "closes as `max_duration`")]
 
 
@@ -423,15 +497,18 @@ def test_longest_duration_before_the_silence_in_words() -> None:
     assert [step["event"] for step in sms["timeline"]] == ["session.opened", "session.closed"]
     assert sms["timeline"][-1] == {"after_minutes": 60, "event": "session.closed", "what": "closes as `max_duration`"}
     assert "A hand-off to a human closes it as `handoff`." in sms["words"]
-    assert "The user is told when silence closes it, on no channel." in told["words"]
+    assert "A user who took part gets a message when silence closes it, on no channel." in told["words"]
     assert told["policy"] == policy_view(policy)
-    assert told["notices"] == []
+    assert len(told["notices"]) == 2
 
 
 def test_words_on_every_channel_in_words() -> None:
     words, _ = described(closure_message={"texts": TEXTS})
 
-    assert words[2] == "The user is told when silence closes it, on every channel."
+    assert words[2] == "A user who took part gets a message when silence closes it, on every channel."
+    words, _ = described(closure_message={"texts": TEXTS, "to": "all"})
+
+    assert words[2] == "The user gets a message when silence closes it, on every channel."
 
 
 def test_silence_and_longest_duration_at_once_in_words() -> None:

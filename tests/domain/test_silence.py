@@ -283,12 +283,11 @@ def test_closure_message_is_only_for_silence_and_only_where_it_shows() -> None:
 
 
 def test_channel_has_its_own_silence() -> None:
-    """By the session's channel, whatever channel a later entry names."""
-    talk = Talk(preset="aivo")
-    talk.say("user", "hi", channel="whatsapp", conversation_id="c", at=0)
-    answer = talk.say("user", "hi", channel="web", conversation_id="c", at=10)
+    """The policy of the session's channel counts."""
+    for channel, minutes in (("whatsapp", DAY), ("web", 5)):
+        answer = Talk(preset="aivo").say("user", "hi", channel=channel, conversation_id="c", at=0)
 
-    assert minute(answer.closes_at_ms) == 10 + DAY
+        assert minute(answer.closes_at_ms) == minutes
 
 
 @pytest.mark.parametrize(

@@ -32,24 +32,29 @@ CLIENT = PolicyVersion(1, 0, policy_from({"method": "client"}))
         ({"window_id": "w"}, Strand("shop", "web:ann")),
         ({"client_session_id": "s"}, Strand("shop", "web:ann")),
         ({"conversation_id": "c"}, Strand("shop", "c")),
+        ({"channel": "sms", "conversation_id": "c"}, Strand("shop", "c", "sms")),
+        ({"channel": "sms", "conversation_id": "sms:ann"}, Strand("shop", "sms:ann")),
+        ({"channel": "sms", "conversation_id": "sms:bob"}, Strand("shop", "sms:bob", "sms")),
         ({"channel": "help"}, Strand("shop", "help:ann")),
         ({"channel": "help", "window_id": "w"}, Strand("shop", "help:ann:w", "w")),
         ({"channel": "help", "window_id": "w", "user_id": "a:b%"}, Strand("shop", "help:a%3Ab%25:w", "w")),
-        ({"channel": "help", "window_id": "w", "conversation_id": "c"}, Strand("shop", "c", "w")),
+        ({"channel": "help", "window_id": "w", "conversation_id": "c"}, Strand("shop", "c", "help:w")),
     ),
 )
 def test_strand_of_an_entry(fields: dict[str, Any], strand: Strand) -> None:
-    """Channel and user, or as the bot names it; on `help` each window has its own."""
+    """Channel and user, or as the bot names it; on `help` each window has its own; and each channel of a named one."""
     assert strand_of("shop", entry_of("user", **fields), ANY) == strand
 
 
 def test_strand_of_a_client_session() -> None:
     """Each is a strand of its own; an entry that names none is refused, where the channel's method is `client`."""
     named = entry_of("user", client_session_id="s", channel="help", window_id="w")
+    elsewhere = entry_of("user", client_session_id="s", channel="sms", conversation_id="c")
     nameless = entry_of("user", channel="sms")
     on_sms = PolicyVersion(1, 0, policy_from({"channels": {"sms": {"method": "client"}}}))
 
     assert strand_of("shop", named, CLIENT) == Strand("shop", "help:ann:w", "s")
+    assert strand_of("shop", elsewhere, CLIENT) == Strand("shop", "c", "sms:s")
     assert strand_of("shop", entry_of("user"), on_sms).thread == ""
     for policy in (CLIENT, on_sms):
         with pytest.raises(InvalidEntry) as refused:

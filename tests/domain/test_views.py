@@ -5,7 +5,7 @@ from typing import Any
 from msgspec import json
 
 from app.domain.explanation import explain
-from app.domain.records import Message, Session
+from app.domain.records import Close, Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from tests.domain.talk import NOON_MS, Talk
@@ -146,6 +146,7 @@ def test_open_session_explained() -> None:
         },
         "reminded_at": None,
         "closed": None,
+        "late_entries": 0,
     }
     assert told["words"] == [
         "It opened at 2026-11-21T12:00:00.000Z with entry m1 (message by user): the user said something (B04).",
@@ -173,11 +174,34 @@ def test_closed_session_explained() -> None:
         "role": None,
         "type": None,
         "reason": "chat_closed",
+        "key": None,
     }
     assert told["words"][-1] == (
         "It closed at 2026-11-21T12:01:00.000Z as `chat_closed` with entry m2: "
         "the user closed the window (A04), under policy version 1."
     )
+
+
+def test_close_by_key_and_late_entries_explained() -> None:
+    """The key's name is no message's id; entries that came after the end are counted."""
+    talk = Talk()
+    talk.say("user", "a", at=0)
+    talk.do(Close(talk.open.id, closed_by="night shift"), at=1)
+    talk.say("user", type="survey.answered", at=2)
+    talk.say("bot", type="resolved", at=3)
+    assert talk.strand is not None
+    assert talk.state.last is not None
+    found = explain(talk.strand, talk.state.last)
+
+    assert (found["data"]["closed"]["key"], found["data"]["closed"]["message_id"]) == ("night shift", None)
+    assert found["data"]["late_entries"] == 2
+    assert found["words"][-2:] == [
+        (
+            "It closed at 2026-11-21T12:01:00.000Z as `api` with the API key 'night shift': "
+            "it was asked to close (K20), under policy version 1."
+        ),
+        "Late entries came after that: 2. They reopened nothing.",
+    ]
 
 
 def test_close_by_time_after_a_change_explained() -> None:

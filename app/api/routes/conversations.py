@@ -22,7 +22,7 @@ from app.config.follower import ConfigReplica
 from app.config.records import BotConfig
 from app.domain.records import DeleteVariable, SetVariable, State
 from app.domain.session_view import context_view, variables_view
-from app.domain.strand import Strand
+from app.domain.strand import LONGEST_THREAD, Strand
 from app.errors import NotFound
 from app.live.ledger import Ledger
 from app.live.view import View
@@ -34,9 +34,12 @@ _STRAND = "/bots/{bot}/conversations/{conversation_id:path}"
 _Thread = Annotated[
     str,
     Query(
-        max_length=256,
+        max_length=LONGEST_THREAD,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="The client's session (method `client`) or the help window; left out otherwise.",
+        description=(
+            "The `thread` of its sessions: the client's session (method `client`) or the help window and, in a conversation that "
+            "the bot names, the channel, unless it is `web`. Left out otherwise."
+        ),
         examples=["window-1"],
     ),
 ]

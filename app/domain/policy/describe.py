@@ -1,11 +1,12 @@
-"""What a policy will do, in words and as a timeline, before it is saved."""
+"""What a policy does, in words and as a timeline, and notices of settings that have no effect or are deprecated."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from msgspec import json
 
-from app.domain.policy.model import Policy
+from app.domain.policy.model import STARTERS, Policy
+from app.domain.policy.texts import Spoken
 
 _LAZY = (
     "Closing `{closing}` is deprecated: a session stays open until its user comes back. "
@@ -14,16 +15,16 @@ _LAZY = (
 _STARTS = {
     "inactivity": "A session starts with the first entry of a conversation in which none is open.",
     "platform": "A session goes from `session.start`, or else from the first entry, to `session.end`, whatever the silence.",
-    "client": "A session is what carries one `client_session_id`; several of one user may be open side by side.",
+    "client": "The entries with one `client_session_id` make up a session; several of one user may be open side by side.",
 }
 _CLOCKS = {
     "any": "any entry restarts the clock",
-    "user": "only what the user does restarts the clock, once the user has taken part",
+    "user": "only the user's entries restart the clock, once the user has taken part",
 }
 _HANDOFFS = {
     "continue": "A hand-off to a human does not end the session.",
     "end": "A hand-off to a human closes it as `handoff`.",
-    "split": "A hand-off to a human closes it as `handoff`; what follows is a session of trade `agent`.",
+    "split": "A hand-off to a human closes it as `handoff`; the next session is of trade `agent`, until the human leaves.",
     "pause": "After a hand-off to a human there is no silence until `agent.left`.",
 }
 
@@ -49,23 +50,85 @@ def policy_view(policy: Policy) -> dict[str, Any]:
 
 
 def notices(policy: Policy) -> list[str]:
-    """What a policy's owner should know of it (K25)."""
-    closings = [policy.closing, *(policy.on(channel).closing for channel in policy.channels)]
-    lazy = dict.fromkeys(closing for closing in closings if closing != "proactive")
-    return [_LAZY.format(closing=closing) for closing in lazy]
+    """Deprecated settings (K25), and settings that never take effect, each once; those of one channel name it."""
+    general = list(_notices(policy))
+    special = {
+        notice: f"On channel `{channel}`: {notice}"
+        for channel in reversed(policy.channels)
+        for notice in _notices(policy.on(channel))
+        if notice not in general
+    }
+    return general + [special[notice] for notice in reversed(special)]
+
+
+def _notices(policy: Policy) -> Iterator[str]:
+    if policy.method == "inactivity" and policy.closing != "proactive":
+        yield _LAZY.format(closing=policy.closing)
+    for name, why in _without_effect(policy):
+        yield f"`{name}` has no effect: {why}."
+
+
+def _without_effect(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Fields that are set and never decide anything, and why."""
+    if policy.method != "inactivity" and policy.closing != "proactive":
+        yield "closing", f"under method `{policy.method}` silence does not close a session"
+    for name in ("closure_message", "reminder"):
+        spoken: Spoken | None = getattr(policy, name)
+        why = None if spoken is None else _never_said(policy, spoken)
+        if why is not None:
+            yield name, why
+    yield from _never_abandoned(policy)
+    if policy.epilogue_intents and not policy.epilogue_seconds:
+        yield "epilogue_intents", "`epilogue_seconds` is 0"
+    if policy.epilogue_seconds and policy.method == "client":
+        yield "epilogue_seconds", "under method `client` every entry after the end is late"
+    if not policy.bot_starts and not {"message", "connect"} & {*policy.starts_with}:
+        yield "bot_starts", "`starts_with` holds neither `message` nor `connect`"
+
+
+def _never_said(policy: Policy, spoken: Spoken) -> str | None:
+    if not _closes_by_silence(policy):
+        return "silence alone does not close a session under this policy"
+    closes, reason = _close(policy)
+    if reason != "inactivity":
+        return f"a session closes after {_minutes(closes)} as `{reason}`, before the silence is over"
+    return "its list of channels is empty" if spoken.channels == () else None
+
+
+def _never_abandoned(policy: Policy) -> Iterator[tuple[str, str]]:
+    if _closes_by_silence(policy):
+        if policy.abandon_after_hours != Policy().abandon_after_hours:
+            yield "abandon_after_hours", "silence closes a session before"
+    elif policy.abandon_after_hours > policy.max_duration_hours:
+        yield "abandon_after_hours", "it is longer than `max_duration_hours`"
+
+
+def _closes_by_silence(policy: Policy) -> bool:
+    return policy.method == "inactivity" and policy.closing == "proactive"
 
 
 def _words(policy: Policy) -> Iterator[str]:
     yield _STARTS[policy.method]
+    if policy.starts_with != STARTERS:
+        yield f"Only these entries start a session: {_listed([f'`{kind}`' for kind in policy.starts_with])}."
+    if not policy.bot_starts:
+        yield "A message or `connect` of the bot alone starts none."
     yield _silence(policy)
-    if policy.method == "inactivity" and policy.closing == "proactive":
+    if _closes_by_silence(policy):
         yield from _spoken(policy)
+    if policy.epilogue_seconds:
+        yield from _epilogue(policy)
     yield _HANDOFFS[policy.on_handoff]
+    if not policy.agent_message_joins:
+        yield "A message by an agent who has not joined is no hand-off."
     ending = [name for name, does in _signals(policy) if does]
     going_on = [name for name, does in _signals(policy) if not does]
     yield f"It is closed by {_listed(['`chat.closed`', '`session.end`', '`interrupted`', *ending])}."
     if going_on:
         yield f"It goes on after {_listed(going_on)}."
+    for name, utterances in (("discard", policy.discard_utterances), ("discard.all", policy.discard_all_utterances)):
+        if utterances:
+            yield f"A user who says only {_listed([json.encode(text).decode() for text in utterances])} does what `{name}` does."
     if policy.requires_bot:
         yield "A session in which no bot takes part is kept but not counted."
     yield f"Each started block of {_minutes(policy.billing_block_minutes)} with user activity is one billing session."
@@ -87,9 +150,16 @@ def _spoken(policy: Policy) -> Iterator[str]:
         where = _channels(policy.reminder.channels)
         yield f"The user is reminded {_minutes(policy.reminder.minutes)} before that, {where}, unless an entry comes."
     if policy.closure_message is not None:
-        yield f"The user is told when silence closes it, {_channels(policy.closure_message.channels)}."
+        whom = "A user who took part" if policy.closure_message.to == "interactive" else "The user"
+        yield f"{whom} gets a message when silence closes it, {_channels(policy.closure_message.channels)}."
     else:
-        yield "The user is not told."
+        yield "The user gets no message."
+
+
+def _epilogue(policy: Policy) -> Iterator[str]:
+    intents = _listed([f"`{intent}`" for intent in policy.epilogue_intents])
+    which = f"without an intent or with {intents}" if intents else "without an intent"
+    yield f"A user's message {which} within {policy.epilogue_seconds} seconds of the close is late and opens nothing."
 
 
 def _signals(policy: Policy) -> Iterator[tuple[str, bool]]:
@@ -100,7 +170,7 @@ def _signals(policy: Policy) -> Iterator[tuple[str, bool]]:
 
 
 def _timeline(policy: Policy) -> Iterator[dict[str, Any]]:
-    """What happens if the user says one thing and nothing more comes, in order."""
+    """The events if the user sends one message and nothing more comes, in order."""
     closes, reason = _close(policy)
     yield _step(0, "session.opened", "the user's first entry")
     if policy.method == "inactivity" and policy.closing != "proactive":
@@ -114,8 +184,8 @@ def _timeline(policy: Policy) -> Iterator[dict[str, Any]]:
 
 
 def _close(policy: Policy) -> tuple[int, str]:
-    """After how many minutes a session closes to which nothing more comes, and why."""
-    by_silence = policy.method == "inactivity" and policy.closing == "proactive"
+    """After how many minutes a session closes if nothing more comes, and why."""
+    by_silence = _closes_by_silence(policy)
     closes = policy.inactivity_minutes if by_silence else policy.abandon_after_hours * 60
     longest = policy.max_duration_hours * 60
     return (longest, "max_duration") if longest < closes else (closes, "inactivity" if by_silence else "abandoned")

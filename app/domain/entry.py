@@ -4,11 +4,13 @@ It owns the fields, their limits and the spellings that are accepted for one val
 own belongs in `metadata` (of the message) or `session_metadata` (of the session).
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
+
+from app.domain.instants import FIRST_MS, LAST_MS, instant_of
 
 Role = Literal["user", "bot", "agent", "system"]
 EntryType = Literal[
@@ -86,10 +88,7 @@ if TYPE_CHECKING:
     SentAt = datetime
 else:
     RoleGiven = Literal[(*get_args(Role), *ROLE_SYNONYMS)]
-    SentAt = _Instant | int
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
+    SentAt = _Instant | Annotated[int, Meta(ge=FIRST_MS, le=LAST_MS)]
 
 
 class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -183,12 +182,4 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
             force_setattr(self, "channel", self.channel.lower())
         sent_at: object = self.sent_at
         if isinstance(sent_at, int):
-            force_setattr(self, "sent_at", _instant(sent_at))
-
-
-def _instant(at_ms: int) -> datetime:
-    try:
-        return _EPOCH + at_ms * _MS
-    except OverflowError as error:
-        msg = "an instant that the calendar does not have"
-        raise ValueError(msg) from error
+            force_setattr(self, "sent_at", instant_of(sent_at))

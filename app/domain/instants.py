@@ -1,4 +1,4 @@
-"""How instants and durations are written: RFC 3339 in UTC with milliseconds and `Z`."""
+"""Instants and durations: in ms, and as RFC 3339 in UTC with milliseconds and `Z`."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,13 +9,13 @@ DAY_MS = 24 * HOUR_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
-_FIRST_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
-_LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+FIRST_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
+LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 
 def rfc3339(at_ms: int) -> str:
-    """`2026-11-21T10:00:00.000Z`. What an offset has put outside the calendar is told as its end: it must never fail."""
-    seconds, ms = divmod(max(_FIRST_MS, min(at_ms, _LAST_MS)), SECOND_MS)
+    """`2026-11-21T10:00:00.000Z`. It never fails: an instant that an offset has put outside the calendar becomes its end."""
+    seconds, ms = divmod(max(FIRST_MS, min(at_ms, LAST_MS)), SECOND_MS)
     return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
@@ -23,6 +23,11 @@ def rfc3339_or_none(at_ms: int | None) -> str | None:
     return None if at_ms is None else rfc3339(at_ms)
 
 
+def instant_of(at_ms: int) -> datetime:
+    """The aware instant, from `FIRST_MS` to `LAST_MS`."""
+    return _EPOCH + at_ms * _MS
+
+
 def ms_of(instant: datetime) -> int:
-    """Milliseconds since the epoch of an aware instant; what is finer is cut off."""
+    """Milliseconds since the epoch of an aware instant; smaller units are cut off."""
     return (instant - _EPOCH) // _MS

@@ -116,9 +116,8 @@ class _Reader:
                     return None
                 fields = ", ".join(field.encode_name for field in members[0].fields)
                 expected = f"an object with {fields}, or null for off,"
-        if type(value) is int and any(isinstance(member, inspect.IntType) for member in members):
-            return value
-        return self.read(members[0], value, path, expected)
+        member = next((each for each in members[1:] if isinstance(each, inspect.IntType) and type(value) is int), members[0])
+        return self.read(member, value, path, expected)
 
     def items(self, kind: inspect.VarTupleType, value: Any, path: str, expected: str | None) -> Any:  # noqa: ANN401 - any JSON
         if not isinstance(value, list | tuple):

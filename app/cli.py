@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 
-class Part(StrEnum):
+class HealthTarget(StrEnum):
     API = "api"
     WORKER = "worker"
 
@@ -92,11 +92,11 @@ def migrate() -> None:
 
 
 @app.command()
-def check(part: Annotated[Part, typer.Argument(help="The part to check.")]) -> None:
+def check(part: Annotated[HealthTarget, typer.Argument(help="The part to check.")]) -> None:
     """Exit with 0 if this machine's API or worker works; for health checks."""
     from app.supervisor import health
 
-    print((health.check_api if part is Part.API else health.check_worker)(_settings()))
+    print((health.check_api if part is HealthTarget.API else health.check_worker)(_settings()))
 
 
 @app.command()

@@ -9,7 +9,7 @@ KEPT_BYTES = 1024
 _MAX_DIGITS = 10
 
 
-class Reply:
+class ReceiverReply:
     """The part of a reply that has arrived; it stays readable if reading it fails."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 from msgspec import Struct
 from standardwebhooks import Webhook
 
-from app.delivery.replies import Reply, retry_after_s
+from app.delivery.replies import ReceiverReply, retry_after_s
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
 from app.settings import PrivateAddresses, Settings
 
@@ -110,7 +110,7 @@ class Sender:
 
     async def send(self, webhook: SignedWebhook, *, now_ms: int) -> SendOutcome:
         """POST it, signed at `now_ms`; never raises but for cancellation."""
-        reply = Reply()
+        reply = ReceiverReply()
         try:
             # One deadline for the whole exchange: a timeout per read would let a slow drip go on for ever.
             async with asyncio.timeout(self._deadline_s):
@@ -126,7 +126,7 @@ class Sender:
             return _verdict(reply, Retry("unexpected", _words(surprise)), now_ms=now_ms)
         return _verdict(reply, None, now_ms=now_ms)
 
-    async def _post(self, webhook: SignedWebhook, reply: Reply, *, now_ms: int) -> None:
+    async def _post(self, webhook: SignedWebhook, reply: ReceiverReply, *, now_ms: int) -> None:
         headers = signed_headers(webhook, now_ms=now_ms)
         client = self._client if webhook.private_allowed else self._public
         async with client.stream("POST", webhook.url, content=webhook.body.encode(), headers=headers) as response:
@@ -178,7 +178,7 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
         )
 
 
-def _verdict(reply: Reply, broken: Retry | None, *, now_ms: int) -> SendOutcome:
+def _verdict(reply: ReceiverReply, broken: Retry | None, *, now_ms: int) -> SendOutcome:
     """The outcome of a reply, and of the error (`broken`) that ended reading it, if there was one.
 
     An error status counts even if the body is incomplete. A 2xx does not: a receiver that breaks off may not have stored the

@@ -19,7 +19,7 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
-class Kind(IntEnum):
+class AddressKind(IntEnum):
     """Why a range is refused, the strictest last."""
 
     PUBLIC = 0
@@ -30,15 +30,15 @@ class Kind(IntEnum):
 
 
 REASONS = {
-    Kind.LOOPBACK: "a private address",
-    Kind.SPECIAL: "a private address",
-    Kind.UNREACHABLE: "which no receiver can have",
-    Kind.METADATA: "where clouds keep their credentials",
+    AddressKind.LOOPBACK: "a private address",
+    AddressKind.SPECIAL: "a private address",
+    AddressKind.UNREACHABLE: "which no receiver can have",
+    AddressKind.METADATA: "where clouds keep their credentials",
 }
 
-_TABLE: dict[Kind, tuple[str, ...]] = {
-    Kind.LOOPBACK: ("127.0.0.0/8", "::1/128"),
-    Kind.SPECIAL: (
+_TABLE: dict[AddressKind, tuple[str, ...]] = {
+    AddressKind.LOOPBACK: ("127.0.0.0/8", "::1/128"),
+    AddressKind.SPECIAL: (
         "10.0.0.0/8",  # private use
         "100.64.0.0/10",  # shared address space
         "172.16.0.0/12",  # private use
@@ -65,14 +65,14 @@ _TABLE: dict[Kind, tuple[str, ...]] = {
         "fc00::/7",  # unique local
         "fec0::/10",  # deprecated site-local
     ),
-    Kind.UNREACHABLE: (
+    AddressKind.UNREACHABLE: (
         "0.0.0.0/8",  # this network
         "224.0.0.0/4",  # multicast
         "255.255.255.255/32",  # limited broadcast
         "::/128",  # unspecified
         "ff00::/8",  # multicast
     ),
-    Kind.METADATA: (
+    AddressKind.METADATA: (
         "169.254.0.0/16",  # link-local: the metadata service of most clouds
         "fe80::/10",  # link-local
         "100.100.100.200/32",  # Alibaba Cloud
@@ -83,7 +83,9 @@ _TABLE: dict[Kind, tuple[str, ...]] = {
         "fd20:ce::254/128",  # Google Cloud
     ),
 }
-RANGES: tuple[tuple[Network, Kind], ...] = tuple((ip_network(text), kind) for kind, texts in _TABLE.items() for text in texts)
+RANGES: tuple[tuple[Network, AddressKind], ...] = tuple(
+    (ip_network(text), kind) for kind, texts in _TABLE.items() for text in texts
+)
 
 _ALLOCATED_IPV6 = IPv6Network("2000::/3")  # all global unicast that IANA has given out
 # These lead to the IPv4 address that they carry, wherever the gateway or the kernel translates them.
@@ -98,23 +100,23 @@ _6TO4 = IPv6Network("2002::/16")
 def refusal(address: Address, *, allow_private: PrivateAddresses) -> str:
     """Why nothing is sent to this address, in words, or an empty string."""
     kind = kind_of(address)
-    if kind is Kind.PUBLIC:
+    if kind is AddressKind.PUBLIC:
         return ""
-    allowed = {False: Kind.PUBLIC, "loopback": Kind.LOOPBACK, True: Kind.SPECIAL}[allow_private]
+    allowed = {False: AddressKind.PUBLIC, "loopback": AddressKind.LOOPBACK, True: AddressKind.SPECIAL}[allow_private]
     return "" if kind <= allowed else REASONS[kind]
 
 
-def kind_of(address: Address) -> Kind:
+def kind_of(address: Address) -> AddressKind:
     """The strictest kind among the ranges that hold the address or an IPv4 address that it carries."""
     if isinstance(address, IPv6Address) and (address in _MAPPED or address in _NAT64):
         return _own_kind(IPv4Address(int(address) & 0xFFFFFFFF))
     return max(_own_kind(each) for each in (address, *_carried(address)))
 
 
-def _own_kind(address: Address) -> Kind:
-    found = max((kind for network, kind in RANGES if address in network), default=Kind.PUBLIC)
+def _own_kind(address: Address) -> AddressKind:
+    found = max((kind for network, kind in RANGES if address in network), default=AddressKind.PUBLIC)
     unallocated = isinstance(address, IPv6Address) and address not in _ALLOCATED_IPV6
-    return Kind.SPECIAL if unallocated and found is Kind.PUBLIC else found
+    return AddressKind.SPECIAL if unallocated and found is AddressKind.PUBLIC else found
 
 
 def _carried(address: Address) -> tuple[IPv4Address, ...]:
@@ -129,7 +131,7 @@ def _carried(address: Address) -> tuple[IPv4Address, ...]:
     if address in _NAT64_LOCAL:
         readings = (_translated(bits, prefix) for prefix in (48, 56, 64, 96))
         return tuple(
-            each for each in readings if _own_kind(each) is Kind.METADATA
+            each for each in readings if _own_kind(each) is AddressKind.METADATA
         )  # a wrong reading of another kind says nothing
     return ()
 

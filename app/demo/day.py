@@ -43,7 +43,7 @@ Step = tuple[int, dict[str, Any]]
 """Seconds after the step before, and the fields of the entry."""
 
 
-class Item(Struct, frozen=True):
+class ScriptItem(Struct, frozen=True):
     """An entry or, without one, a close of the session of `user` by the API."""
 
     at_ms: int
@@ -63,7 +63,7 @@ class Expected(Struct, frozen=True):
 class Day(Struct, frozen=True):
     """The script in order of time, and its expected result. Every deadline has passed at `over_at_ms`."""
 
-    items: list[Item]
+    items: list[ScriptItem]
     expected: Expected
     users: int
     over_at_ms: int
@@ -136,7 +136,7 @@ class _User(Struct):
 def make_day(seed: int = SEED) -> Day:
     """The day of this seed. Every kind of visit happens at least once."""
     rng = random.Random(seed)
-    items: list[Item] = []
+    items: list[ScriptItem] = []
     reasons: Counter[str] = Counter()
     closure_messages: Counter[str] = Counter()
     users: list[_User] = []
@@ -169,12 +169,12 @@ def _visitor(rng: random.Random, users: list[_User], channel: str) -> _User:
     return users[-1]
 
 
-def _visit(rng: random.Random, kind: VisitKind, user: _User) -> Iterator[Item]:
+def _visit(rng: random.Random, kind: VisitKind, user: _User) -> Iterator[ScriptItem]:
     at_ms = user.free_at_ms + rng.randrange(60 * 60) * SECOND_MS
     for number, (after_s, fields) in enumerate(kind.steps(rng, user.language)):
         at_ms += after_s * SECOND_MS
         if fields.get("type") == CLOSE:
-            yield Item(at_ms, user.name, None)
+            yield ScriptItem(at_ms, user.name, None)
             continue
         entry = {
             "message_id": f"{user.name}-{at_ms}-{number}",
@@ -184,5 +184,5 @@ def _visit(rng: random.Random, kind: VisitKind, user: _User) -> Iterator[Item]:
             "sent_at": rfc3339(at_ms),
             **fields,
         }
-        yield Item(at_ms, user.name, entry)
+        yield ScriptItem(at_ms, user.name, entry)
     user.free_at_ms = at_ms + _BETWEEN_VISITS_MS

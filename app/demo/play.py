@@ -7,17 +7,17 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from app.demo.day import POLICY, Day, Item
+from app.demo.day import POLICY, Day, ScriptItem
 from app.demo.receiver import Receiver
 from app.domain.instants import rfc3339
-from app.replay.lines import Line
+from app.replay.lines import EntryLine
 from app.replay.pacing import BATCH_ENTRIES
 from app.replay.poster import Poster
 
 BOT = "demo"
 _PATIENCE_S = 30.0
 
-JsonObject = dict[str, Any]
+JsonDict = dict[str, Any]
 
 
 class DemoFailed(Exception):
@@ -30,8 +30,8 @@ class Played(Struct, frozen=True):
     taken: int
     refused: int
     opened: int
-    sessions: list[JsonObject]
-    page: list[JsonObject]
+    sessions: list[JsonDict]
+    page: list[JsonDict]
 
 
 async def play(api: httpx.AsyncClient, day: Day, receiver: Receiver, *, on_progress: Callable[[int], None]) -> Played:
@@ -64,18 +64,18 @@ class _Player:
     def __init__(self, api: httpx.AsyncClient) -> None:
         self._api = api
         self._poster = Poster(api, bot=BOT)
-        self._batch: list[tuple[str, Line]] = []
+        self._batch: list[tuple[str, EntryLine]] = []
         self._session_of: dict[str, str] = {}
         self.taken = 0
         self.refused = 0
         self.opened = 0
 
-    async def take(self, item: Item) -> None:
+    async def take(self, item: ScriptItem) -> None:
         if item.entry is None:
             await self.flush()
             await _ask(self._api, "POST", f"/v1/sessions/{self._session_of[item.user]}/close")
             return
-        self._batch.append((item.user, Line(len(self._batch), msgspec.json.encode(item.entry), item.at_ms)))
+        self._batch.append((item.user, EntryLine(len(self._batch), msgspec.json.encode(item.entry), item.at_ms)))
         if len(self._batch) == BATCH_ENTRIES:
             await self.flush()
 
@@ -92,7 +92,7 @@ class _Player:
                 self._session_of[user] = answer.session_id
 
 
-async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIterator[JsonObject]:
+async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIterator[JsonDict]:
     while True:
         page = await _ask(api, "GET", "/v1/sessions", params=parameters)
         for session in page["sessions"]:
@@ -107,11 +107,11 @@ async def _ask(
     method: str,
     path: str,
     *,
-    json: JsonObject | None = None,
+    json: JsonDict | None = None,
     params: dict[str, str] | None = None,
-) -> JsonObject:
+) -> JsonDict:
     reply = await api.request(method, path, json=json, params=params)
     if not reply.is_success:
         raise DemoFailed(f"{method} {path}: {reply.status_code} {reply.text}")
-    answer: JsonObject = reply.json()
+    answer: JsonDict = reply.json()
     return answer

@@ -8,13 +8,13 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from app.demo.day import Day
-from app.demo.play import JsonObject, Played
+from app.demo.play import JsonDict, Played
 from app.demo.receiver import Receiver
 
 _TIMES = slice(11, 19)
 
 
-class Row(Struct, frozen=True):
+class CountRow(Struct, frozen=True):
     """One scripted count, and the counts that were seen."""
 
     name: str
@@ -29,9 +29,9 @@ class Row(Struct, frozen=True):
 class Comparison(Struct, frozen=True):
     """Everything that is compared; `texts` is the first closure message of each language."""
 
-    reasons: list[Row]
-    closure_messages: list[Row]
-    totals: list[Row]
+    reasons: list[CountRow]
+    closure_messages: list[CountRow]
+    totals: list[CountRow]
     texts: dict[str, str]
 
     @property
@@ -48,23 +48,23 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
     closure_messages = Counter(str(item.data["language"]) for item in received)
     sessions = expected.reasons.total()
     reasons = [
-        Row(reason, expected.reasons[reason], (archived[reason], notified[reason]))
+        CountRow(reason, expected.reasons[reason], (archived[reason], notified[reason]))
         for reason in sorted(expected.reasons | archived | notified, key=lambda reason: (-expected.reasons[reason], reason))
     ]
     return Comparison(
         reasons,
         [
-            Row(language, expected.closure_messages[language], (closure_messages[language],))
+            CountRow(language, expected.closure_messages[language], (closure_messages[language],))
             for language in sorted(expected.closure_messages | closure_messages)
         ],
         [
-            Row("entries taken", expected.entries, (played.taken,)),
-            Row("entries kept in sessions", expected.entries, (sum(session["entries"] for session in played.sessions),)),
-            Row("sessions opened", sessions, (played.opened,)),
-            Row("different sessions archived", sessions, (len({session["id"] for session in played.sessions}),)),
-            Row("sessions with a user", expected.interactive, (sum(session["interactive"] for session in played.sessions),)),
-            Row("webhooks with a wrong signature", 0, (receiver.forged,)),
-            Row("closure messages after the end", 0, (receiver.late_closure_messages(),)),
+            CountRow("entries taken", expected.entries, (played.taken,)),
+            CountRow("entries kept in sessions", expected.entries, (sum(session["entries"] for session in played.sessions),)),
+            CountRow("sessions opened", sessions, (played.opened,)),
+            CountRow("different sessions archived", sessions, (len({session["id"] for session in played.sessions}),)),
+            CountRow("sessions with a user", expected.interactive, (sum(session["interactive"] for session in played.sessions),)),
+            CountRow("webhooks with a wrong signature", 0, (receiver.forged,)),
+            CountRow("closure messages after the end", 0, (receiver.late_closure_messages(),)),
         ],
         {str(item.data["language"]): str(item.data["text"]) for item in reversed(received)},
     )
@@ -72,7 +72,7 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
 
 def show(console: Console, comparison: Comparison, played: Played) -> None:
     """Print all of it."""
-    total = Row("all", sum(row.expected for row in comparison.reasons), _sums(comparison.reasons))
+    total = CountRow("all", sum(row.expected for row in comparison.reasons), _sums(comparison.reasons))
     console.print(
         _table("Sessions by close reason", ("scripted", "GET /v1/sessions", "webhooks"), [*comparison.reasons, total]),
         _table("Closure messages by language", ("scripted", "received and verified"), comparison.closure_messages),
@@ -84,11 +84,11 @@ def show(console: Console, comparison: Comparison, played: Played) -> None:
     )
 
 
-def _sums(rows: list[Row]) -> tuple[int, ...]:
+def _sums(rows: list[CountRow]) -> tuple[int, ...]:
     return tuple(map(sum, zip(*(row.seen for row in rows), strict=True)))
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> Table:
+def _table(title: str, columns: tuple[str, ...], rows: list[CountRow]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     table.add_column("")
     for column in columns:
@@ -99,7 +99,7 @@ def _table(title: str, columns: tuple[str, ...], rows: list[Row]) -> Table:
     return table
 
 
-def _page(sessions: list[JsonObject]) -> Group:
+def _page(sessions: list[JsonDict]) -> Group:
     """A page of `GET /v1/sessions`, in short."""
     columns = ("opened", "closed", "user", "channel", "reason", "rule", "outcome", "entries")
     table = Table(title=f"GET /v1/sessions?bot=demo&limit={len(sessions)}", title_justify="left", box=SIMPLE_HEAD)

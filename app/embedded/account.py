@@ -29,21 +29,21 @@ _NAMES = ("adjourn", "bin")
 PROGRAM_CACHE = Path("/var/cache/adjourn")
 
 
-class Account(Struct, frozen=True):
+class SystemUser(Struct, frozen=True):
     """A user that a child of root becomes."""
 
     uid: int
     gid: int
 
 
-class View(Struct, frozen=True):
+class FolderNames(Struct, frozen=True):
     """Folders as a child names them, and the descriptors that it inherits for it."""
 
     names: tuple[str, ...]
     descriptors: tuple[int, ...] = ()
 
 
-def server_account() -> Account | None:
+def server_account() -> SystemUser | None:
     """Give the account for the servers, or `None` where they run as the user who starts them. Raises `CannotStart`."""
     if os.geteuid() != 0:
         return None
@@ -55,30 +55,30 @@ def server_account() -> Account | None:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
-        return Account(entry.pw_uid, entry.pw_gid)
+        return SystemUser(entry.pw_uid, entry.pw_gid)
     msg = "embedded servers do not run as root: create a system user `adjourn` for them, or start as an ordinary user"
     raise CannotStart(msg)
 
 
-def becoming(account: Account | None, *, then: Callable[[], None]) -> Callable[[], None]:
+def becoming(account: SystemUser | None, *, then: Callable[[], None]) -> Callable[[], None]:
     """Return what a child runs before exec to become this account, if any, and then `then`."""
     return then if account is None else run_as(account.uid, account.gid, then=then)
 
 
 @contextmanager
-def view_of(account: Account | None, *folders: Path) -> Iterator[View]:
+def view_of(account: SystemUser | None, *folders: Path) -> Iterator[FolderNames]:
     """Name folders for a child. Descriptors are open until the end of the block, which must include the fork."""
     if account is None:
-        yield View(tuple(map(str, folders)))
+        yield FolderNames(tuple(map(str, folders)))
         return
     with ExitStack() as stack:
         opened = tuple(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW) for folder in folders)
         for descriptor in opened:
             stack.callback(os.close, descriptor)
-        yield View(tuple(f"/proc/self/fd/{descriptor}" for descriptor in opened), opened)
+        yield FolderNames(tuple(f"/proc/self/fd/{descriptor}" for descriptor in opened), opened)
 
 
-def give(folder: Path, account: Account | None) -> None:
+def give(folder: Path, account: SystemUser | None) -> None:
     """Make the account the owner of a folder and of all that is in it; the folder itself last, since it is the sign."""
     if account is None or folder.lstat().st_uid == account.uid:
         return
@@ -88,7 +88,7 @@ def give(folder: Path, account: Account | None) -> None:
     os.chown(folder, account.uid, account.gid, follow_symlinks=False)
 
 
-def runnable(program: Path, account: Account | None, *, root: Path, parts: tuple[str, ...]) -> Path:
+def runnable(program: Path, account: SystemUser | None, *, root: Path, parts: tuple[str, ...]) -> Path:
     """Give `program` or, if the account cannot run it where it is, an equal one that root keeps for it.
 
     `parts` are the folders under `root` that the program needs, itself included, which are copied side by side.

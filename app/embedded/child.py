@@ -18,7 +18,7 @@ from typing import IO
 
 import psutil
 
-from app.embedded.account import Account, becoming, view_of
+from app.embedded.account import SystemUser, becoming, view_of
 from app.embedded.child_setup import end_with_parent
 from app.errors import CannotStart
 
@@ -34,7 +34,7 @@ class ChildServer(ABC):
     programs: frozenset[str]
     stop_signal: signal.Signals
 
-    def __init__(self, data_dir: Path, *, sockets: Path, log_path: Path, account: Account | None) -> None:
+    def __init__(self, data_dir: Path, *, sockets: Path, log_path: Path, account: SystemUser | None) -> None:
         self.data_dir = data_dir
         self.sockets = sockets
         self.log_path = log_path

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.embedded.account import Account
+from app.embedded.account import SystemUser
 from app.errors import CannotStart
 
 _LOCK = "lock"
@@ -44,7 +44,7 @@ def open_var(var_dir: Path) -> None:
     (var_dir / "log").mkdir(mode=0o700, exist_ok=True)
 
 
-def socket_folder(var_dir: Path, *, account: Account | None) -> Path:
+def socket_folder(var_dir: Path, *, account: SystemUser | None) -> Path:
     """Make and return the folder of the sockets: `run` in `var/`, or one of the temporary folder if that path is too long.
 
     Its name depends on `var_dir` alone, so that a start after a crash finds the same folder and none pile up.
@@ -81,7 +81,7 @@ def folder_lock(var_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_private(path: Path, text: str, *, account: Account | None) -> None:
+def write_private(path: Path, text: str, *, account: SystemUser | None) -> None:
     """Replace a file by one that its server alone may read. Follows no link, and leaves the old or the new text, never half."""
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.embedded.account import Account, becoming, give, runnable, view_of
+from app.embedded.account import SystemUser, becoming, give, runnable, view_of
 from app.embedded.child import ChildServer
 from app.embedded.child_setup import end_with_parent
 from app.embedded.folder import write_private
@@ -37,7 +37,7 @@ class PostgresServer(ChildServer):
     programs = frozenset({"postgres"})
     stop_signal = signal.SIGINT  # "fast shutdown": open transactions roll back, everything is flushed
 
-    def __init__(self, var_dir: Path, *, sockets: Path, account: Account | None, durable: bool) -> None:
+    def __init__(self, var_dir: Path, *, sockets: Path, account: SystemUser | None, durable: bool) -> None:
         super().__init__(var_dir / "postgres", sockets=sockets, log_path=var_dir / "log" / "postgres.log", account=account)
         self.socket_path = sockets / ".s.PGSQL.5432"
         self._pid_file = self.data_dir / "postmaster.pid"

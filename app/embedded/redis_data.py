@@ -18,7 +18,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.account import Account, give
+from app.embedded.account import SystemUser, give
 from app.embedded.folder import write_private
 from app.errors import CannotStart
 
@@ -51,7 +51,7 @@ def check(folder: Path, installed: ServerVersion) -> None:
         raise CannotStart(msg)
 
 
-def adopt(folder: Path, installed: ServerVersion, *, account: Account | None) -> Path | None:
+def adopt(folder: Path, installed: ServerVersion, *, account: SystemUser | None) -> Path | None:
     """Record the installed server as the writer of the folder, and return the copy if the writer was an older server."""
     writer = _writer(folder)
     copy = None

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from app.embedded import redis_data
-from app.embedded.account import Account, runnable
+from app.embedded.account import SystemUser, runnable
 from app.embedded.child import ChildServer
 from app.embedded.redis_data import ServerVersion
 from app.errors import CannotStart
@@ -34,7 +34,7 @@ class RedisServer(ChildServer):
     stop_signal = signal.SIGTERM  # Redis flushes the append-only file and ends
 
     def __init__(
-        self, var_dir: Path, *, sockets: Path, account: Account | None, durable: bool, max_memory_mb: int | None = None
+        self, var_dir: Path, *, sockets: Path, account: SystemUser | None, durable: bool, max_memory_mb: int | None = None
     ) -> None:
         super().__init__(var_dir / "redis", sockets=sockets, log_path=var_dir / "log" / "redis.log", account=account)
         self.socket_path = sockets / "redis.sock"

@@ -20,7 +20,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _MARK = b"\xef\xbb\xbf"  # which some programs begin a file with
 
 
-class Line(Struct, frozen=True):
+class EntryLine(Struct, frozen=True):
     """One entry, with a `message_id` if it had none. `number` counts the file's lines from 1."""
 
     number: int
@@ -36,7 +36,7 @@ class Source(Struct, frozen=True):
     raw: IO[bytes]
     size: int | None
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[EntryLine]:
         return lines_of(self.stream, name=self.name)
 
     def position(self) -> int:
@@ -69,7 +69,7 @@ def open_source(path: str) -> Iterator[Source]:
         yield Source("stdin" if path == STDIN else Path(path).name, stream, raw, size)
 
 
-def lines_of(stream: Iterable[bytes], *, name: str) -> Iterator[Line]:
+def lines_of(stream: Iterable[bytes], *, name: str) -> Iterator[EntryLine]:
     """The lines that are not blank. One without `message_id` gets `name:number`, the same at every replay of the file."""
     for number, raw in enumerate(stream, start=1):
         body = raw.removeprefix(_MARK).strip()
@@ -77,13 +77,13 @@ def lines_of(stream: Iterable[bytes], *, name: str) -> Iterator[Line]:
             yield _line(number, body, name=name)
 
 
-def _line(number: int, body: bytes, *, name: str) -> Line:
+def _line(number: int, body: bytes, *, name: str) -> EntryLine:
     try:
         seen = _decode(body)
         if seen.message_id is None:
             entry = msgspec.json.decode(body, type=dict[str, object])
             body = msgspec.json.encode(entry | {"message_id": f"{name[-200:]}:{number}"})
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return Line(number, body)  # the API's refusal says what is wrong with it
+        return EntryLine(number, body)  # the API's refusal says what is wrong with it
     sent_at = seen.sent_at
-    return Line(number, body, ms_of(sent_at) if sent_at is not None and sent_at.tzinfo is not None else None)
+    return EntryLine(number, body, ms_of(sent_at) if sent_at is not None and sent_at.tzinfo is not None else None)

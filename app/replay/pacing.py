@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from app.clock import monotonic_ms
-from app.replay.lines import Line
+from app.replay.lines import EntryLine
 
 BATCH_ENTRIES = 500
 BATCH_BYTES = 1_000_000
@@ -19,7 +19,7 @@ class Pace:
         self._now_ms = now_ms
         self._start: tuple[int, float] | None = None
 
-    def wait_s(self, line: Line) -> float:
+    def wait_s(self, line: EntryLine) -> float:
         """How long until the line is due."""
         if not self._speed or line.sent_at_ms is None:
             return 0.0
@@ -31,9 +31,9 @@ class Pace:
         return wait_s if wait_s > _SOON_S else 0.0
 
 
-async def batches_of(lines: Iterable[Line], *, most: int, pace: Pace) -> AsyncIterator[list[Line]]:
+async def batches_of(lines: Iterable[EntryLine], *, most: int, pace: Pace) -> AsyncIterator[list[EntryLine]]:
     """Batches of up to `most` lines and 1 MB, each handed out before the first line that is not due yet."""
-    batch: list[Line] = []
+    batch: list[EntryLine] = []
     size = 0
     for line in lines:
         length = len(line.body) + 1

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from app.clock import monotonic_ms
-from app.replay.lines import Line
+from app.replay.lines import EntryLine
 from app.replay.pacing import BATCH_ENTRIES, Pace, batches_of
 from app.replay.tally import EntryAnswer, ProblemDetails, Tally
 
@@ -48,7 +48,7 @@ class Poster:
         self._patience_s = patience_s
         self.retries = 0
 
-    async def post(self, batch: Sequence[Line]) -> list[EntryAnswer]:
+    async def post(self, batch: Sequence[EntryLine]) -> list[EntryAnswer]:
         """One answer for each line, in order. Lines without a final answer are posted again with the same ids.
 
         Raises `ReplayStopped` if the whole batch is refused, or if lines have no final answer within `patience_s`.
@@ -72,7 +72,7 @@ class Poster:
             await asyncio.sleep(pause_s)
         return [answers[line.number] for line in batch]
 
-    async def _try(self, lines: Sequence[Line]) -> tuple[list[EntryAnswer], float]:
+    async def _try(self, lines: Sequence[EntryLine]) -> tuple[list[EntryAnswer], float]:
         """The answers, empty if all lines must be posted again, and the `Retry-After` in seconds, 0 without one."""
         try:
             reply = await self._client.post(self._path, content=b"\n".join(line.body for line in lines), headers=_NDJSON)
@@ -86,7 +86,7 @@ class Poster:
 
 
 async def replay(
-    lines: Iterable[Line],
+    lines: Iterable[EntryLine],
     *,
     poster: Poster,
     speed: float = 0.0,

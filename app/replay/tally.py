@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from msgspec import Struct
 
 from app.domain.errors import Fault
-from app.replay.lines import Line
+from app.replay.lines import EntryLine
 
 _SHOWN = 20
 
@@ -51,7 +51,7 @@ class Tally:
         """Entries a second."""
         return self.entries / self.elapsed_s if self.elapsed_s else 0.0
 
-    def add(self, line: Line, answer: EntryAnswer) -> None:
+    def add(self, line: EntryLine, answer: EntryAnswer) -> None:
         """Count one entry. A duplicate has the answer of its first time, so it opened no session now."""
         self.entries += 1
         self.duplicates += answer.duplicate

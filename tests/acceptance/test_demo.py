@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from app.demo.day import KINDS, make_day
-from app.demo.play import JsonObject, Played
+from app.demo.play import JsonDict, Played
 from app.demo.receiver import ReceivedWebhook, Receiver
 from app.demo.report import compare, show
 
@@ -46,7 +46,7 @@ def test_the_day_is_the_same_each_time_and_holds_every_kind_of_visit() -> None:
     assert [item.at_ms for item in DAY.items] == sorted(item.at_ms for item in DAY.items)
 
 
-def _session(reason: str, number: int, *, interactive: bool) -> JsonObject:
+def _session(reason: str, number: int, *, interactive: bool) -> JsonDict:
     return {"id": f"s{number}", "reason": reason, "interactive": interactive, "entries": 0}
 
 
@@ -63,7 +63,7 @@ def _as_scripted() -> tuple[Played, Receiver]:
     return Played(expected.entries, 0, len(sessions), sessions, []), receiver
 
 
-def _webhook(kind: str, session: JsonObject, **data: str) -> ReceivedWebhook:
+def _webhook(kind: str, session: JsonDict, **data: str) -> ReceivedWebhook:
     return ReceivedWebhook(f"{kind}/{session['id']}", kind, {"session": session, **data})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.replay.lines import Line, lines_of, open_source
+from app.replay.lines import EntryLine, lines_of, open_source
 from app.replay.pacing import BATCH_BYTES, Pace, batches_of
 from app.replay.poster import Poster, ReplayStopped, api_client, replay
 from app.replay.tally import Tally
@@ -29,7 +29,7 @@ def test_an_entry_without_an_id_gets_one_from_its_place_in_the_file() -> None:
 
 def test_a_byte_order_mark_belongs_to_no_line() -> None:
     """Windows begins files with one; a file so written replays like any other."""
-    assert list(lines_of([b'\xef\xbb\xbf{"message_id":"1"}\n'], name="f")) == [Line(1, b'{"message_id":"1"}')]
+    assert list(lines_of([b'\xef\xbb\xbf{"message_id":"1"}\n'], name="f")) == [EntryLine(1, b'{"message_id":"1"}')]
 
 
 def test_a_line_that_is_no_entry_goes_to_the_api_as_it_is() -> None:
@@ -49,14 +49,14 @@ def test_a_file_is_read_gzipped_or_not_whatever_its_name(tmp_path: Path, pack: C
         lines = list(source.lines())
         position = source.position()
 
-    assert lines == [Line(1, b'{"message_id":"1","sent_at":"2026-01-01T00:00:00.250Z"}', 1_767_225_600_250)]
+    assert lines == [EntryLine(1, b'{"message_id":"1","sent_at":"2026-01-01T00:00:00.250Z"}', 1_767_225_600_250)]
     assert position == source.size
 
 
 async def test_batches_hold_as_much_as_the_api_takes() -> None:
     """500 entries or 1 MB, whichever comes first, and nothing is left out."""
-    many = [Line(number, b"{}") for number in range(1, 1202)]
-    large = [Line(number, b"x" * 400_000) for number in range(1, 6)]
+    many = [EntryLine(number, b"{}") for number in range(1, 1202)]
+    large = [EntryLine(number, b"x" * 400_000) for number in range(1, 6)]
 
     by_count = [batch async for batch in batches_of(many, most=500, pace=Pace(0))]
     by_size = [batch async for batch in batches_of(large, most=500, pace=Pace(0))]
@@ -71,7 +71,7 @@ def test_speed_divides_the_time_between_entries() -> None:
     """At 60 times real time, an entry of a minute later is due a second later; one without `sent_at` is due at once."""
     now = [1_000.0]
     pace = Pace(60, now_ms=lambda: now[0])
-    first, later, unknown = Line(1, b"", 500_000), Line(2, b"", 560_000), Line(3, b"")
+    first, later, unknown = EntryLine(1, b"", 500_000), EntryLine(2, b"", 560_000), EntryLine(3, b"")
 
     waits = [pace.wait_s(first), pace.wait_s(later), pace.wait_s(unknown)]
     now[0] += 400
@@ -85,12 +85,12 @@ def test_without_a_speed_nothing_waits() -> None:
     """As fast as the API answers."""
     pace = Pace(0)
 
-    assert [pace.wait_s(Line(1, b"", 0)), pace.wait_s(Line(2, b"", 10**12))] == [0.0, 0.0]
+    assert [pace.wait_s(EntryLine(1, b"", 0)), pace.wait_s(EntryLine(2, b"", 10**12))] == [0.0, 0.0]
 
 
 async def test_a_batch_goes_out_before_the_first_entry_that_is_not_due() -> None:
     """An entry never waits for one that is sent later."""
-    lines = [Line(1, b"a", 0), Line(2, b"b", 0), Line(3, b"c", 100)]
+    lines = [EntryLine(1, b"a", 0), EntryLine(2, b"b", 0), EntryLine(3, b"c", 100)]
 
     batches = [[line.number for line in batch] async for batch in batches_of(lines, most=500, pace=Pace(4))]
 
@@ -112,7 +112,7 @@ def _ids(request: Received) -> list[str]:
     return [msgspec.json.decode(line)["message_id"] for line in request.body.split(b"\n")]
 
 
-def _lines(count: int) -> list[Line]:
+def _lines(count: int) -> list[EntryLine]:
     return list(lines_of([b'{"user_id":"u","role":"user"}'] * count, name="f"))
 
 
@@ -120,7 +120,7 @@ def _opened(_number: int, message_id: str) -> dict[str, object]:
     return {"message_id": message_id, "session": "opened"}
 
 
-async def _replay(receiver: Receiver, lines: list[Line], *, patience_s: float = 20.0) -> Tally:
+async def _replay(receiver: Receiver, lines: list[EntryLine], *, patience_s: float = 20.0) -> Tally:
     async with api_client(receiver.url(""), "key") as client:
         return await replay(lines, poster=Poster(client, bot="b", patience_s=patience_s), most=3)
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.clock import wall_ms
 from app.delivery.sender import Delivered, Retry, Sender, SignedWebhook, trusted_tls
-from app.delivery.special_addresses import RANGES, Kind, refusal
+from app.delivery.special_addresses import RANGES, AddressKind, refusal
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver, check_destination, check_url
 from app.errors import Invalid
 from app.ids import new_webhook_secret
@@ -126,11 +126,11 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize(("network", "kind"), RANGES, ids=str)
-def test_a_range_is_refused_from_its_first_address_to_its_last(network: IPv4Network | IPv6Network, kind: Kind) -> None:
+def test_a_range_is_refused_from_its_first_address_to_its_last(network: IPv4Network | IPv6Network, kind: AddressKind) -> None:
     """Without permission each range is closed; link-local, metadata and multicast stay closed with it."""
     for address in (network[0], network[-1]):
         assert refusal(address, allow_private=False) != ""
-        assert kind < Kind.UNREACHABLE or refusal(address, allow_private=True) != ""
+        assert kind < AddressKind.UNREACHABLE or refusal(address, allow_private=True) != ""
 
 
 def test_ranges_end_where_the_registries_say() -> None:

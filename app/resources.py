@@ -26,7 +26,7 @@ from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
 from app.live.user_variables import UserVariables
-from app.live.view import View
+from app.live.view import LiveView
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ class Resources:
     config: ConfigReplica
     writer: ConfigWriter
     ledger: Ledger
-    live: View
+    live: LiveView
     sandboxes: SandboxClocks
     user_variables: UserVariables
     intake: Intake
@@ -114,7 +114,7 @@ def _assemble(
         config=config,
         writer=ConfigWriter(engine, redis=redis, replica=config),
         ledger=ledger,
-        live=View(pipe, shards=shards),
+        live=LiveView(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),

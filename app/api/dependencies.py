@@ -16,7 +16,7 @@ from app.config.records import BotConfig
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
-from app.live.view import View
+from app.live.view import LiveView
 from app.queries.sessions import Sessions
 from app.resources import Resources
 from app.settings import Settings
@@ -51,7 +51,7 @@ ClockDep = Annotated[Clock, _part("clock")]
 ConfigDep = Annotated[ConfigReplica, _part("config")]
 EngineDep = Annotated[AsyncEngine, _part("engine")]
 LedgerDep = Annotated[Ledger, _part("ledger")]
-LiveDep = Annotated[View, _part("live")]
+LiveDep = Annotated[LiveView, _part("live")]
 OwnTimeDep = Annotated[OwnTime, _part("sandbox_ms")]
 PipeDep = Annotated[Pipe, _part("pipe")]
 SandboxesDep = Annotated[SandboxClocks, _part("sandboxes")]

@@ -22,7 +22,7 @@ from app.live.due import DueBatch, DueStrands
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
-from app.live.view import View
+from app.live.view import LiveView
 
 _PUT_OFF_MS = 60_000
 
@@ -106,7 +106,7 @@ async def close_deleted_sandbox(bot: str, *, clocks: SandboxClocks, sweep: Sweep
         await sweep.run_bot(bot, await clocks.forward(bot, to_ms=now_ms + LONGEST_SESSION_MS))
 
 
-async def close_deleted_sandboxes(bots: Iterable[BotConfig], *, live: View, clocks: SandboxClocks, sweep: Sweep) -> None:
+async def close_deleted_sandboxes(bots: Iterable[BotConfig], *, live: LiveView, clocks: SandboxClocks, sweep: Sweep) -> None:
     """Close what is still open of deleted sandbox bots.
 
     A process that had not received the deletion yet may have opened a session, or Redis was unreachable at the deletion.

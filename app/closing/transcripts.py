@@ -18,7 +18,7 @@ from app.failures import BadData
 from app.live import keys
 from app.live.event_stream import StreamRecord
 from app.live.pipe import Pipe
-from app.live.view import View, messages_of
+from app.live.view import LiveView, messages_of
 
 # Of transcripts as Redis holds them. A transcript that is longer is a part of its own and comes in portions.
 _PART_BYTES = 16 << 20
@@ -36,7 +36,7 @@ class Transcripts:
 
     def __init__(self, pipe: Pipe, *, shards: int) -> None:
         self._pipe = pipe
-        self._view = View(pipe, shards=shards)
+        self._view = LiveView(pipe, shards=shards)
 
     async def parts(self, records: Sequence[StreamRecord]) -> Iterator[Part]:
         """The records in parts, in the order in which to archive them."""

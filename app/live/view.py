@@ -33,7 +33,7 @@ OpenPosition = tuple[int, bytes]
 """A position in a bot's list of open sessions: `opened_at_ms` and the strand as a member."""
 
 
-class View:
+class LiveView:
     """Live sessions of all shards, through the process's connection."""
 
     def __init__(self, pipe: Pipe, *, shards: int) -> None:

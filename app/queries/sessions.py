@@ -16,13 +16,13 @@ from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from app.errors import Unavailable
-from app.live.view import LiveSession, OpenPosition, View
+from app.live.view import LiveSession, LiveView, OpenPosition
 
 
 class Sessions:
     """Reads of sessions for the API."""
 
-    def __init__(self, *, live: View, engine: AsyncEngine) -> None:
+    def __init__(self, *, live: LiveView, engine: AsyncEngine) -> None:
         self._live = live
         self._engine = engine
 

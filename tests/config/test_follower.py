@@ -190,7 +190,7 @@ async def test_a_policy_that_is_no_longer_accepted_leaves_the_bot_with_the_defau
 
 
 async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngine) -> None:
-    """A copy that cannot be read, then one that can: the follower has gone on trying."""
+    """A copy that cannot be read, then one that can: the follower keeps trying."""
     async with following(redis) as config:
         with capture_logs() as logs:
             await redis.set(keys.CONFIG, "no hash")
@@ -206,7 +206,7 @@ async def test_a_failing_redis_ends_no_follower(redis: Redis, engine: AsyncEngin
         assert config.bot("shop") is not None
 
 
-async def _spoil(redis: Redis, name: str, engine: AsyncEngine) -> None:
+async def _overwrite(redis: Redis, name: str, engine: AsyncEngine) -> None:
     """A newer version writes a value that this one does not know, and publishes another change."""
     stored: Any = await redis.hget(keys.CONFIG, name)
     await redis.hset(keys.CONFIG, name, stored.replace(b'"clock_mode":null', b'"clock_mode":"newer"'))
@@ -223,7 +223,7 @@ async def test_a_record_that_cannot_be_read_affects_no_other(engine: AsyncEngine
     mark = await publish(engine, redis)
     async with following(redis) as config:
         assert await config.caught_up(mark, timeout_s=5)
-        await _spoil(redis, "bot:shop", engine)
+        await _overwrite(redis, "bot:shop", engine)
         assert await config.caught_up(await publish(engine, redis), timeout_s=5)
         await config.load()
         async with following(redis) as newcomer:

@@ -20,7 +20,7 @@ from app.live.commit import CommitScript
 from app.live.event_stream import GROUP, EventStream, StreamRecord
 from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Pipe, RedisReply
-from app.live.view import View
+from app.live.view import LiveView
 
 SHARDS = 2
 STRAND = Strand("bot", "web:ann")
@@ -82,8 +82,8 @@ def make_ledger(pipe: Pipe) -> MakeLedger:
 
 
 @pytest.fixture
-def view(pipe: Pipe) -> View:
-    return View(pipe, shards=SHARDS)
+def view(pipe: Pipe) -> LiveView:
+    return LiveView(pipe, shards=SHARDS)
 
 
 async def answer_to(ledger: Ledger, command: Command, *, at_ms: int) -> Answer:
@@ -108,7 +108,7 @@ def stream(pipe: Pipe) -> EventStream:
     return EventStream(pipe=pipe, shards=SHARDS, consumer="test", batch=100, claim_idle_ms=60_000)
 
 
-async def test_a_late_entry_is_stored_with_its_closed_session(make_ledger: MakeLedger, view: View, pipe: Pipe) -> None:
+async def test_a_late_entry_is_stored_with_its_closed_session(make_ledger: MakeLedger, view: LiveView, pipe: Pipe) -> None:
     """Transcript, session and event are one commit; the session stays closed and is due no more."""
     ledger = make_ledger()
     session = await ended(ledger)
@@ -125,7 +125,7 @@ async def test_a_late_entry_is_stored_with_its_closed_session(make_ledger: MakeL
     assert await pipe.call("ZCARD", keys.due(SHARD, "bot")) == 0
 
 
-async def test_a_repeated_late_entry_gets_its_first_answer(make_ledger: MakeLedger, view: View) -> None:
+async def test_a_repeated_late_entry_gets_its_first_answer(make_ledger: MakeLedger, view: LiveView) -> None:
     """By the process that took it, and by one that has never met the conversation."""
     ledger = make_ledger()
     session = await ended(ledger)
@@ -141,7 +141,7 @@ async def test_a_repeated_late_entry_gets_its_first_answer(make_ledger: MakeLedg
 
 @pytest.mark.parametrize("command", (said("m2", "survey.sent"), unnamed("survey.sent")), ids=("named", "unnamed"))
 async def test_a_lost_reply_stores_a_late_entry_once(
-    make_ledger: MakeLedger, view: View, pipe: LosesReplies, command: Receive
+    make_ledger: MakeLedger, view: LiveView, pipe: LosesReplies, command: Receive
 ) -> None:
     """The retry finds its own commit, also for an entry without an id of the bot's."""
     ledger = make_ledger()
@@ -158,7 +158,7 @@ async def test_a_lost_reply_stores_a_late_entry_once(
     assert len(await records(pipe)) == 3  # opened, closed, updated
 
 
-async def test_processes_that_take_late_entries_at_once_lose_none(make_ledger: MakeLedger, view: View) -> None:
+async def test_processes_that_take_late_entries_at_once_lose_none(make_ledger: MakeLedger, view: LiveView) -> None:
     """Each loser of the compare-and-set decides again on the session as the winner left it."""
     ledgers = [make_ledger() for _ in range(3)]
     session = await ended(ledgers[0])
@@ -173,7 +173,7 @@ async def test_processes_that_take_late_entries_at_once_lose_none(make_ledger: M
     assert found.session.late_entries == 12
 
 
-async def test_a_late_entry_outlives_the_transcript(make_ledger: MakeLedger, view: View, redis: Redis) -> None:
+async def test_a_late_entry_outlives_the_transcript(make_ledger: MakeLedger, view: LiveView, redis: Redis) -> None:
     """The session is archived and its hash has expired. The remainder recognises repeats and is no transcript."""
     ledger = make_ledger()
     session = await ended(ledger)

@@ -20,7 +20,7 @@ from app.live.fold import CommandOutcome, StuckConversation
 from app.live.ledger import BotContext, Ledger
 from app.live.lua import RedisFull
 from app.live.pipe import Pipe, RedisReply
-from app.live.view import View
+from app.live.view import LiveView
 
 SHARDS = 4
 RULES = BotRules("bot", PolicyVersion(1, 0, Policy()))
@@ -59,9 +59,9 @@ async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
 
 
 @pytest.fixture
-async def view(redis: Redis) -> AsyncIterator[View]:
+async def view(redis: Redis) -> AsyncIterator[LiveView]:
     pipe = Pipe(redis, timeout_s=5)
-    yield View(pipe, shards=SHARDS)
+    yield LiveView(pipe, shards=SHARDS)
     await pipe.stop()
 
 
@@ -103,7 +103,7 @@ async def test_many_entries_of_one_conversation_are_one_write(make_ledger: MakeL
     assert await calls(redis) == before + 1
 
 
-async def test_repeat_gets_the_first_answer_and_changes_nothing(make_ledger: MakeLedger, view: View) -> None:
+async def test_repeat_gets_the_first_answer_and_changes_nothing(make_ledger: MakeLedger, view: LiveView) -> None:
     """`message_id` is the bot's own: sent twice, in one batch or later, from any process, it counts once."""
     here, there = make_ledger(), make_ledger()
     first, same_batch = await asyncio.gather(here.submit(STRAND, said("hello", "m1")), here.submit(STRAND, said("hello", "m1")))
@@ -157,8 +157,8 @@ async def test_wake_closes_at_the_deadline_once(make_ledger: MakeLedger, redis: 
     assert await redis.zcard(keys.live(shard, "bot")) == 0
 
 
-async def test_session_is_found_by_id_while_open_and_right_after(make_ledger: MakeLedger, view: View) -> None:
-    """Between the close and the archive nobody may be told that there is no such session."""
+async def test_session_is_found_by_id_while_open_and_right_after(make_ledger: MakeLedger, view: LiveView) -> None:
+    """Between the close and the archive a session is never reported missing."""
     ledger = make_ledger()
     opened = await ledger.submit(STRAND, said("hello"))
     assert opened.answer is not None
@@ -199,7 +199,7 @@ class LosesReplies(Pipe):
         return reply
 
 
-async def test_lost_reply_counts_nothing_twice(make_ledger: MakeLedger, redis: Redis, view: View) -> None:
+async def test_lost_reply_counts_nothing_twice(make_ledger: MakeLedger, redis: Redis, view: LiveView) -> None:
     """The retry finds that its own commit stands, also for entries without an id of the bot's."""
     pipe = LosesReplies(redis, timeout_s=5)
     ledger = make_ledger(pipe=pipe)
@@ -232,23 +232,21 @@ async def test_full_redis_refuses_entries_and_lets_sessions_close(make_ledger: M
     assert after.answer.session_id != opened.answer.session_id
 
 
-async def test_state_that_cannot_be_read_holds_up_nobody_else(make_ledger: MakeLedger, redis: Redis) -> None:
-    """One conversation's state is spoilt: its own commands fail, those that share a commit with them do not."""
+async def test_state_that_cannot_be_read_fails_no_other(make_ledger: MakeLedger, redis: Redis) -> None:
+    """One conversation's state cannot be read: its own commands fail, those that share a commit with them do not."""
     await redis.set(keys.state(keys.shard_of(STRAND, SHARDS), keys.member(STRAND)), b"x.1:\xc1 no state")
     ledger = make_ledger()
 
-    spoilt, good = await asyncio.gather(
+    failed, good = await asyncio.gather(
         ledger.submit(STRAND, said("hello")), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
-    assert isinstance(spoilt, Unavailable)
+    assert isinstance(failed, Unavailable)
     assert isinstance(good, CommandOutcome)
     assert good.answer is not None
 
 
-async def test_mistake_with_one_conversation_holds_up_nobody_else(
-    make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_bug_with_one_conversation_fails_no_other(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule that breaks on one entry fails that entry alone."""
 
     def breaks(strand: Strand, state: State, command: Command, bot: BotRules, now_ms: int) -> Decision:  # noqa: PLR0917 - as decide
@@ -271,7 +269,7 @@ async def test_mistake_with_one_conversation_holds_up_nobody_else(
 
 @pytest.mark.parametrize("command", (said("hello"), Wake()))
 @pytest.mark.parametrize("value", (b"nocolon", b":no version", b"\xff\xfe:no text", "a hash"))
-async def test_value_that_no_commit_wrote_holds_up_nobody_else(
+async def test_value_that_no_commit_wrote_fails_no_other(
     make_ledger: MakeLedger, redis: Redis, value: bytes | str, command: Command
 ) -> None:
     """It is no state at all: that conversation's commands fail and leave it as it is, its neighbours' stand."""
@@ -281,20 +279,18 @@ async def test_value_that_no_commit_wrote_holds_up_nobody_else(
     before = await redis.dump(name)
     ledger = make_ledger()
 
-    spoilt, good = await asyncio.gather(
+    failed, good = await asyncio.gather(
         ledger.submit(STRAND, command), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
-    assert isinstance(spoilt, StuckConversation)
+    assert isinstance(failed, StuckConversation)
     assert isinstance(good, CommandOutcome)
     assert await redis.dump(name) == before
 
 
 @pytest.mark.parametrize("value", (b"\xc1", None))
-async def test_message_that_cannot_be_read_holds_up_nobody_else(
-    make_ledger: MakeLedger, redis: Redis, value: bytes | None
-) -> None:
-    """The answer to a repeat is spoilt, or the whole of what is kept of the session: the neighbour's commit stands."""
+async def test_message_that_cannot_be_read_fails_no_other(make_ledger: MakeLedger, redis: Redis, value: bytes | None) -> None:
+    """The answer to a repeat cannot be read, or nothing of the session: the neighbour's commit stands."""
     ledger = make_ledger()
     first = await ledger.submit(STRAND, said("hello", "m1"))
     assert first.answer is not None
@@ -305,11 +301,11 @@ async def test_message_that_cannot_be_read_holds_up_nobody_else(
     else:
         await redis.hset(name, "m1", value)
 
-    spoilt, good = await asyncio.gather(
+    failed, good = await asyncio.gather(
         ledger.submit(STRAND, said("hello", "m1")), ledger.submit(neighbour(), said("hello")), return_exceptions=True
     )
 
-    assert isinstance(spoilt, StuckConversation)
+    assert isinstance(failed, StuckConversation)
     assert isinstance(good, CommandOutcome)
 
 
@@ -358,7 +354,7 @@ async def test_commit_is_bounded_by_its_bytes(make_ledger: MakeLedger, redis: Re
 
 
 async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeLedger) -> None:
-    """A number that no encoding holds: its sender hears of it, and nobody else."""
+    """A number that no encoding holds: only its sender gets the error."""
     ledger = make_ledger()
     endless = Receive(Entry(user_id="ann", role="user", metadata={"a": 1 << 70}), "m1")
 

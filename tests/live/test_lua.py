@@ -78,6 +78,6 @@ async def test_the_others_are_refused_when_full(redis: Redis, pipe: Pipe) -> Non
     assert await redis.get("a") is None
 
 
-async def test_a_mistake_in_a_script_is_told(pipe: Pipe) -> None:
+async def test_an_error_in_a_script_is_raised(pipe: Pipe) -> None:
     with pytest.raises(ResponseError, match="compiling"):
         await LuaScript(b"return )", when_full=True).call(pipe, ["a"])

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from app.live.server import open_redis
 
 
-def test_a_closed_socket_is_told_as_a_lost_connection(redis_url: str) -> None:
+def test_a_closed_socket_is_reported_as_a_lost_connection(redis_url: str) -> None:
     """With uvloop, which the product runs on, and which has an error of its own for it."""
 
     async def write_to_a_closed_socket() -> None:

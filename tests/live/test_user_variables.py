@@ -54,7 +54,7 @@ async def test_a_ttl_is_over_at_its_end(variables: UserVariables, redis: Redis) 
     assert 365 * DAY_MS < await redis.pttl(keys.user_variables("shop", "ann")) <= 366 * DAY_MS
 
 
-async def test_a_deleted_variable_is_gone(variables: UserVariables) -> None:
+async def test_a_deleted_variable_is_not_read(variables: UserVariables) -> None:
     await variables.put("shop", "ann", SetVariable("cart", 1), now_ms=NOON_MS)
     await variables.delete("shop", "ann", "cart")
     await variables.delete("shop", "ann", "never set")

@@ -13,7 +13,7 @@ from app.domain.strand import Strand
 from app.live.commit import CommitScript
 from app.live.ledger import BotContext, Ledger
 from app.live.pipe import Argument, Pipe, RedisReply
-from app.live.view import View
+from app.live.view import LiveView
 
 SHARDS = 4
 NOON_MS = 1_700_049_600_000
@@ -37,7 +37,7 @@ def ledger_on(pipe: Pipe) -> Ledger:
 
 
 async def test_a_long_transcript_is_read_in_portions(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole, in order, each message once; and no reply is so long that it holds up everybody else."""
+    """Whole, in order, each message once; and no reply is so long that it blocks other callers."""
     ledger, strand, entry = ledger_on(pipe), Strand("bot", "web:ann"), Entry(user_id="ann", role="user", text="x" * 200)
     under_way = [ledger.submit(strand, Receive(entry, f"m{number}"), at_ms=NOON_MS) for number in range(2_000)]
     answers = [(await each).answer for each in under_way]
@@ -52,14 +52,14 @@ async def test_a_long_transcript_is_read_in_portions(pipe: Pipe, monkeypatch: py
 
     monkeypatch.setattr(pipe, "call", counted)
     monkeypatch.setattr("app.live.view._PORTION_BYTES", 100_000)
-    messages = await View(pipe, shards=SHARDS).messages(session)
-    named = await View(pipe, shards=SHARDS).messages_named(session, ["m1999", "m5", "nobody's"])
+    messages = await LiveView(pipe, shards=SHARDS).messages(session)
+    named = await LiveView(pipe, shards=SHARDS).messages_named(session, ["m1999", "m5", "unknown"])
 
     assert [message.sequence for message in messages] == list(range(1, 2_001))
     assert {message.message_id for message in messages} == {f"m{number}" for number in range(2_000)}
     assert max(sum(map(len, fields)) for _, fields in replies[:-1]) < 200_000
     assert [message.message_id for message in named] == ["m1999", "m5"]
-    assert await View(pipe, shards=SHARDS).messages(session[:-1] + "0") == []
+    assert await LiveView(pipe, shards=SHARDS).messages(session[:-1] + "0") == []
 
 
 @pytest.mark.parametrize("limit", (1, 3, 200))
@@ -70,7 +70,7 @@ async def test_walk_gives_each_open_session_once_also_those_opened_in_one_ms(pip
         entry = Entry(user_id=f"user{number}", role="user", text="hello")
         at_ms = NOON_MS + number // 10
         await ledger.submit(Strand("bot", f"web:user{number}"), Receive(entry, "m1"), at_ms=at_ms)
-    view = View(pipe, shards=SHARDS)
+    view = LiveView(pipe, shards=SHARDS)
 
     walked, after = [], None
     while True:
@@ -85,8 +85,8 @@ async def test_walk_gives_each_open_session_once_also_those_opened_in_one_ms(pip
 
 
 async def test_a_user_s_open_sessions_are_found_over_all_channels(pipe: Pipe) -> None:
-    """Also those of conversations whose names differ; of nobody whose id begins alike; and none that has closed."""
-    ledger, view = ledger_on(pipe), View(pipe, shards=SHARDS)
+    """Also of conversations whose names differ; none of a user whose id begins alike, and none that has closed."""
+    ledger, view = ledger_on(pipe), LiveView(pipe, shards=SHARDS)
     users = ("ann", "ann", "ann", "an", "ann2", "ann ", "Ann", "ann:x")
     strands = [Strand("bot", f"conversation-{number}") for number in range(len(users))]
     for number, (user, strand) in enumerate(zip(users, strands, strict=True)):
@@ -105,7 +105,7 @@ async def test_a_user_s_open_sessions_are_found_over_all_channels(pipe: Pipe) ->
 
 async def test_a_conversation_passed_to_another_user_is_found_by_the_new_one(pipe: Pipe) -> None:
     """The session that ends and the one that begins, in one commit."""
-    ledger, view, strand = ledger_on(pipe), View(pipe, shards=SHARDS), Strand("bot", "shared")
+    ledger, view, strand = ledger_on(pipe), LiveView(pipe, shards=SHARDS), Strand("bot", "shared")
     for user in ("ann", "bob"):
         entry = Entry(user_id=user, role="user", type="session.start", conversation_id="shared")
         await ledger.submit(strand, Receive(entry, f"m-{user}"), at_ms=NOON_MS)

@@ -25,7 +25,7 @@ from app.domain.session_view import context_view, variables_view
 from app.domain.strand import LONGEST_THREAD, Strand
 from app.errors import NotFound
 from app.live.ledger import Ledger
-from app.live.view import View
+from app.live.view import LiveView
 from app.queries.sessions import Sessions, view
 
 router = APIRouter(prefix="/v1", tags=["conversations"])
@@ -99,7 +99,9 @@ class DialogContext(BaseModel):
 class LiveStrand:
     """The live state of one strand, and commands to it."""
 
-    def __init__(self, strand: Strand, bot: BotConfig, *, live: View, ledger: Ledger, clock: Clock, own_time: OwnTime) -> None:
+    def __init__(
+        self, strand: Strand, bot: BotConfig, *, live: LiveView, ledger: Ledger, clock: Clock, own_time: OwnTime
+    ) -> None:
         self._strand = strand
         self._bot = bot
         self._live = live

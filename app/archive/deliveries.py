@@ -1,7 +1,7 @@
-"""Puts events into the outbox: one delivery for each endpoint that wants to hear of them, in the archivist's own transaction.
+"""Enqueues events: one delivery for each endpoint that subscribes to them, in the archivist's own transaction.
 
-A delivery's id is made of session, endpoint and event, so what is archived twice is told once. Its body is written here, once:
-every attempt sends the same bytes. What happens to it then is the business of `app.archive.outbox`.
+A delivery's id is made of session, endpoint and event, so an event that is archived twice is one delivery. Its body is written
+here, once: every attempt sends the same bytes. `app.archive.outbox` does the rest.
 """
 
 from collections import defaultdict
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import uuid5
 
-from msgspec import Struct, json
+from msgspec import Struct, json, structs
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,7 +51,7 @@ class _Row(Struct, frozen=True):
 
 
 def payload(event: Event, strand: Strand) -> bytes:
-    """What a webhook says, as Standard Webhooks recommends: `type`, `timestamp` (of the event) and `data`."""
+    """The body of a webhook, as Standard Webhooks recommends: `type`, `timestamp` (of the event) and `data`."""
     data = {
         "event_id": event_id(event),
         "bot": strand.bot,
@@ -67,13 +67,13 @@ def delivery_id(event: Event, endpoint_id: str) -> str:
     return str(uuid5(EVENT_NAMESPACE, f"{event_name(event)}/{endpoint_id}"))
 
 
-async def enqueue(conn: AsyncConnection, told: Sequence[tuple[Strand, Event]]) -> int:
-    """Add a delivery for each of these events and each enabled endpoint of its bot that subscribes to it; gives how many.
+async def enqueue(conn: AsyncConnection, events: Sequence[tuple[Strand, Event]]) -> int:
+    """Add a delivery for each of these events and each enabled endpoint of its bot that subscribes to it; returns how many.
 
-    Events of one session are given in their order: its closure message goes out before its `session.closed`.
+    Three kinds of event go out in their order: a session's closure message, its close, its updates.
     """
-    subscribers = await _subscribers(conn, {strand.bot for strand, _ in told})
-    rows = list(_rows(told, subscribers))
+    subscribers = await _subscribers(conn, {strand.bot for strand, _ in events})
+    rows = list(_rows(events, subscribers))
     if rows:
         await conn.execute(_ENQUEUE, _columns(rows))
     return len(rows)
@@ -87,15 +87,24 @@ async def _subscribers(conn: AsyncConnection, bots: set[str]) -> dict[str, list[
     return found
 
 
-def _rows(told: Sequence[tuple[Strand, Event]], subscribers: dict[str, list[_Subscriber]]) -> Iterable[_Row]:
-    farewells = {event.session.id: event for _, event in told if event.type == "session.closure_message"}
-    for strand, event in told:
-        wanting = [each for each in subscribers.get(strand.bot, ()) if event.type in each.events]
-        body = payload(event, strand).decode() if wanting else ""
-        farewell = farewells.get(event.session.id) if event.type == "session.closed" else None
-        for each in wanting:
-            after = delivery_id(farewell, each.endpoint_id) if farewell and farewell.type in each.events else None
+def _rows(events: Sequence[tuple[Strand, Event]], subscribers: dict[str, list[_Subscriber]]) -> Iterable[_Row]:
+    closure_messages = {event.session.id: event for _, event in events if event.type == "session.closure_message"}
+    for strand, event in events:
+        subscribed = [each for each in subscribers.get(strand.bot, ()) if event.type in each.events]
+        body = payload(event, strand).decode() if subscribed else ""
+        before = closure_messages.get(event.session.id) if event.type == "session.closed" else _before_update(event)
+        for each in subscribed:
+            after = delivery_id(before, each.endpoint_id) if before and before.type in each.events else None
             yield _Row(delivery_id(event, each.endpoint_id), each.endpoint_id, strand.bot, event, body, after)
+
+
+def _before_update(event: Event) -> Event | None:
+    """The event that goes out before an update: the update before it, or the close."""
+    if event.type != "session.updated":
+        return None
+    if event.session.late_entries <= 1:
+        return structs.replace(event, type="session.closed")
+    return structs.replace(event, session=structs.replace(event.session, late_entries=event.session.late_entries - 1))
 
 
 def _columns(rows: Sequence[_Row]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Characters that Postgres cannot hold (NUL) become U+FFFD, so that no text of a u
 """
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
@@ -18,11 +19,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 from app.archive.tables import instant, instant_or_none, messages, sessions
 from app.domain.instants import ms_of
 from app.domain.records import Answer, Message, Session
+from app.domain.session_view import message_view
 from app.domain.strand import Strand
 
 NUL = "\x00"
 REPLACEMENT = "\ufffd"
 _ESCAPED_NUL = "\\u0000"
+
+_VIEWED = message_view(Message(0, "", 0, "user", "message", None, Answer(None, "none", 0, None, 0))).keys()
 
 Value = Callable[[Any], Any]
 """Computes a column's value from a record."""
@@ -55,6 +59,11 @@ def to_json(value: object) -> str:
     return encoded if _ESCAPED_NUL not in encoded else _encode(_without_nul(msgspec.to_builtins(value))).decode()
 
 
+def json_value(value: object) -> object:
+    """A value as a `jsonb` column takes it from SQLAlchemy, without NUL."""
+    return _without_nul(msgspec.to_builtins(value))
+
+
 def message_of(row: Row[Any]) -> Message:
     """The message that a row holds. The answer that the bot got is not archived: its entry can no longer be repeated."""
     received_at_ms = ms_of(row.received_at)
@@ -72,6 +81,29 @@ def message_of(row: Row[Any]) -> Message:
         tags=tuple(row.tags),
         sent_at_ms=None if row.sent_at is None else ms_of(row.sent_at),
         rest=row.rest,
+        late=row.late,
+    )
+
+
+def message_of_view(view: dict[str, Any], session_id: str) -> Message:
+    """The late message of a closed session, from its view in the event `session.updated`."""
+    received_at_ms = ms_of(datetime.fromisoformat(view["received_at"]))
+    sent_at = view["sent_at"]
+    return Message(
+        sequence=view["sequence"],
+        message_id=view["message_id"],
+        received_at_ms=received_at_ms,
+        role=view["role"],
+        type=view["type"],
+        text=view["text"],
+        answer=Answer(session_id, "late", view["sequence"], None, received_at_ms),
+        user_id=view["user_id"],
+        intent=view["intent"],
+        language=view["language"],
+        tags=tuple(view["tags"]),
+        sent_at_ms=None if sent_at is None else ms_of(datetime.fromisoformat(sent_at)),
+        rest={name: value for name, value in view.items() if name not in _VIEWED} or None,
+        late=view["late"],
     )
 
 

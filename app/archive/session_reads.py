@@ -24,7 +24,7 @@ LONGEST_SESSION_MS = LONGEST_SESSION_HOURS * HOUR_MS + DAY_MS
 _decode_session = msgspec.json.Decoder(Session).decode
 # As text: the driver's own decoding would make lists of it, only for them to be read again.
 _DETAIL = cast(sessions.c.detail, Text).label("detail")
-_COLUMNS = (sessions.c.bot_id, sessions.c.conversation_id, sessions.c.thread, sessions.c.continuation_of, _DETAIL)
+SESSION_FIELDS = (sessions.c.bot_id, sessions.c.conversation_id, sessions.c.thread, sessions.c.continuation_of, _DETAIL)
 
 
 class ArchivedSession(Struct, frozen=True):
@@ -61,26 +61,31 @@ class SessionFilter(Struct, frozen=True, kw_only=True):
 async def find(conn: AsyncConnection, session_id: str) -> ArchivedSession | None:
     """The session of this id. The id must be a UUID."""
     opened_at = instant(opened_at_ms_of(session_id))
-    wanted = select(*_COLUMNS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
+    wanted = select(*SESSION_FIELDS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
     row = (await conn.execute(wanted)).one_or_none()
-    return None if row is None else _archived(row)
+    return None if row is None else session_of(row)
 
 
 async def page(conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int) -> list[ArchivedSession]:
     """Sessions in the order of their opening, the latest first; those after `after`. From is included, to is not."""
-    listed = select(*_COLUMNS).where(*conditions(wanted)).order_by(sessions.c.opened_at.desc(), sessions.c.id.desc()).limit(limit)
-    return [_archived(row) for row in await conn.execute(_after(listed, after))]
+    listed = (
+        select(*SESSION_FIELDS)
+        .where(*conditions(wanted))
+        .order_by(sessions.c.opened_at.desc(), sessions.c.id.desc())
+        .limit(limit)
+    )
+    return [session_of(row) for row in await conn.execute(_after(listed, after))]
 
 
 async def oldest_first(
     conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int
 ) -> list[ArchivedSession]:
     """Sessions in the order of their opening, the first opened first; those after `after`."""
-    listed = select(*_COLUMNS).where(*conditions(wanted)).order_by(sessions.c.opened_at, sessions.c.id).limit(limit)
+    listed = select(*SESSION_FIELDS).where(*conditions(wanted)).order_by(sessions.c.opened_at, sessions.c.id).limit(limit)
     if after is not None:
         at = instant(after.opened_at_ms)
         listed = listed.where(sessions.c.opened_at >= at, tuple_(sessions.c.opened_at, sessions.c.id) > (at, after.id))
-    return [_archived(row) for row in await conn.execute(listed)]
+    return [session_of(row) for row in await conn.execute(listed)]
 
 
 async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
@@ -169,6 +174,7 @@ def _times(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     return [compare(instant(at_ms)) for compare, at_ms in bounds if at_ms is not None]
 
 
-def _archived(row: Row[Any]) -> ArchivedSession:
+def session_of(row: Row[Any]) -> ArchivedSession:
+    """The session of a row of `SESSION_FIELDS`."""
     strand = Strand(row.bot_id, row.conversation_id, row.thread)
     return ArchivedSession(strand, _decode_session(row.detail), row.continuation_of)

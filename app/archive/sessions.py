@@ -19,10 +19,19 @@ from app.archive.tables import instant
 from app.domain.records import Message, Session
 
 _A_PORTION = 10_000  # messages
+_KEY = ("id", "opened_at")
 
 # DELETE ROWS: a connection keeps its staging table, empty, from one batch to the next.
 _STAGING = text("CREATE TEMP TABLE IF NOT EXISTS staged_sessions (LIKE sessions INCLUDING DEFAULTS) ON COMMIT DELETE ROWS")
 _MERGE = text("INSERT INTO sessions SELECT * FROM staged_sessions ON CONFLICT DO NOTHING RETURNING id")
+# Sessions that this transaction inserted are staged, too: the count of late entries says which row is newer. The conditions
+# beside the join let Postgres leave out partitions.
+_UPDATE = text(f"""
+    UPDATE sessions SET {", ".join(f"{name} = staged.{name}" for name in SESSION_COLUMNS if name not in _KEY)}
+    FROM staged_sessions staged
+    WHERE sessions.id = ANY(:ids) AND sessions.opened_at = ANY(:opened)
+      AND sessions.id = staged.id AND sessions.opened_at = staged.opened_at AND staged.late_entries > sessions.late_entries
+""")  # noqa: S608 - names of columns
 # A continuation's messages count as held by the session that it continues: after a second rollback they are offered once more.
 # It has the same user and is younger, so that it is found by the index.
 _MESSAGE_IDS = text("""
@@ -42,8 +51,7 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
     if not batch:
         return set()
     await ensure_months(conn, {month_of(closed.session.opened_at_ms) for closed in batch})
-    await conn.execute(_STAGING)
-    await _copy(conn, "staged_sessions", SESSION_COLUMNS, map(session_row, batch))
+    await _stage(conn, batch)
     inserted = {str(session) for session in await conn.scalars(_MERGE)}
     new = {closed.session.id: closed for closed in batch if closed.session.id in inserted}  # a batch may hold one twice
     rows = _rows_of(new.values())
@@ -57,6 +65,13 @@ async def add_messages(conn: AsyncConnection, session: Session, portion: Sequenc
     await _copy(conn, "messages", MESSAGE_COLUMNS, message_rows(session, portion))
 
 
+async def update_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -> None:
+    """Write these sessions over those of the archive, which this transaction has locked."""
+    await _stage(conn, batch)
+    opened = [instant(closed.session.opened_at_ms) for closed in batch]
+    await conn.execute(_UPDATE, {"ids": [closed.session.id for closed in batch], "opened": opened})
+
+
 async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]) -> dict[str, set[str]]:
     """Of each of these sessions that the archive holds, the ids of the messages it holds, in its continuations too."""
     opened = [instant(session.opened_at_ms) for session in batch]
@@ -64,6 +79,11 @@ async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]
     values = {"ids": [session.id for session in batch], "opened": opened, "users": users, "since": min(opened, default=None)}
     found = await conn.execute(_MESSAGE_IDS, values)
     return {str(session): set(ids) for session, ids in found}
+
+
+async def _stage(conn: AsyncConnection, batch: Sequence[ClosedSession]) -> None:
+    await conn.execute(_STAGING)
+    await _copy(conn, "staged_sessions", SESSION_COLUMNS, map(session_row, batch))
 
 
 async def _copy(conn: AsyncConnection, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:

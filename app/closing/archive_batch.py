@@ -1,8 +1,11 @@
-"""What one transaction writes to Postgres: closed sessions, their messages, and the deliveries of their events.
+"""The work of one transaction: writes closed sessions, their messages, late entries, and the deliveries of all events.
 
 It may run again after a crash, also with records that were archived before: it inserts only what is not there yet, and events
 of a session are enqueued only by the transaction that inserts it. It reads nothing of Redis but long transcripts, and it
 refuses to know how records are taken, released or rejected.
+
+A late entry is archived with its session. Where another worker still has the record that closed the session, the record of the
+late entry is deferred; where that record was rejected, it is bad data, too.
 
 The rollback rule: if Redis comes back without its last second, a session that the archive holds can look open again, go on and
 close a second time. The messages that it collected since become a session of their own, its continuation.
@@ -11,13 +14,14 @@ close a second time. The messages that it collected since become a session of th
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive import deliveries, sessions
+from app.archive import deliveries, late_entries, sessions
 from app.archive.rows import ClosedSession
 from app.domain.records import BotRules, Event, Message
 from app.domain.rules.continuation import continuation, continued
+from app.failures import BadData
 from app.live.event_stream import StreamRecord
 from app.metrics import CONTINUATIONS
 
@@ -40,8 +44,18 @@ class Batch(Struct, frozen=True):
     portions: Portions | None = None
 
 
-async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesOf) -> set[str]:
-    """Write a batch; returns the ids of the sessions that are new to the archive. The caller commits."""
+class Archived(Struct, frozen=True):
+    """What became of a batch: ids of the sessions that are new to the archive, and records to try again soon."""
+
+    inserted: set[str]
+    deferred: Sequence[StreamRecord] = ()
+
+
+async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesOf) -> Archived:
+    """Write a batch; the caller commits. Raises `BadData` for a late entry of a session that was rejected."""
+    waiting = await _waiting(conn, batch)
+    if waiting:
+        batch = _without(batch, waiting)
     inserted = await sessions.insert_closed(conn, batch.closed)
     if batch.portions is not None:
         await _add_messages(conn, [closed for closed in batch.closed if closed.session.id in inserted], batch.portions)
@@ -51,14 +65,40 @@ async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesO
         continuations = await _continuations(conn, known, batch.portions, rules_of)
         inserted |= await sessions.insert_closed(conn, continuations)
         events += [(item.strand, continued(item.session)) for item in continuations if item.session.id in inserted]
+    events += await late_entries.add(conn, [(record.strand, event) for record in batch.records for event in _updates(record)])
+    await late_entries.add_unassigned(conn, [(record.strand, entry) for record in batch.records for entry in record.unassigned])
     await deliveries.enqueue(conn, events)
-    return inserted
+    return Archived(inserted, waiting)
+
+
+async def _waiting(conn: AsyncConnection, batch: Batch) -> list[StreamRecord]:
+    """Records with a late entry of a session that is neither in the archive nor in this batch."""
+    updated = {session for record in batch.records for session in record.updated}
+    missing = await late_entries.not_archived(conn, updated - {closed.session.id for closed in batch.closed})
+    if not missing:
+        return []
+    if await late_entries.rejected(conn, missing):
+        raise BadData("its session was rejected")
+    return [record for record in batch.records if not missing.isdisjoint(record.updated)]
+
+
+def _without(batch: Batch, waiting: Sequence[StreamRecord]) -> Batch:
+    ended = {session for record in waiting for session in record.ended}
+    return structs.replace(
+        batch,
+        records=[record for record in batch.records if record not in waiting],
+        closed=[closed for closed in batch.closed if closed.session.id not in ended],
+    )
 
 
 def _new_events(record: StreamRecord, inserted: set[str]) -> list[Event]:
-    """A record's events but for those of a session that it closes and that was archived before."""
-    closed = set(record.ended)
-    return [event for event in record.events if event.session.id not in closed or event.session.id in inserted]
+    """A record's events but for updates, and for those of a session that it closes and that was archived before."""
+    known = set(record.ended) - inserted
+    return [event for event in record.events if event.type != "session.updated" and event.session.id not in known]
+
+
+def _updates(record: StreamRecord) -> list[Event]:
+    return [event for event in record.events if event.type == "session.updated"]
 
 
 async def _add_messages(conn: AsyncConnection, new: Sequence[ClosedSession], portions: Portions) -> None:
@@ -84,9 +124,13 @@ async def _continuations(
 
 
 async def _surplus(closed: ClosedSession, archived: set[str], portions: Portions | None) -> list[Message]:
-    """Its messages that the archive does not hold, in order."""
-    surplus = [message for message in closed.messages if message.message_id not in archived]
+    """Its messages that the archive does not hold, in order; late ones are archived by the event that came with them."""
+    surplus = [message for message in closed.messages if _is_surplus(message, archived)]
     if portions is not None:
         async for portion in portions(closed.session.id):
-            surplus += [message for message in portion if message.message_id not in archived]
+            surplus += [message for message in portion if _is_surplus(message, archived)]
     return sorted(surplus, key=lambda message: message.sequence)
+
+
+def _is_surplus(message: Message, archived: set[str]) -> bool:
+    return not message.late and message.message_id not in archived

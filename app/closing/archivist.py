@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.clock import monotonic_ms
-from app.closing.archive_batch import Batch, RulesOf, archive_batch
+from app.closing.archive_batch import Archived, Batch, RulesOf, archive_batch
 from app.closing.rejects import RejectLimit, RejectLimitReached, reject
 from app.closing.transcripts import Part, Transcripts
 from app.failpoints import failpoint
@@ -57,6 +57,7 @@ class Archivist:
         self._transcripts = Transcripts(pipe, shards=shards)
         self._stopping = False
         self._over_limit = False
+        self._deferred = 0
         self._rest_ms = 0
         self._rest_until_ms = 0.0
 
@@ -78,6 +79,8 @@ class Archivist:
                 await self._publish_stop(str(error))
             raise
         self._rest_ms = 0
+        if self._deferred:
+            self._streams.retry()
         if self._over_limit:
             await self._publish_resume()
         return archived
@@ -89,6 +92,7 @@ class Archivist:
     async def _run(self) -> int:
         """Reading goes on while a batch is written."""
         archived = 0
+        self._deferred = 0
         batch = await self._take()
         while batch:
             reading = asyncio.create_task(self._take())
@@ -108,7 +112,7 @@ class Archivist:
         """Archive a part and release it. Bad data is searched for by halves, so that one bad record rejects no other."""
         failpoint("archive.after_read")
         try:
-            inserted = await self._write(part)
+            done = await self._write(part)
         except Exception as error:
             if failure_of(error) != "bad_data":
                 raise
@@ -118,23 +122,24 @@ class Archivist:
                 await self._archive(Part(part.records[middle:]))
                 return
             await self._reject(part.records[0], error)
-            inserted = set()
+            done = Archived(set())
         else:
-            self._reject_limit.count(len(part.records), rejected=False)
+            self._reject_limit.count(len(part.records) - len(done.deferred), rejected=False)
+        self._deferred += len(done.deferred)
         # A crash here repeats the transaction, which then inserts nothing; it cannot lose anything.
-        await self._streams.release(part.records)
+        await self._streams.release([record for record in part.records if record not in done.deferred])
         failpoint("archive.after_release")
-        ARCHIVED.inc(len(inserted))
+        ARCHIVED.inc(len(done.inserted))
 
-    async def _write(self, part: Part) -> set[str]:
-        """One transaction; returns the ids of the sessions that are new to the archive."""
+    async def _write(self, part: Part) -> Archived:
+        """One transaction."""
         closed = await self._transcripts.closed_sessions(part)
         batch = Batch(part.records, closed, self._transcripts.portions if part.long else None)
         async with self._engine.begin() as conn:
-            inserted = await archive_batch(conn, batch, rules_of=self._rules_of)
+            done = await archive_batch(conn, batch, rules_of=self._rules_of)
             failpoint("archive.before_commit")
         failpoint("archive.after_commit")
-        return inserted
+        return done
 
     async def _reject(self, record: StreamRecord, error: Exception) -> None:
         """Keep a bad record in Postgres. Raises `RejectLimitReached` if too many were bad lately; then it stays pending."""

@@ -6,7 +6,6 @@ Redis. Nothing is written here.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from operator import itemgetter
 
 from msgspec import Struct
 from redis.exceptions import ResponseError
@@ -84,13 +83,14 @@ def split(records: Sequence[StreamRecord], sizes: Sequence[int]) -> Iterator[Par
     """The records in parts of a bounded size.
 
     A record that cannot be read is a part of its own, and first: it is only to be rejected. A long transcript is a part of its
-    own, and last: a part that fails holds up only the parts behind it.
+    own, and last: a part that fails holds up only the parts behind it. Late entries come after the closes of other sessions, of
+    which theirs may be one.
     """
     yield from (Part([record]) for record in records if record.fault is not None)
     part: list[StreamRecord] = []
     left = _PART_BYTES
     readable = ((size, record) for size, record in zip(sizes, records, strict=True) if record.fault is None)
-    for size, record in sorted(readable, key=itemgetter(0)):
+    for size, record in sorted(readable, key=_place):
         if part and size > left:
             yield Part(part)
             part, left = [], _PART_BYTES
@@ -101,6 +101,11 @@ def split(records: Sequence[StreamRecord], sizes: Sequence[int]) -> Iterator[Par
         left -= size
     if part:
         yield Part(part)
+
+
+def _place(item: tuple[int, StreamRecord]) -> tuple[bool, bool, int]:
+    size, record = item
+    return size > _PART_BYTES, bool(record.updated), size
 
 
 def _messages(reply: list[bytes] | ResponseError) -> list[Message]:

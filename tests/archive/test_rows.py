@@ -7,12 +7,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, json, structs
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads
-from app.archive.rows import ClosedSession
+from app.archive.rows import ClosedSession, message_of_view
 from app.archive.sessions import insert_closed
 from app.archive.tables import messages, sessions
 from app.domain.instants import ms_of, rfc3339
@@ -114,6 +114,15 @@ async def test_each_column_of_a_message_holds_what_the_api_shows_of_it(engine: A
     assert {column: shown(value) for column, value in row.items()} == {column: view[column] for column in row}
     names = [name for name in message.__struct_fields__ if name != "answer"]
     assert [getattr(read, name) for name in names] == [getattr(message, name) for name in names]
+
+
+async def test_late_message_is_the_one_that_its_event_shows() -> None:
+    """The event carries the message as JSON: nothing of it is lost on the way to the archive."""
+    (message,) = closed_session(flag="").messages
+    message = structs.replace(message, late=True)
+    read = message_of_view(json.decode(json.encode(message_view(message))), "session")
+
+    assert structs.replace(read, answer=message.answer) == message
 
 
 async def test_values_of_the_test_are_all_different() -> None:

@@ -7,7 +7,11 @@ from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.archive.tables import instant
+from app.closing.archivist import Archivist
+from app.closing.rejects import RejectLimit
 from app.config.publish import publish
+from app.live.event_stream import EventStream
+from app.live.pipe import Pipe
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.worker import Worker
@@ -52,3 +56,19 @@ def save_bot(resources: Resources) -> SaveBot:
         assert await resources.config.caught_up(mark, timeout_s=5)
 
     return save
+
+
+@pytest.fixture
+async def other(resources: Resources) -> AsyncIterator[Archivist]:
+    """Another worker's archivist, which takes over what was left for a moment."""
+    pipe = Pipe(resources.redis, timeout_s=5)
+    shards = resources.settings.shards
+    yield Archivist(
+        pipe=pipe,
+        streams=EventStream(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
+        engine=resources.engine,
+        shards=shards,
+        rules_of=resources.config.rules_of,
+        reject_limit=RejectLimit(percent=5),
+    )
+    await pipe.stop()

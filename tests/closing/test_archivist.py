@@ -1,7 +1,7 @@
 """From the stream to Postgres: every step repeated changes nothing, every crash loses nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -12,32 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions
 from app.closing.archivist import Archivist
-from app.closing.rejects import RejectLimit
 from app.domain.entry import Entry
 from app.domain.records import Message, Receive, Session
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.event_stream import GROUP, EventStream, StreamRecord
-from app.live.pipe import Pipe
 from app.resources import Resources
 from app.worker import Worker
 from tests.closing.stream import STRAND, archived, close, say, waiting
-
-
-@pytest.fixture
-async def other(resources: Resources) -> AsyncIterator[Archivist]:
-    """Another worker's archivist, which takes over what was left for a moment."""
-    pipe = Pipe(resources.redis, timeout_s=5)
-    shards = resources.settings.shards
-    yield Archivist(
-        pipe=pipe,
-        streams=EventStream(pipe=pipe, shards=shards, consumer="other", batch=100, claim_idle_ms=0),
-        engine=resources.engine,
-        shards=shards,
-        rules_of=resources.config.rules_of,
-        reject_limit=RejectLimit(percent=5),
-    )
-    await pipe.stop()
 
 
 async def test_closed_session_is_archived_with_its_messages_and_released(resources: Resources, worker: Worker) -> None:

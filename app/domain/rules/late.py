@@ -19,6 +19,7 @@ from app.domain.session_view import message_view
 from app.domain.transcript import message_of
 
 LATE_MS = DAY_MS
+_LATE_TIMES = ("resolved_at_ms", "escalated_at_ms", "survey_sent_at_ms", "survey_answered_at_ms")
 _WITH_EPILOGUE: frozenset[Reason] = frozenset({"inactivity", "resolved", "ended"})
 
 
@@ -68,6 +69,24 @@ def keep_unassigned(transition: Transition, command: Receive, kind: EntryType) -
     message = message_of(command.entry, command.message_id, session=None, answer=answer)
     transition.unassigned = (UnassignedEntry(_why(transition, kind), message),)
     return answer
+
+
+def merged(archived: Session, updated: Session) -> Session:
+    """An archived session with all that a late entry can change, as `updated` has it, in whatever order updates are archived.
+
+    The rest stays as it was archived. After a rollback of Redis, `updated` may not know of late entries that the archive holds.
+    """
+    older, newer = sorted((archived, updated), key=lambda session: session.late_entries)
+    last = max((archived, updated), key=lambda session: max(session.resolved_at_ms or 0, session.escalated_at_ms or 0))
+    times = {name: max((at for at in (getattr(older, name), getattr(newer, name)) if at), default=None) for name in _LATE_TIMES}
+    changed = structs.replace(
+        archived,
+        late_entries=newer.late_entries,
+        session_metadata={**(older.session_metadata or {}), **(newer.session_metadata or {})} or None,
+        outcome=last.outcome,
+        **times,
+    )
+    return ending.concluded(changed)
 
 
 def _recorded(transition: Transition, session: Session, kind: EntryType) -> Session:

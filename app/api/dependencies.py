@@ -16,6 +16,7 @@ from app.config.records import BotConfig
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
+from app.live.user_variables import UserVariables
 from app.live.view import LiveView
 from app.queries.sessions import Sessions
 from app.resources import Resources
@@ -56,6 +57,7 @@ OwnTimeDep = Annotated[OwnTime, _part("sandbox_ms")]
 PipeDep = Annotated[Pipe, _part("pipe")]
 SandboxesDep = Annotated[SandboxClocks, _part("sandboxes")]
 SettingsDep = Annotated[Settings, _part("settings")]
+UserVariablesDep = Annotated[UserVariables, _part("user_variables")]
 SweepDep = Annotated[Sweep, _part("sweep")]
 SessionsDep = Annotated[Sessions, Depends(_sessions)]
 ChangingDep = Annotated[Changing, Depends(_changing)]

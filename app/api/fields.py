@@ -52,6 +52,17 @@ ConversationPath = Annotated[
     ),
 ]
 
+UserPath = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=256,
+        pattern=ID_PATTERN,
+        description="Id of the user, percent-encoded, slashes too.",
+        examples=["ann"],
+    ),
+]
+
 
 class Body(BaseModel):
     """A request's body: unknown fields are refused, and no value is converted to another type."""

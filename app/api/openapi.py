@@ -39,6 +39,7 @@ TAGS = {
     "sessions": "Query open and closed sessions, their messages and why they are as they are; close them; add them up.",
     "analytics": "Metrics of closed sessions by time and dimensions, their definitions, and exports.",
     "conversations": "The sessions, variables and dialog context of a conversation.",
+    "users": "The sessions of a user over all channels, and variables that all conversations of a user share.",
     "sandbox": "The clock of a sandbox bot, for tests that wait for no silence.",
     "bots": "Create and change bots.",
     "policies": "When a bot's sessions open and close.",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, create_model
 
 from app.api.fields import Id, Instant
-from app.api.routes.sessions import MessageView, SessionSnapshot
+from app.api.session_views import MessageView, SessionSnapshot
 from app.domain.records import EventType
 
 TEST = "webhook.test"

@@ -23,6 +23,11 @@ async def latest(conn: AsyncConnection, bot: str) -> Row[Any] | None:
     return versions[0] if versions else None
 
 
+async def version_of(conn: AsyncConnection, bot: str, version: int) -> Row[Any] | None:
+    wanted = select(policies).where(policies.c.bot_id == bot, policies.c.version == version)
+    return (await conn.execute(wanted)).one_or_none()
+
+
 async def versions_of(conn: AsyncConnection, bot: str, *, before: int | None, limit: int) -> list[Row[Any]]:
     """A bot's versions, the latest first; `before` the last one seen."""
     wanted = select(policies).where(policies.c.bot_id == bot).order_by(policies.c.version.desc()).limit(limit)

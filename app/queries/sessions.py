@@ -75,6 +75,16 @@ class Sessions:
         found, place = await self._live.page(bot, after=after, limit=limit)
         return [_as_archived(one) for one in found], place
 
+    async def open_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
+        """A conversation's open sessions; with method `client` or in help windows there may be several."""
+        strands = {Strand(bot, conversation), *await self._live.strands_of(bot, conversation)}
+        states = [(strand, await self._live.state(strand)) for strand in sorted(strands)]
+        return [ArchivedSession(strand, state.session, None) for strand, state in states if state.session is not None]
+
+    async def open_of_user(self, bot: str, user: str) -> list[ArchivedSession]:
+        """A user's open sessions over all channels, the longest open first."""
+        return [_as_archived(one) for one in await self._live.sessions_of_user(bot, user)]
+
     async def lately_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
         """A conversation's open sessions (with method `client` or in help windows, several side by side).
 

@@ -84,7 +84,18 @@ def operations(app: FastAPI) -> Iterator[tuple[str, str, list[str]]]:
                 yield method.upper(), path, [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
 
 
-PATH_NAMES = ("bot", "endpoint_id", "key_id", "session_id", "conversation_id", "delivery_id", "reject_id", "name")
+PATH_NAMES = (
+    "user_id",
+    "version",
+    "bot",
+    "endpoint_id",
+    "key_id",
+    "session_id",
+    "conversation_id",
+    "delivery_id",
+    "reject_id",
+    "name",
+)
 
 
 async def check(client: Client, method: str, path: str, **more: Any) -> None:  # noqa: ANN401 - httpx's own

@@ -31,7 +31,9 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("DELETE", "/v1/bots/{bot}"): None,
     ("GET", "/v1/bots/{bot}/policy"): None,
     ("PUT", "/v1/bots/{bot}/policy"): {"inactivity_minutes": 30},
+    ("PATCH", "/v1/bots/{bot}/policy"): {"inactivity_minutes": 30},
     ("GET", "/v1/bots/{bot}/policy/versions"): None,
+    ("POST", "/v1/bots/{bot}/policy/versions/{version}/restore"): None,
     ("POST", "/v1/bots/{bot}/endpoints"): {"url": "http://127.0.0.1:9999/"},
     ("GET", "/v1/bots/{bot}/endpoints"): None,
     ("GET", "/v1/endpoints/{endpoint_id}"): None,
@@ -51,6 +53,13 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("GET", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
     ("PUT", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): {"value": 1},
     ("DELETE", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
+    ("POST", "/v1/bots/{bot}/conversations/{conversation_id}/close"): None,
+    ("GET", "/v1/bots/{bot}/users/{user_id}/sessions"): None,
+    ("POST", "/v1/bots/{bot}/users/{user_id}/close"): None,
+    ("GET", "/v1/bots/{bot}/users/{user_id}/variables"): None,
+    ("GET", "/v1/bots/{bot}/users/{user_id}/variables/{name}"): None,
+    ("PUT", "/v1/bots/{bot}/users/{user_id}/variables/{name}"): {"value": 1},
+    ("DELETE", "/v1/bots/{bot}/users/{user_id}/variables/{name}"): None,
     ("GET", "/v1/bots/{bot}/clock"): None,
     ("POST", "/v1/bots/{bot}/clock/advance"): {"seconds": 10_000},
     ("GET", "/v1/deliveries/{delivery_id}"): None,
@@ -118,6 +127,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
     await worker.archivist.run_once()
     opened = await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry)
     await admin.ok("PUT", f"/v1/bots/{MARK}/conversations/web:bank-user/variables/bank-variable", {"value": "bank"})
+    await admin.ok("PUT", f"/v1/bots/{MARK}/users/bank-user/variables/bank-variable", {"value": "bank"})
     (delivery,) = (await admin.ok("GET", "/v1/deliveries"))["deliveries"]
     async with resources.engine.begin() as conn:
         await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\xc1")
@@ -128,6 +138,8 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
         "key_id": key["id"],
         "session_id": closed["session_id"],
         "conversation_id": "web:bank-user",
+        "user_id": "bank-user",
+        "version": "1",
         "delivery_id": delivery["id"],
         "reject_id": str(reject["id"]),
         "name": "bank-variable",
@@ -146,7 +158,7 @@ def test_the_tables_name_every_route(app: FastAPI) -> None:
 async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: ClientMaker, theirs: Theirs) -> None:
     """404 on every route, in the words that are said of what does not exist, and for open sessions as for archived ones."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
-    nothing = {name: "none" if name in {"bot", "conversation_id", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {name: "none" if name in {"bot", "conversation_id", "user_id", "name"} else str(uuid4()) for name in theirs.names}
     for (method, path), body in FOREIGN.items():
         for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
             foreign = await stranger.refused(method, path.format_map(names), body)
@@ -199,7 +211,7 @@ async def test_after_all_that_nothing_of_theirs_has_changed(
 async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, scope: str) -> None:
     """With one scope alone a key gets 403 wherever that scope is not the one, before anything is looked up."""
     client = await clients(scope, bots=[MARK])
-    nothing = {name: "none" if name in {"bot", "conversation_id", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {name: "none" if name in {"bot", "conversation_id", "user_id", "name"} else str(uuid4()) for name in theirs.names}
     for (method, path), body in FOREIGN.items():
         reply = await client.request(method, path.format_map(nothing), json=body)
         assert reply.status_code == (404 if scope in _scopes(method, path) else 403), f"{scope}: {method} {path}"
@@ -212,7 +224,7 @@ def _scopes(method: str, path: str) -> set[str]:
         return {"ingest"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):
         return {"ingest"}
-    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/")):
+    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/", "/users/")):
         return {"read"}
     return {"admin"}
 
@@ -220,6 +232,6 @@ def _scopes(method: str, path: str) -> set[str]:
 def _unnamed(problem: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """A problem without the names that the asker gave, and without what differs between any two requests."""
     detail = problem["detail"]
-    for name in names.values():
+    for name in sorted(names.values(), key=len, reverse=True):
         detail = detail.replace(name, "…")
     return problem | {"detail": detail, "instance": "", "request_id": ""}

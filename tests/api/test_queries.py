@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.api.routes.sessions import LivePage, MessagePage, SessionPage, SessionView
+from app.api.session_views import LivePage, MessagePage, SessionPage, SessionView
 from app.archive.sessions import insert_closed
 from app.domain.entry import Entry
 from app.domain.records import Receive

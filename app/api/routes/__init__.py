@@ -16,6 +16,7 @@ from app.api.routes import (
     rejects,
     sandbox,
     sessions,
+    users,
 )
 
 # Variables of a conversation come before the conversation's sessions: see `conversations`.
@@ -24,6 +25,7 @@ _MODULES = (
     analytics,
     exports,
     conversations,
+    users,
     sandbox,
     bots,
     policies,

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.auth import Ingesting, Principal, Reading, known_bot
+from app.api.auth import Closing, Ingesting, Principal, Reading, known_bot
+from app.api.closing import CloserDep
 from app.api.dependencies import ClockDep, ConfigDep, LedgerDep, LiveDep, OwnTime, OwnTimeDep, SessionsDep
 from app.api.fields import BotPath, ConversationPath, Instant, Slug
 from app.api.paging import Page, PageQuery
 from app.api.responses import JsonResponse, answers
-from app.api.routes.sessions import SessionPage
+from app.api.session_views import ClosedSessions, SessionPage
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.clock import Clock
 from app.config.follower import ConfigReplica
@@ -64,8 +65,17 @@ class NewValue(BaseModel):
     value: Annotated[Any, Field(description="Any JSON value of up to 8 KB.", examples=[{"number": 4711}])]
     ttl_s: Annotated[
         float | None,
-        Field(gt=0, le=_TTL, description="How long to keep it, in s; until the session closes if left out.", examples=[3600]),
+        Field(
+            gt=0,
+            le=_TTL,
+            description="How long to keep it, in s. Left out: a conversation's until the session closes, a user's 366 days.",
+            examples=[3600],
+        ),
     ] = None
+
+    @property
+    def ttl_ms(self) -> int | None:
+        return None if self.ttl_s is None else max(1, round(self.ttl_s * 1000))
 
 
 class VariableValue(BaseModel):
@@ -75,7 +85,7 @@ class VariableValue(BaseModel):
     expires_at: Annotated[Instant | None, Field(description="When it ends; null: with the session.")]
 
 
-class Variable(VariableValue):
+class VariableView(VariableValue):
     """A variable."""
 
     name: Annotated[str, Field(description="Name of the variable.", examples=["order"])]
@@ -159,8 +169,24 @@ async def list_conversation(
     return JsonResponse({"sessions": [view(one) for one in every], "next": page.next(last)})
 
 
+@router.post(_STRAND + "/close", **answers(ClosedSessions))
+async def close_conversation(
+    principal: Closing,
+    bot: BotPath,
+    conversation_id: ConversationPath,
+    *,
+    config: ConfigDep,
+    sessions: SessionsDep,
+    closer: CloserDep,
+) -> JsonResponse:
+    """Close all open sessions of a conversation, reason `api`."""
+    known_bot(config, bot)
+    closed = await closer.close(principal, await sessions.open_in(bot, conversation_id))
+    return JsonResponse({"sessions": [view(one) for one in closed]})
+
+
 # Each route asks for the key before the strand, so that a key without the scope learns nothing.
-@router.get(_STRAND + "/variables/{name}", **answers(Variable))
+@router.get(_STRAND + "/variables/{name}", **answers(VariableView))
 async def read_variable(_: Reading, strand: StrandDep, name: _Name) -> JsonResponse:
     """One variable."""
     value = (await strand.variables()).get(name)
@@ -181,11 +207,10 @@ async def list_variables(_: Reading, strand: StrandDep) -> JsonResponse:
     return JsonResponse({"variables": await strand.variables()})
 
 
-@router.put(_STRAND + "/variables/{name}", **answers(Variable))
+@router.put(_STRAND + "/variables/{name}", **answers(VariableView))
 async def set_variable(_: Ingesting, strand: StrandDep, name: _Name, body: NewValue) -> JsonResponse:
     """Set or replace a variable. Its time to live counts from now."""
-    ttl_ms = None if body.ttl_s is None else max(1, round(body.ttl_s * 1000))
-    await strand.submit(SetVariable(name, body.value, ttl_ms))
+    await strand.submit(SetVariable(name, body.value, body.ttl_ms))
     value = (await strand.variables()).get(name, {"value": body.value, "expires_at": None})
     return JsonResponse({"name": name, **value})
 

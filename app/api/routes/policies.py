@@ -1,19 +1,21 @@
 """A bot's policy: read it, replace it, list its versions; presets, and what a policy would do before it is saved.
 
-A request that replaces a policy names by `If-Match` the version that it was made from, so that no change is lost unseen. Only
+A request that changes a policy names by `If-Match` the version that it was made from, so that no change is lost unseen. Only
 version 1, which the bot was created with, may be replaced without.
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, AnyKey, found
-from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep
-from app.api.fields import BotPath, Id, Instant, PolicyToSave, PolicyValues
+from app.api.auth import Administering, AnyKey, Principal, found
+from app.api.dependencies import Changing, ChangingDep, ClockDep, EngineDep, SandboxesDep
+from app.api.fields import BotPath, Id, Instant, JsonObject, PolicyToSave, PolicyValues
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
@@ -34,7 +36,11 @@ router = APIRouter(prefix="/v1", tags=["policies"])
 
 FIRST_VERSION = 1
 _IF_MATCH = re.compile(r'\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*')
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_CHANGES = refuses(StaleVersion, PreconditionRequired)
 PolicyBody = Annotated[PolicyToSave, Body()]
+PatchBody = Annotated[JsonObject, Body(description="A JSON merge patch of the policy.", examples=[{"inactivity_minutes": 20}])]
+_VersionPath = Annotated[str, Path(description="Number of the version.", examples=["1"])]
 IfMatch = Annotated[str | None, Header(description="The `ETag` of the version that this change was made from.", examples=['"1"'])]
 _Notices = Annotated[
     list[str],
@@ -120,6 +126,55 @@ class PolicyDescription(ChannelDescription):
     notices: _Notices
 
 
+class PolicyWriter:
+    """Saves the next version of a bot's policy."""
+
+    def __init__(self, *, changing: Changing, clock: Clock, sandboxes: SandboxClocks) -> None:
+        self._changing = changing
+        self._clock = clock
+        self._sandboxes = sandboxes
+
+    async def save(
+        self,
+        principal: Principal,
+        bot: str,
+        wanted: Callable[[AsyncConnection, Row[Any]], Awaitable[dict[str, Any]]],
+        *,
+        if_match: str | None,
+        response: Response,
+    ) -> PolicyView:
+        """Save what `wanted` makes of the latest version. Raise `StaleVersion`, `PreconditionRequired`, `InvalidPolicy`."""
+        async with self._changing(principal) as change:
+            present = await bot_row(change.conn, bot)
+            before = found(await policies.latest(change.conn, bot), "bot", bot)
+            _check_match(if_match, before.version)
+            saved = await wanted(change.conn, before)
+            policy = policy_from(saved)
+            row = await policies.add(
+                change.conn,
+                bot,
+                version=before.version + 1,
+                policy=saved,
+                effective_at=instant(await self._own_time_ms(present)),
+                key_id=principal.key.id,
+            )
+            await change.record("policy.changed", bot, bot=bot, version=row.version, policy=saved)
+        response.headers["ETag"] = etag(row.version)
+        return PolicyView.with_policy(row, policy)
+
+    async def _own_time_ms(self, bot: Row[Any]) -> int:
+        """Now, by the bot's own clock."""
+        own_ms = await self._sandboxes.command_ms(bot.id, bot.clock_mode)
+        return self._clock.now_ms() if own_ms is None else own_ms
+
+
+async def _writer(changing: ChangingDep, clock: ClockDep, sandboxes: SandboxesDep) -> PolicyWriter:
+    return PolicyWriter(changing=changing, clock=clock, sandboxes=sandboxes)
+
+
+WriterDep = Annotated[PolicyWriter, Depends(_writer)]
+
+
 @router.get("/bots/{bot}/policy")
 async def read_policy(bot: BotPath, engine: EngineDep, _: Administering, response: Response) -> PolicyView:
     """The policy that holds. Send its `ETag` as `If-Match` to replace it."""
@@ -130,35 +185,52 @@ async def read_policy(bot: BotPath, engine: EngineDep, _: Administering, respons
     return PolicyView.with_policy(row, policy_from(row.policy))
 
 
-@router.put("/bots/{bot}/policy", responses=refuses(StaleVersion, PreconditionRequired))
+@router.put("/bots/{bot}/policy", responses=_CHANGES)
 async def replace_policy(
-    bot: BotPath,
-    policy: PolicyBody,
-    *,
-    clock: ClockDep,
-    sandboxes: SandboxesDep,
-    changing: ChangingDep,
+    principal: Administering, bot: BotPath, policy: PolicyBody, writer: WriterDep, *, response: Response, if_match: IfMatch = None
+) -> PolicyView:
+    """Save the next version. It holds for open sessions too: their deadlines are moved in the background."""
+
+    async def given(_conn: AsyncConnection, _before: Row[Any]) -> dict[str, Any]:
+        return policy
+
+    return await writer.save(principal, bot, given, if_match=if_match, response=response)
+
+
+@router.patch("/bots/{bot}/policy", responses=_CHANGES)
+async def change_policy(
+    principal: Administering, bot: BotPath, patch: PatchBody, writer: WriterDep, *, response: Response, if_match: IfMatch = None
+) -> PolicyView:
+    """Save the next version: the latest one with some values changed, by JSON merge patch (RFC 7396).
+
+    `{"inactivity_minutes": 20}` sets a value, `null` removes what was saved, so that the preset's value or the default holds.
+    """
+
+    async def merged(_conn: AsyncConnection, before: Row[Any]) -> dict[str, Any]:
+        changed: dict[str, Any] = merge_patch(before.policy, patch)
+        return changed
+
+    return await writer.save(principal, bot, merged, if_match=if_match, response=response)
+
+
+@router.post("/bots/{bot}/policy/versions/{version}/restore", responses=_CHANGES)
+async def restore_policy(
     principal: Administering,
+    bot: BotPath,
+    version: _VersionPath,
+    writer: WriterDep,
+    *,
     response: Response,
     if_match: IfMatch = None,
 ) -> PolicyView:
-    """Save the next version. It holds for open sessions too: their deadlines are moved in the background."""
-    wanted = policy_from(policy)
-    async with changing(principal) as change:
-        present = await bot_row(change.conn, bot)
-        before = found(await policies.latest(change.conn, bot), "bot", bot)
-        _check_match(if_match, before.version)
-        row = await policies.add(
-            change.conn,
-            bot,
-            version=before.version + 1,
-            policy=policy,
-            effective_at=instant(await _own_time_ms(present, clock, sandboxes)),
-            key_id=principal.key.id,
-        )
-        await change.record("policy.changed", bot, bot=bot, version=row.version, policy=policy)
-    response.headers["ETag"] = etag(row.version)
-    return PolicyView.with_policy(row, wanted)
+    """Save an earlier version again, as the next version."""
+
+    async def restored(conn: AsyncConnection, _before: Row[Any]) -> dict[str, Any]:
+        row = await policies.version_of(conn, bot, int(version)) if _NUMBER.fullmatch(version) else None
+        policy: dict[str, Any] = found(row, "version", version).policy
+        return policy
+
+    return await writer.save(principal, bot, restored, if_match=if_match, response=response)
 
 
 @router.get("/bots/{bot}/policy/versions")
@@ -189,6 +261,19 @@ async def validate_policy(policy: PolicyBody, _: AnyKey) -> JsonResponse:
     return JsonResponse(describe(policy_from(policy)))
 
 
+def merge_patch(target: Any, patch: Any) -> Any:  # noqa: ANN401 - any JSON
+    """`target` changed by a JSON merge patch (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
 def etag(version: int) -> str:
     return f'"{version}"'
 
@@ -204,12 +289,6 @@ def _check_match(if_match: str | None, version: int) -> None:
     named = {tag.strip().removeprefix("W/") for tag in if_match.split(",")}
     if "*" not in named and etag(version) not in named:
         raise StaleVersion(f"version {version} is the latest", hint="read it, and decide again on what it says")
-
-
-async def _own_time_ms(bot: Row[Any], clock: Clock, sandboxes: SandboxClocks) -> int:
-    """Now, by the bot's own clock."""
-    own_ms = await sandboxes.command_ms(bot.id, bot.clock_mode)
-    return clock.now_ms() if own_ms is None else own_ms
 
 
 def _saved(row: Row[Any]) -> dict[str, Any]:

@@ -1,27 +1,24 @@
-"""Sessions: lists of open and of closed ones; one with its messages and its explanation; closing one; sums over closed ones.
-
-The domain makes a session's JSON, in the one shape that webhooks have too. The models here describe that shape for the OpenAPI
-document, and a test holds them equal.
-"""
+"""Sessions: lists of open and of closed ones; one with its messages and its explanation; closing one; sums over closed ones."""
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from msgspec import Struct
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from app.api.auth import Closing, Principal, Reading, found, id_of, known_bot
-from app.api.dependencies import ConfigDep, EngineDep, LedgerDep, LiveDep, OwnTimeDep, SessionsDep
-from app.api.fields import BotPath, ConversationText, GivenInstant, Id, Instant, Slug, Text
-from app.api.paging import LongPageQuery, Next, Page, Paged, PageQuery
+from app.api.closing import CloserDep
+from app.api.dependencies import ConfigDep, EngineDep, LiveDep, SessionsDep
+from app.api.fields import BotPath, ConversationText, GivenInstant, Slug, Text
+from app.api.paging import LongPageQuery, Page, Paged, PageQuery
 from app.api.responses import JsonResponse, answers
+from app.api.session_views import Explanation, LivePage, MessagePage, SessionPage, SessionView
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.archive.summary import summarise
-from app.domain.entry import EntryType, Role
 from app.domain.explanation import explain
 from app.domain.instants import ms_of
-from app.domain.records import Close, Outcome, Reason, Trade
+from app.domain.records import Outcome, Reason, Trade
 from app.domain.session_view import message_view
 from app.queries.sessions import Sessions, view
 
@@ -86,178 +83,6 @@ class SummaryQuery(BaseModel):
             opened_from_ms=_ms(self.opened_from),
             opened_to_ms=_ms(self.opened_to),
         )
-
-
-class CountByRole(BaseModel):
-    """Entries by role."""
-
-    user: Annotated[int, Field(description="Entries by the user.", examples=[1])]
-    bot: Annotated[int, Field(description="Entries by the bot.", examples=[1])]
-    agent: Annotated[int, Field(description="Entries by human agents.", examples=[0])]
-    system: Annotated[int, Field(description="Entries by the system.", examples=[0])]
-
-
-class InstantByRole(BaseModel):
-    """Instants by role; null for a role that took no part."""
-
-    user: Annotated[Instant | None, Field(description="The user's.")]
-    bot: Annotated[Instant | None, Field(description="The bot's.")]
-    agent: Annotated[Instant | None, Field(description="The human agents'.")]
-    system: Annotated[Instant | None, Field(description="The system's.")]
-
-
-class SessionSnapshot(BaseModel):
-    """A session as it was at the instant of an event."""
-
-    id: Annotated[Id, Field(description="Id of the session.")]
-    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
-    conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
-    thread: Annotated[
-        str | None, Field(description="The client's session (method `client`) or the help window.", examples=["window-1"])
-    ]
-    user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
-    channel: Annotated[str, Field(description="The channel.", examples=["web"])]
-    status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
-    opened_at: Annotated[Instant, Field(description="When it opened.")]
-    opened_by: Annotated[str, Field(description="Id of the message that opened it.", examples=["m1"])]
-    opening_rule: Annotated[str, Field(description="The rule by which it opened.", examples=["B04"])]
-    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
-    closes_at: Annotated[Instant | None, Field(description="When it closes if nothing more comes; null if it is closed.")]
-    closed_at: Annotated[Instant | None, Field(description="When it closed.")]
-    reason: Annotated[Reason | None, Field(description="Why it closed.")]
-    closing_rule: Annotated[str | None, Field(description="The rule by which it closed.", examples=["K07"])]
-    closed_by: Annotated[str | None, Field(description="Id of the message, or name of the key, that closed it.", examples=["m7"])]
-    policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
-    interactive: Annotated[bool, Field(description="Whether the user took part.")]
-    developer: Annotated[bool, Field(description="Whether a developer took part: never billed.")]
-    counted: Annotated[bool, Field(description="Whether it counts in statistics (`requires_bot`).")]
-    trade: Annotated[Trade, Field(description="Who takes part: the bot, or a human agent assisted by it.")]
-    outcome: Annotated[Outcome | None, Field(description="How it came out; null while it is open.")]
-    contained: Annotated[
-        bool | None, Field(description="Whether it was closed without hand-off or escalation; null while it is open.")
-    ]
-    language: Annotated[str | None, Field(description="The last language that was reported.", examples=["en"])]
-    intent: Annotated[str | None, Field(description="The last intent that was reported.", examples=["order.status"])]
-    intents: Annotated[
-        list[str],
-        Field(description="The user's intents in order, without repeats in a row, the first 32.", examples=[["order.status"]]),
-    ]
-    tags: Annotated[list[str], Field(description="The last set of tags that was reported.", examples=[["vip"]])]
-    entries: Annotated[int, Field(description="How many entries it has, late ones left out.", examples=[2])]
-    entries_of: Annotated[CountByRole, Field(description="How many entries of each role.")]
-    interactions: Annotated[int, Field(description="How many messages by user, bot and agents.", examples=[2])]
-    billing_sessions: Annotated[int, Field(description="Started blocks with user activity.", examples=[1])]
-    last_entry_at: Annotated[Instant, Field(description="When its last entry came.")]
-    first_entry_at_of: Annotated[InstantByRole, Field(description="When the first entry of each role came.")]
-    last_entry_at_of: Annotated[InstantByRole, Field(description="When the last entry of each role came.")]
-    first_response_ms: Annotated[
-        int | None, Field(description="From the user's first message to the first answer, in ms.", examples=[2000])
-    ]
-    handed_off_at: Annotated[Instant | None, Field(description="When it was handed off to a human.")]
-    escalated_at: Annotated[Instant | None, Field(description="When it was escalated.")]
-    resolved_at: Annotated[Instant | None, Field(description="When it was resolved.")]
-    survey_sent_at: Annotated[Instant | None, Field(description="When a survey was sent.")]
-    survey_answered_at: Annotated[Instant | None, Field(description="When the survey was answered.")]
-    reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
-    late_entries: Annotated[int, Field(description="Entries that came after the close, within 24 hours.", examples=[0])]
-    active_ms: Annotated[
-        int, Field(description="From the opening to the last entry that is no `activity`, in ms.", examples=[2000])
-    ]
-    idle_ms: Annotated[int | None, Field(description="From there to the close, in ms; null while it is open.", examples=[900000])]
-    session_metadata: Annotated[
-        dict[str, Any] | None,
-        Field(description="The bot's own data, merged from its entries.", examples=[{"phone": "+5491122334455"}]),
-    ]
-
-
-class SessionView(SessionSnapshot):
-    """A session, open or closed."""
-
-    continuation_of: Annotated[
-        Id | None,
-        Field(description="Id of the archived session that these messages belong to: Redis had lost that it was closed."),
-    ]
-
-
-class MessageView(BaseModel):
-    """A message: the entry as the bot reported it, its place and its instant."""
-
-    # Fields of an entry that few entries have are there only if the entry had them.
-    model_config = ConfigDict(extra="allow")
-
-    message_id: Annotated[str, Field(description="Id of the message.", examples=["m1"])]
-    sequence: Annotated[int, Field(description="Place in the session, from 1.", examples=[1])]
-    received_at: Annotated[Instant, Field(description="When it was received: its instant for all rules.")]
-    sent_at: Annotated[Instant | None, Field(description="When it was sent, as the bot reported it.")]
-    role: Annotated[Role, Field(description="Who it comes from.")]
-    type: Annotated[EntryType, Field(description="What it is.")]
-    user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
-    text: Annotated[str | None, Field(description="What was said.", examples=["Where is my order?"])]
-    intent: Annotated[str | None, Field(description="The intent.", examples=["order.status"])]
-    language: Annotated[str | None, Field(description="The language, as a BCP 47 tag.", examples=["en"])]
-    tags: Annotated[list[str], Field(description="The tags.", examples=[["vip"]])]
-    late: Annotated[bool, Field(description="Whether it came after the session had closed.")]
-
-
-class SessionPage(BaseModel):
-    """Sessions, in the order that was asked for."""
-
-    sessions: Annotated[list[SessionView], Field(description="The sessions of this page.")]
-    next: Next
-
-
-class LivePage(BaseModel):
-    """Open sessions, the longest open first."""
-
-    open: Annotated[int, Field(description="How many are open in all.", examples=[2])]
-    sessions: Annotated[list[SessionView], Field(description="The sessions of this page.")]
-    next: Next
-
-
-class MessagePage(BaseModel):
-    """Messages in order."""
-
-    messages: Annotated[list[MessageView], Field(description="The messages of this page.")]
-    next: Next
-
-
-class Cause(BaseModel):
-    """An event in the life of a session, and its rule."""
-
-    at: Annotated[Instant, Field(description="When it happened.")]
-    rule: Annotated[str, Field(description="The rule.", examples=["B04"])]
-    because: Annotated[str, Field(description="The rule in words.", examples=["the user said something"])]
-    message_id: Annotated[str | None, Field(description="Id of the message that caused it, if one did.", examples=["m1"])]
-    role: Annotated[Role | None, Field(description="Role of that message.")]
-    type: Annotated[EntryType | None, Field(description="Type of that message.")]
-
-
-class ReasonedCause(Cause):
-    """The deadline or the close of a session."""
-
-    reason: Annotated[Reason, Field(description="Why it closes, or closed.")]
-
-
-class ExplanationData(BaseModel):
-    """The explanation of a session, for programs."""
-
-    session_id: Annotated[Id, Field(description="Id of the session.")]
-    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
-    conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
-    status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
-    policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
-    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
-    opened: Annotated[Cause, Field(description="What opened it.")]
-    deadline: Annotated[ReasonedCause, Field(description="What set its deadline last.")]
-    reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
-    closed: Annotated[ReasonedCause | None, Field(description="What closed it; null while it is open.")]
-
-
-class Explanation(BaseModel):
-    """Why a session opened, was to close and closed."""
-
-    words: Annotated[list[str], Field(description="Sentences, in the order of its life.", examples=[["It is open."]])]
-    data: Annotated[ExplanationData, Field(description="The same for programs.")]
 
 
 class RatioView(BaseModel):
@@ -341,20 +166,11 @@ async def explain_session(session_id: _SessionPath, sessions: SessionsDep, princ
 
 
 @router.post("/sessions/{session_id}/close", **answers(SessionView))
-async def close_session(
-    session_id: _SessionPath,
-    config: ConfigDep,
-    sessions: SessionsDep,
-    ledger: LedgerDep,
-    *,
-    own_time: OwnTimeDep,
-    principal: Closing,
-) -> JsonResponse:
+async def close_session(session_id: _SessionPath, sessions: SessionsDep, closer: CloserDep, principal: Closing) -> JsonResponse:
     """Close an open session, reason `api`. A closed one stays as it is; the answer is the session either way."""
     one = await session_of(sessions, principal, session_id)
-    bot = config.bot_or_deleted(one.strand.bot)
-    if one.session.closed_at_ms is None and bot is not None:
-        await ledger.submit(one.strand, Close(one.session.id), at_ms=await own_time(bot))
+    if one.session.closed_at_ms is None:
+        await closer.close(principal, [one])
         one = await session_of(sessions, principal, session_id)
     return JsonResponse(view(one))
 

@@ -1,0 +1,191 @@
+"""Sessions, messages and explanations as answers and webhooks show them, for the OpenAPI document.
+
+The domain makes this JSON (`app.domain.session_view`); the models only describe it, and a test holds the two equal.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.fields import Id, Instant
+from app.api.paging import Next
+from app.domain.entry import EntryType, Role
+from app.domain.records import Outcome, Reason, Trade
+
+
+class CountByRole(BaseModel):
+    """Entries by role."""
+
+    user: Annotated[int, Field(description="Entries by the user.", examples=[1])]
+    bot: Annotated[int, Field(description="Entries by the bot.", examples=[1])]
+    agent: Annotated[int, Field(description="Entries by human agents.", examples=[0])]
+    system: Annotated[int, Field(description="Entries by the system.", examples=[0])]
+
+
+class InstantByRole(BaseModel):
+    """Instants by role; null for a role that took no part."""
+
+    user: Annotated[Instant | None, Field(description="The user's.")]
+    bot: Annotated[Instant | None, Field(description="The bot's.")]
+    agent: Annotated[Instant | None, Field(description="The human agents'.")]
+    system: Annotated[Instant | None, Field(description="The system's.")]
+
+
+class SessionSnapshot(BaseModel):
+    """A session as it was at the instant of an event."""
+
+    id: Annotated[Id, Field(description="Id of the session.")]
+    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
+    conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
+    thread: Annotated[
+        str | None, Field(description="The client's session (method `client`) or the help window.", examples=["window-1"])
+    ]
+    user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
+    channel: Annotated[str, Field(description="The channel.", examples=["web"])]
+    status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
+    opened_at: Annotated[Instant, Field(description="When it opened.")]
+    opened_by: Annotated[str, Field(description="Id of the message that opened it.", examples=["m1"])]
+    opening_rule: Annotated[str, Field(description="The rule by which it opened.", examples=["B04"])]
+    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
+    closes_at: Annotated[Instant | None, Field(description="When it closes if nothing more comes; null if it is closed.")]
+    closed_at: Annotated[Instant | None, Field(description="When it closed.")]
+    reason: Annotated[Reason | None, Field(description="Why it closed.")]
+    closing_rule: Annotated[str | None, Field(description="The rule by which it closed.", examples=["K07"])]
+    closed_by: Annotated[str | None, Field(description="Id of the message, or name of the key, that closed it.", examples=["m7"])]
+    policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
+    interactive: Annotated[bool, Field(description="Whether the user took part.")]
+    developer: Annotated[bool, Field(description="Whether a developer took part: never billed.")]
+    counted: Annotated[bool, Field(description="Whether it counts in statistics (`requires_bot`).")]
+    trade: Annotated[Trade, Field(description="Who takes part: the bot, or a human agent assisted by it.")]
+    outcome: Annotated[Outcome | None, Field(description="How it came out; null while it is open.")]
+    contained: Annotated[
+        bool | None, Field(description="Whether it was closed without hand-off or escalation; null while it is open.")
+    ]
+    language: Annotated[str | None, Field(description="The last language that was reported.", examples=["en"])]
+    intent: Annotated[str | None, Field(description="The last intent that was reported.", examples=["order.status"])]
+    intents: Annotated[
+        list[str],
+        Field(description="The user's intents in order, without repeats in a row, the first 32.", examples=[["order.status"]]),
+    ]
+    tags: Annotated[list[str], Field(description="The last set of tags that was reported.", examples=[["vip"]])]
+    entries: Annotated[int, Field(description="How many entries it has, late ones left out.", examples=[2])]
+    entries_of: Annotated[CountByRole, Field(description="How many entries of each role.")]
+    interactions: Annotated[int, Field(description="How many messages by user, bot and agents.", examples=[2])]
+    billing_sessions: Annotated[int, Field(description="Started blocks with user activity.", examples=[1])]
+    last_entry_at: Annotated[Instant, Field(description="When its last entry came.")]
+    first_entry_at_of: Annotated[InstantByRole, Field(description="When the first entry of each role came.")]
+    last_entry_at_of: Annotated[InstantByRole, Field(description="When the last entry of each role came.")]
+    first_response_ms: Annotated[
+        int | None, Field(description="From the user's first message to the first answer, in ms.", examples=[2000])
+    ]
+    handed_off_at: Annotated[Instant | None, Field(description="When it was handed off to a human.")]
+    escalated_at: Annotated[Instant | None, Field(description="When it was escalated.")]
+    resolved_at: Annotated[Instant | None, Field(description="When it was resolved.")]
+    survey_sent_at: Annotated[Instant | None, Field(description="When a survey was sent.")]
+    survey_answered_at: Annotated[Instant | None, Field(description="When the survey was answered.")]
+    reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
+    late_entries: Annotated[int, Field(description="Entries that came after the close, within 24 hours.", examples=[0])]
+    active_ms: Annotated[
+        int, Field(description="From the opening to the last entry that is no `activity`, in ms.", examples=[2000])
+    ]
+    idle_ms: Annotated[int | None, Field(description="From there to the close, in ms; null while it is open.", examples=[900000])]
+    session_metadata: Annotated[
+        dict[str, Any] | None,
+        Field(description="The bot's own data, merged from its entries.", examples=[{"phone": "+5491122334455"}]),
+    ]
+
+
+class SessionView(SessionSnapshot):
+    """A session, open or closed."""
+
+    continuation_of: Annotated[
+        Id | None,
+        Field(description="Id of the archived session that these messages belong to: Redis had lost that it was closed."),
+    ]
+
+
+class MessageView(BaseModel):
+    """A message: the entry as the bot reported it, its place and its instant."""
+
+    # Fields of an entry that few entries have are there only if the entry had them.
+    model_config = ConfigDict(extra="allow")
+
+    message_id: Annotated[str, Field(description="Id of the message.", examples=["m1"])]
+    sequence: Annotated[int, Field(description="Place in the session, from 1.", examples=[1])]
+    received_at: Annotated[Instant, Field(description="When it was received: its instant for all rules.")]
+    sent_at: Annotated[Instant | None, Field(description="When it was sent, as the bot reported it.")]
+    role: Annotated[Role, Field(description="Who it comes from.")]
+    type: Annotated[EntryType, Field(description="What it is.")]
+    user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
+    text: Annotated[str | None, Field(description="What was said.", examples=["Where is my order?"])]
+    intent: Annotated[str | None, Field(description="The intent.", examples=["order.status"])]
+    language: Annotated[str | None, Field(description="The language, as a BCP 47 tag.", examples=["en"])]
+    tags: Annotated[list[str], Field(description="The tags.", examples=[["vip"]])]
+    late: Annotated[bool, Field(description="Whether it came after the session had closed.")]
+
+
+class SessionPage(BaseModel):
+    """Sessions, in the order that was asked for."""
+
+    sessions: Annotated[list[SessionView], Field(description="The sessions of this page.")]
+    next: Next
+
+
+class ClosedSessions(BaseModel):
+    """The sessions that a close has closed."""
+
+    sessions: Annotated[list[SessionView], Field(description="Those that it closed; sessions closed before are not among them.")]
+
+
+class LivePage(BaseModel):
+    """Open sessions, the longest open first."""
+
+    open: Annotated[int, Field(description="How many are open in all.", examples=[2])]
+    sessions: Annotated[list[SessionView], Field(description="The sessions of this page.")]
+    next: Next
+
+
+class MessagePage(BaseModel):
+    """Messages in order."""
+
+    messages: Annotated[list[MessageView], Field(description="The messages of this page.")]
+    next: Next
+
+
+class Cause(BaseModel):
+    """An event in the life of a session, and its rule."""
+
+    at: Annotated[Instant, Field(description="When it happened.")]
+    rule: Annotated[str, Field(description="The rule.", examples=["B04"])]
+    because: Annotated[str, Field(description="The rule in words.", examples=["the user said something"])]
+    message_id: Annotated[str | None, Field(description="Id of the message that caused it, if one did.", examples=["m1"])]
+    role: Annotated[Role | None, Field(description="Role of that message.")]
+    type: Annotated[EntryType | None, Field(description="Type of that message.")]
+
+
+class ReasonedCause(Cause):
+    """The deadline or the close of a session."""
+
+    reason: Annotated[Reason, Field(description="Why it closes, or closed.")]
+
+
+class ExplanationData(BaseModel):
+    """The explanation of a session, for programs."""
+
+    session_id: Annotated[Id, Field(description="Id of the session.")]
+    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
+    conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
+    status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
+    policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
+    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
+    opened: Annotated[Cause, Field(description="What opened it.")]
+    deadline: Annotated[ReasonedCause, Field(description="What set its deadline last.")]
+    reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
+    closed: Annotated[ReasonedCause | None, Field(description="What closed it; null while it is open.")]
+
+
+class Explanation(BaseModel):
+    """Why a session opened, was to close and closed."""
+
+    words: Annotated[list[str], Field(description="Sentences, in the order of its life.", examples=[["It is open."]])]
+    data: Annotated[ExplanationData, Field(description="The same for programs.")]

@@ -15,11 +15,13 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import Grouping
 
-from app.archive.analytics_metrics import Dimension, Metric
+from app.archive.analytics_metrics import CONTAINED, Dimension, Metric
 from app.archive.rows import message_of
 from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import Instant, messages, sessions
 from app.domain.records import Message
+
+_BEYOND = 1_000_000
 
 
 class Buckets(Struct, frozen=True):
@@ -104,3 +106,40 @@ async def history(conn: AsyncConnection, wanted: SessionFilter, *, limit: int) -
         .limit(limit)
     )
     return [HistoryLine(message_of(row), row.channel, row.conversation_id) for row in found]
+
+
+class PathCount(Struct, frozen=True):
+    """How many sessions took a path, and how many of them were contained."""
+
+    path: list[str]
+    sessions: int
+    contained: int
+
+
+async def top_paths(
+    conn: AsyncConnection, wanted: SessionFilter, *, depth: int, with_outcome: bool, limit: int
+) -> list[PathCount]:
+    """The paths that most sessions took: their first intents in order, and then their outcome if that is asked for."""
+    rows = _conversed(wanted)
+    first = rows.c.intents[1:depth]
+    path = (func.array_append(first, rows.c.outcome) if with_outcome else first).label("path")
+    contained = func.count().filter(literal_column(CONTAINED))
+    ranked = select(path, func.count(), contained).group_by(path).order_by(func.count().desc(), path).limit(limit)
+    return [PathCount(*row) for row in await conn.execute(ranked)]
+
+
+async def funnel(conn: AsyncConnection, wanted: SessionFilter, *, steps: Sequence[str]) -> list[int]:
+    """The number of sessions, and how many of them came to each step: its intent after that of the step before."""
+    rows = _conversed(wanted)
+    reached: list[ColumnElement[Any]] = []
+    for step in steps:
+        # Without the step before, the search begins beyond the end of every list.
+        begin = func.coalesce(reached[-1] + 1, _BEYOND) if reached else 1
+        reached.append(func.array_position(rows.c.intents, step, begin))
+    counts = [func.count(), *(func.count(position) for position in reached)]
+    return list((await conn.execute(select(*counts).select_from(rows))).one())
+
+
+def _conversed(wanted: SessionFilter) -> Subquery:
+    """The sessions wanted that count and in which the user took part, as `s`."""
+    return select(sessions).where(*conditions(wanted), sessions.c.counted, sessions.c.interactive).subquery("s")

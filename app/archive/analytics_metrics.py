@@ -161,6 +161,8 @@ _METRICS = (
     _outcome("resolved", "resolved", "Resolved: the bot or an agent reported it."),
     _outcome("dropped", "dropped", "Closed by silence with the user's message last, unanswered."),
     _outcome("abandoned", "abandoned", "Closed by `abandon_after_hours`, by `max_duration_hours` or by an interruption."),
+    _spread("active_ms", "From the opening to the last entry that is no `activity`.", "s.active_ms"),
+    _spread("idle_ms", "From that entry to the close.", "s.idle_ms"),
     _spread("first_response_ms", "From the user's first message to the first message by a bot or an agent after it.",
             "s.first_response_ms"),
     Metric(

@@ -19,6 +19,7 @@ from app.archive.analytics_metrics import Dimension, Metric
 from app.archive.session_reads import SessionFilter
 from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
+from app.domain.ratio import Ratio
 from app.errors import Invalid
 from app.queries.time_buckets import Unit, bucket_starts, hour_of_week, previous_period, zone_of
 
@@ -222,3 +223,28 @@ def _url(address: ListAddress, metric: Metric, listed: Mapping[str, str] | None)
     if any(listed.get(name, value) != value for name, value in metric.listed_by.items()):
         return None
     return address.url({**listed, **metric.listed_by})
+
+
+async def answer_paths(
+    engine: AsyncEngine, wanted: SessionFilter, period: Period, *, steps: Sequence[str], depth: int, with_outcome: bool, top: int
+) -> Json:
+    """The paths that most sessions took by their intents, and the funnel of `steps`, as JSON."""
+    within = _within(wanted, period)
+    async with engine.connect() as plain:
+        conn = await plain.execution_options(isolation_level="REPEATABLE READ")
+        whole, *reached = await analytics.funnel(conn, within, steps=steps)
+        paths = await analytics.top_paths(conn, within, depth=depth, with_outcome=with_outcome, limit=top)
+    return {
+        **period.view,
+        "sessions": whole,
+        "paths": [
+            {"path": one.path, "share": _share(one.sessions, whole), "contained": _share(one.contained, one.sessions)}
+            for one in paths
+        ],
+        "other": whole - sum(one.sessions for one in paths),
+        "steps": [{"intent": step, "share": _share(count, whole)} for step, count in zip(steps, reached, strict=True)],
+    }
+
+
+def _share(part: int, whole: int) -> Json:
+    return {"part": part, "whole": whole, "percent": Ratio(part, whole).percent}

@@ -30,6 +30,7 @@ def _session(random: Random, number: int) -> ClosedSession:
     user = f"user-{random.randrange(60)}"
     interactive = random.random() < 0.8
     outcome = random.choice(["completed", "resolved", "escalated", "handed_off", "abandoned"])
+    closed_at_ms = opened_at_ms + random.randrange(1, 3 * HOUR_MS)
     reason = "abandoned" if outcome == "abandoned" else random.choice(["inactivity", "ended", "interrupted"])
     return closed_session(
         number,
@@ -38,7 +39,9 @@ def _session(random: Random, number: int) -> ClosedSession:
         user_id=user,
         conversation=f"web:{user}:{random.randrange(2)}",
         opened_at_ms=opened_at_ms,
-        closed_at_ms=opened_at_ms + random.randrange(1, 3 * HOUR_MS),
+        closed_at_ms=closed_at_ms,
+        last_user_at_ms=random.randrange(opened_at_ms, closed_at_ms + 1),
+        intents=tuple(random.choices(["buy", "refund", "hours", 'odd "one"'], k=random.randrange(5))),
         channel=random.choice(["web", "web", "web", "sms", "whatsapp", "api"]),
         language=random.choice([None, "de", "pt-BR"]),
         intent=random.choice([None, "buy", "refund", 'odd "one"', "ünï"]),
@@ -101,6 +104,8 @@ class Recount:
                 return _share(conversed, _contained)
             case "escalated" | "handed_off" | "resolved" | "abandoned" | "dropped":
                 return _share(conversed, lambda one: one.session.outcome == metric)
+            case "active_ms" | "idle_ms":
+                return _spread(getattr(one.session, metric) for one in counted)
             case "first_response_ms":
                 return _spread(one.session.first_response_ms for one in counted)
             case "interactions_per_session":

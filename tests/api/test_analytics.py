@@ -1,11 +1,12 @@
 """Analytics over HTTP: parameters, links to lists, bounds, and one history under several definitions."""
 
+from collections import Counter
 from random import Random
 
 import pytest
 from sqlalchemy import Connection, event, text
 
-from app.api.routes.analytics import AnalyticsView, ComparisonView
+from app.api.routes.analytics import AnalyticsView, ComparisonView, PathsView
 from app.archive.analytics_metrics import DIMENSIONS, METRICS
 from app.archive.sessions import insert_closed
 from app.resources import Resources
@@ -14,6 +15,8 @@ from tests.analytics.history import history
 from tests.api.conftest import Client, ClientMaker, Json
 
 ANALYTICS = "/v1/analytics/sessions"
+PATHS = "/v1/analytics/paths"
+STEPS = ("buy", "refund", "buy")
 YEAR = {"from": "2026-01-01T00:00:00+01:00", "to": "2027-01-01T00:00:00+01:00"}
 MINUTE_S = 60
 
@@ -156,6 +159,35 @@ async def test_definitions_are_the_table_of_the_code(admin: Client) -> None:
 
     assert [each["name"] for each in found["metrics"]] == list(METRICS)
     assert [each["name"] for each in found["dimensions"]] == list(DIMENSIONS)
+
+
+async def test_paths_and_funnels_equal_a_recount(admin: Client, archived: int) -> None:
+    """By intents alone and with the outcome; steps come in order, others may be between them."""
+    every = [one.session for one in history(Random(7), archived)]  # noqa: S311 - the fixture's
+    sessions = [one for one in every if one.counted and one.interactive and not one.developer]
+    found = await admin.ok("GET", PATHS, params=[*YEAR.items(), ("depth", 2), ("top", 4), *(("steps", step) for step in STEPS)])
+    PathsView.model_validate(found)
+    counts = Counter(one.intents[:2] for one in sessions)
+    top = {tuple(one["path"]): one["share"]["part"] for one in found["paths"]}
+
+    assert found["sessions"] == len(sessions)
+    assert list(top.values()) == sorted(counts.values(), reverse=True)[:4]
+    assert all(counts[path] == count for path, count in top.items())
+    assert found["other"] == len(sessions) - sum(top.values())
+    reached = [sum(_has_in_order(one.intents, STEPS[: at + 1]) for one in sessions) for at in range(len(STEPS))]
+    assert [step["share"]["part"] for step in found["steps"]] == reached
+    assert reached == sorted(reached, reverse=True)
+    assert reached[-1] > 0
+
+    ended = await admin.ok("GET", PATHS, params=YEAR | {"depth": 1, "top": 100, "with_outcome": "true"})
+    ends = Counter((*one.intents[:1], one.outcome) for one in sessions)
+    assert {tuple(one["path"]): one["share"]["part"] for one in ended["paths"]} == ends
+    assert all(one["contained"]["part"] == 0 for one in ended["paths"] if one["path"][-1] == "escalated")
+
+
+def _has_in_order(intents: tuple[str, ...], steps: tuple[str, ...]) -> bool:
+    left = iter(intents)
+    return all(step in left for step in steps)
 
 
 async def test_one_history_under_five_definitions(admin: Client, worker: Worker) -> None:

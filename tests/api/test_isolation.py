@@ -76,6 +76,7 @@ NAMING: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/conversations/{conversation_id}/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/analytics/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/analytics/definitions/compare"): {"params": {"bot": MARK}},
+    ("GET", "/v1/analytics/paths"): {"params": {"bot": MARK}},
     ("GET", "/v1/exports/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/exports/messages"): {"params": {"bot": MARK}},
     ("GET", "/v1/audit"): {"params": {"bot": MARK}},

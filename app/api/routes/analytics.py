@@ -22,13 +22,14 @@ from app.config.follower import ConfigReplica
 from app.domain.errors import Fault
 from app.domain.instants import ms_of
 from app.errors import Invalid
-from app.queries.analytics import MOST_GROUPS, TIME_DIMENSIONS, ListAddress, Period, Question, answer
+from app.queries.analytics import MOST_GROUPS, TIME_DIMENSIONS, ListAddress, Period, Question, answer, answer_paths
 from app.queries.comparison import compare
 
 router = APIRouter(prefix="/v1/analytics", tags=["analytics"])
 
 USUAL_DAYS = 30
 MOST_DIMENSIONS = 3
+MOST_STEPS = 16
 _LISTS = "/v1/sessions"
 _GROUPS = (*TIME_DIMENSIONS, *DIMENSIONS)
 
@@ -99,6 +100,22 @@ class AnalyticsQuery(PeriodQuery, FilterQuery):
         int, Field(ge=1, le=100, description="Keys with groups of their own: those with the most sessions.", examples=[10])
     ] = 10
     compare: Annotated[Literal["previous"] | None, Field(description="Add the numbers of the period before.")] = None
+    developers: Annotated[bool, Field(description="Add sessions in which a developer took part, too.")] = False
+
+
+_Step = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class PathsQuery(PeriodQuery, FilterQuery):
+    """Which paths of which closed sessions."""
+
+    steps: Annotated[
+        list[_Step],
+        Field(max_length=MOST_STEPS, description="Intents of a funnel, in order, repeated.", examples=[["order.status", "pay"]]),
+    ] = []
+    depth: Annotated[int, Field(ge=1, le=32, description="Intents of a path at most: the first ones.", examples=[3])] = 3
+    with_outcome: Annotated[bool, Field(description="End each path with the session's outcome.")] = False
+    top: Annotated[int, Field(ge=1, le=100, description="Paths at most: those that most sessions took.", examples=[10])] = 10
     developers: Annotated[bool, Field(description="Add sessions in which a developer took part, too.")] = False
 
 
@@ -185,6 +202,30 @@ class AnalyticsView(PeriodView):
     group_by: Annotated[list[str], Field(description="What it is grouped by.", examples=[["day", "channel"]])]
     previous: Annotated[PeriodView | None, Field(description="The period before, with `compare=previous`.")]
     groups: Annotated[list[GroupView], Field(description=f"At most {MOST_GROUPS}, in the order of time and of size.")]
+
+
+class PathView(BaseModel):
+    """One path."""
+
+    path: Annotated[list[str], Field(description="Intents in order; empty for none.", examples=[["order.status", "pay"]])]
+    share: Annotated[RatioView, Field(description="Sessions that took it, of all.")]
+    contained: Annotated[RatioView, Field(description="Contained sessions, of those.")]
+
+
+class StepView(BaseModel):
+    """One step of the funnel."""
+
+    intent: Annotated[str, Field(description="Its intent.", examples=["pay"])]
+    share: Annotated[RatioView, Field(description="Sessions that came to it after the steps before, of all.")]
+
+
+class PathsView(PeriodView):
+    """Paths of the sessions that count and in which the user took part."""
+
+    sessions: Annotated[int, Field(description="Sessions in all.", examples=[3])]
+    paths: Annotated[list[PathView], Field(description="The paths that most of them took.")]
+    other: Annotated[int, Field(description="Sessions that took other paths.", examples=[0])]
+    steps: Annotated[list[StepView], Field(description="The funnel.")]
 
 
 class MetricView(BaseModel):
@@ -294,6 +335,23 @@ async def analyse_sessions(
     return JsonResponse(await answer(engine, question))
 
 
+@router.get("/paths", **answers(PathsView))
+async def list_paths(
+    config: ConfigDep, engine: EngineDep, clock: ClockDep, *, principal: Reading, asked: Annotated[PathsQuery, Query()]
+) -> JsonResponse:
+    """The paths that most sessions took by the user's intents in order, and how many came to each step of a funnel."""
+    found = await answer_paths(
+        engine,
+        _wanted(config, principal, asked),
+        asked.period(clock.now_ms()),
+        steps=asked.steps,
+        depth=asked.depth,
+        with_outcome=asked.with_outcome,
+        top=asked.top,
+    )
+    return JsonResponse(found)
+
+
 @router.get("/definitions")
 async def list_definitions(_: Reading) -> DefinitionsView:
     """What every metric and dimension means."""
@@ -319,7 +377,7 @@ async def compare_definitions(
     return JsonResponse(period.view | await compare(engine, asked.bot, wanted, policy=policy))
 
 
-def _wanted(config: ConfigReplica, principal: Principal, asked: AnalyticsQuery) -> SessionFilter:
+def _wanted(config: ConfigReplica, principal: Principal, asked: AnalyticsQuery | PathsQuery) -> SessionFilter:
     """Developers' sessions are left out unless they are asked for."""
     wanted = asked.filter(principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot})))
     return structs.replace(wanted, developer=False) if asked.developer is None and not asked.developers else wanted

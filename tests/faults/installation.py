@@ -47,7 +47,7 @@ DELIVERY_LEASE_S = 5.0
 START_S = 60.0
 POLL_S = 0.05
 _TRACE = re.compile(r"^Traceback (?:.*\n)+?[\w.]+(?:Error|Exception|Interrupt|Cancelled)\b.*$", re.MULTILINE)
-SUBSCRIBED = ("session.closed", "session.continuation")
+SUBSCRIBED = ("session.closed", "session.continuation", "session.updated")
 
 
 @dataclass

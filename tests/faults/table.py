@@ -27,8 +27,15 @@ class Row(Struct, frozen=True):
 
     @classmethod
     def of(cls, fault: str, rounds: int, verdict: Verdict, *, recovery_s: float | None = None, besides: str = "") -> Self:
+        counts = f"{verdict.late} late entries" if verdict.late else ""
         return cls(
-            fault, rounds, len(verdict.lost), len(verdict.double), len(verdict.unexpected), recovery_s=recovery_s, besides=besides
+            fault,
+            rounds,
+            len(verdict.lost),
+            len(verdict.double),
+            len(verdict.unexpected),
+            recovery_s=recovery_s,
+            besides="; ".join(filter(None, (besides, counts))),
         )
 
     def cells(self) -> tuple[str, ...]:

@@ -147,12 +147,18 @@ async def chatter(
     talkers: int = 4,
     users: int = 10,
     ends: float = 0.05,
+    signals: float = 0.1,
     pace_s: float = 0.0,
 ) -> AsyncIterator[None]:
-    """Talk for as long as the block runs: that many talkers, each for its own users. `ends`: the part that ends its session."""
+    """Talk for as long as the block runs: that many talkers, each for its own users.
+
+    `ends` and `signals`: the fractions of entries that end a session, and that report a survey; both come late if none is open.
+    """
     over = asyncio.Event()
     tasks = [
-        asyncio.create_task(_chat(make_caller(), bot, log, over, name=f"t{index}", users=users, ends=ends, pace_s=pace_s))
+        asyncio.create_task(
+            _chat(make_caller(), bot, log, over, name=f"t{index}", users=users, kinds=(ends, signals), pace_s=pace_s)
+        )
         for index in range(talkers)
     ]
     try:
@@ -163,7 +169,7 @@ async def chatter(
 
 
 async def _chat(
-    caller: Caller, bot: str, log: Log, over: asyncio.Event, *, name: str, users: int, ends: float, pace_s: float
+    caller: Caller, bot: str, log: Log, over: asyncio.Event, *, name: str, users: int, kinds: tuple[float, float], pace_s: float
 ) -> None:
     rng = Random(name)  # noqa: S311 - the same talk each time
     numbers: defaultdict[str, int] = defaultdict(int)
@@ -172,8 +178,14 @@ async def _chat(
         while not over.is_set():
             user = f"{bot}.{name}.{rng.randrange(users)}"
             numbers[user] += 1
-            await talker.say(user, numbers[user], kind="session.end" if rng.random() < ends else "message")
+            await talker.say(user, numbers[user], kind=_kind(rng.random(), *kinds))
             await asyncio.sleep(pace_s)
+
+
+def _kind(drawn: float, ends: float, signals: float) -> str:
+    if drawn < ends:
+        return "session.end"
+    return "survey.sent" if drawn < ends + signals else "message"
 
 
 async def until_said(log: Log, count: int, *, within_s: float = 60) -> None:

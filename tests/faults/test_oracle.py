@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.draining import close_all
 from tests.faults.installation import SILENCE_MS, Installation
-from tests.faults.oracle import expected_sessions, judge
+from tests.faults.oracle import DAY_MS, expectations, expected_sessions, judge
 from tests.faults.talk import Log, Said, Talker
 
 
@@ -29,13 +29,34 @@ def _said(number: int, at_ms: int, kind: str = "message") -> Said:
     ),
 )
 def test_expected_sessions(said: list[tuple[int, str]], sessions: list[tuple[int, int, str, int]]) -> None:
-    """By silence at the deadline, by an end at once; an end where nothing is open belongs nowhere."""
+    """By silence at the deadline, by an end at once; an end without a session belongs to none."""
     log = Log()
     log.said = [_said(number, at_ms, kind) for number, (at_ms, kind) in enumerate(said)]
 
     expected = expected_sessions(log)
 
     assert [(each.opened_at_ms, each.closed_at_ms, each.reason, len(each.messages)) for each in expected] == sessions
+
+
+@pytest.mark.parametrize(
+    ("said", "late", "unassigned"),
+    (
+        ([(0, "session.end"), (1, "survey.sent"), (2, "message")], [()], 2),
+        ([(0, "message"), (5, "session.end"), (6, "session.end"), (7, "survey.sent")], [("m2", "m3")], 0),
+        ([(0, "message"), (SILENCE_MS, "session.end")], [("m1",)], 0),
+        ([(0, "message"), (1, "session.end"), (1 + DAY_MS - 1, "survey.sent"), (1 + DAY_MS, "survey.sent")], [("m2",)], 1),
+        ([(0, "message"), (1, "survey.sent"), (2, "session.end"), (3, "message"), (4, "message")], [(), ()], 0),
+    ),
+)
+def test_expected_late_entries(said: list[tuple[int, str]], late: list[tuple[str, ...]], unassigned: int) -> None:
+    """An entry that starts nothing is late for the last session, for a day; otherwise it belongs to none."""
+    log = Log()
+    log.said = [_said(number, at_ms, kind) for number, (at_ms, kind) in enumerate(said)]
+
+    sessions, without = expectations(log)
+
+    assert [each.late for each in sessions] == late
+    assert without.total() == unassigned
 
 
 @pytest.fixture
@@ -50,6 +71,8 @@ async def archived(stage: Installation) -> Log:
             await talker.say_all(["ann", "ben"], number)
         await talker.advance(seconds=1_000)
         await talker.say("ann", 4)
+        await talker.say("ben", 4, kind="survey.sent")
+        await talker.say("cleo", 1, kind="session.end")
     await close_all(stage, bot)
     return log
 
@@ -66,6 +89,10 @@ async def test_the_oracle_accepts_an_unharmed_run_and_finds_each_harm(stage: Ins
     stage.receiver.requests[:] = requests
     await stage.rows("UPDATE sessions SET closed_at = closed_at + interval '1 ms' WHERE user_id = 'ben'")
     late = await judge(stage, archived)
+    await stage.rows("UPDATE messages SET late = NOT late WHERE message_id = 'ben-4'")
+    not_late = await judge(stage, archived)
+    await stage.rows("DELETE FROM unassigned_entries")
+    unassigned_lost = await judge(stage, archived)
     await stage.rows("DELETE FROM messages WHERE message_id = 'ann-2'")
     message_lost = await judge(stage, archived)
     await stage.rows("DELETE FROM sessions")
@@ -73,14 +100,16 @@ async def test_the_oracle_accepts_an_unharmed_run_and_finds_each_harm(stage: Ins
     all_lost = await judge(stage, archived)
 
     before.check()
-    assert (before.sessions, before.messages) == (3, 7)
+    assert (before.sessions, before.messages, before.late, before.unassigned) == (3, 8, 1, 1)
     assert (len(delivered_twice.lost), len(delivered_twice.unexpected), len(delivered_twice.double)) == (0, 0, 1)
     assert (len(undelivered.lost), len(undelivered.unexpected), len(undelivered.double)) == (1, 0, 0)
     assert (len(late.lost), len(late.unexpected)) == (1, 1)
+    assert any("ben-4 was answered" in found for found in not_late.lost)
+    assert any("unassigned" in found for found in unassigned_lost.lost)
     assert any("ann-2" in found for found in message_lost.lost)
     assert any("sequence" in found for found in message_lost.unexpected)
-    assert len(all_lost.lost) == 3 + 7
-    assert len(all_lost.unexpected) == 3  # webhooks about sessions that are not there
+    assert len(all_lost.lost) == 3 + 8 + 1
+    assert len(all_lost.unexpected) == 4  # webhooks about sessions that are not there
     with pytest.raises(AssertionError, match="lost"):
         all_lost.check()
 

@@ -77,7 +77,7 @@ async def test_redis_comes_back_without_its_last_second(stage: Installation, tab
 
     continued = [item for item in found if item.continuation_of is not None]
     kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
-    missing = kept - {message_id for item in found for message_id in item.seen.messages}
+    missing = kept - {message_id for item in found for message_id in item.seen.all_messages}
     besides = f"{len(cut)} of {len(kept)} messages cut off, {len(missing)} lost; {len(continued)} continuations"
     tabulate(Row.of("Redis back without its last second", rounds, verdict, recovery_s=max(down_s), besides=besides))
     assert log.refusals == stage.traces() == []
@@ -94,7 +94,7 @@ def _judge_after_cuts(found: Sequence[FoundSession], webhooks: Sequence[Received
 
     `lost` are the missing messages that were not cut off.
     """
-    there = {message_id for item in found for message_id in item.seen.messages}
+    there = {message_id for item in found for message_id in item.seen.all_messages}
     kept = {said.message_id for said in log.said if said.receipt["session_id"] is not None}
     gaps = [f"sequence with a gap: {item}" for item in found if item.sequences != tuple(range(1, len(item.sequences) + 1))]
     undelivered, unknown, twice = deliveries(found, webhooks)
@@ -105,6 +105,7 @@ def _judge_after_cuts(found: Sequence[FoundSession], webhooks: Sequence[Received
         unexpected=[f"cut off, and there: {message_id}" for message_id in cut & there] + gaps + unknown,
         double=doubles(found) + twice,
         repeats=len(webhooks) - len({request.id for request in webhooks}),
+        late=sum(len(item.seen.late) for item in found),
     )
 
 

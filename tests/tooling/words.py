@@ -54,8 +54,8 @@ RETIRED = (
     "Nobody",
     "forsaken",
 )
-# A terminal has a width; the number of deliveries under way has not.
-_ELSEWHERE_FINE = {"width": ("app/cli.py", "app/demo/")}
+# A terminal has a width, and a process runs under an account of the system.
+_ELSEWHERE_FINE = {"width": ("app/cli.py", "app/demo/"), "Account": ("app/embedded/",)}
 _RETIRED = re.compile(rf"\b({'|'.join(RETIRED)})\b")
 _DIRECTIVE = re.compile(r"#\s*(noqa|type:|ruff:|!)")
 OPENERS = ("What", "Who", "Whoever", "Whatever", "Nobody", "Those")
@@ -131,9 +131,10 @@ def type_names() -> dict[str, list[str]]:
 
 
 def _names(node: ast.stmt) -> list[str]:
+    """A class, or an alias of a type; what a call returns is a value."""
     if isinstance(node, ast.ClassDef):
         return [node.name]
-    if isinstance(node, ast.Assign):
+    if isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
         return [target.id for target in node.targets if isinstance(target, ast.Name)]
     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         return [node.target.id]

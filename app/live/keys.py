@@ -53,8 +53,8 @@ Type: string. Writer: archivist. Life: 30 s after the last try; deleted when one
 def state(shard: int, member: str) -> str:
     """A strand's version, a colon, and its state as msgpack.
 
-    Type: string. Writer: commit. Life: no TTL while a session is open; then until `Decision.keep_until_ms`.
-    Growth: one a strand; at most 64 KB each.
+    Type: string. Writer: commit. Life: no TTL while a session is open; then until `Decision.keep_until_ms`, at least 24 hours
+    after the close. Growth: one a strand, of about 400 bytes; at most 64 KB of dialog and variables each.
     """
     return f"adj:{{{shard}}}:c:{member}"
 
@@ -62,8 +62,10 @@ def state(shard: int, member: str) -> str:
 def messages(shard: int, session: str) -> str:
     """Message id to message, of one session; `STRAND_FIELD` to its strand, and `CLOSED_FIELD` to the session once it is closed.
 
-    Type: hash. Writer: commit. Life: no TTL until the session is archived; then 15 minutes, in which repeats are recognised.
-    Growth: one field an entry.
+    A late entry writes it again where it has expired; such a remainder lacks `STRAND_FIELD` and is no transcript.
+
+    Type: hash. Writer: commit. Life: no TTL until the session, and each of its updates, is archived; then 15 minutes, in which
+    repeats are recognised. Growth: one field an entry.
     """
     return f"adj:{{{shard}}}:m:{session}"
 

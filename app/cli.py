@@ -22,7 +22,7 @@ import uvloop
 
 from app.errors import AdjournError, CannotStart
 from app.log import configure_logging
-from app.settings import Settings
+from app.settings import ENV_FILE, Settings
 
 if TYPE_CHECKING:
     from app.config.keyring import Keyring
@@ -79,16 +79,16 @@ def worker() -> None:
 @app.command()
 def migrate() -> None:
     """Bring the schema of DATABASE_URL to this version."""
-    from app.archive import migrate as migrations
-    from app.supervisor.preflight import check_servers
+    from app.archive.migrate import newest_version
+    from app.supervisor.preflight import check_servers, upgrade_schema
 
     url = _settings().database_url
     if url is None:
         msg = "DATABASE_URL is not set; `adjourn serve` migrates its own Postgres"
         raise CannotStart(msg)
     asyncio.run(check_servers(database_url=url))
-    migrations.upgrade(url)
-    print(f"schema is at version {migrations.newest_version()}")
+    upgrade_schema(url)
+    print(f"schema is at version {newest_version()}")
 
 
 @app.command()
@@ -229,8 +229,12 @@ def _settings(**chosen: object) -> Settings:
     try:
         settings = Settings.load(**chosen)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        msg = f"setting {str(first['loc'][0]).upper()}: {first['msg']}"
+        faults = (
+            f"setting {str(each['loc'][0]).upper()}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()
+        )
+        raise CannotStart("; ".join(dict.fromkeys(faults))) from None
+    except (UnicodeDecodeError, OSError) as error:
+        msg = f"{ENV_FILE} cannot be read ({error}): write it in UTF-8, and let this user read it"
         raise CannotStart(msg) from None
     configure_logging(settings)
     return settings

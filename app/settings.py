@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -125,8 +125,14 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in _REDIS_SCHEMES:
+        if url is None:
+            return None
+        parts = _url_parts(url)
+        if parts.scheme not in _REDIS_SCHEMES:
             msg = "must start with redis://, rediss:// or unix://"
+            raise ValueError(msg)
+        if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
+            msg = "must end in the number of a database, such as /0"
             raise ValueError(msg)
         return url
 
@@ -163,13 +169,24 @@ def normalised_database_url(url: str) -> str:
 
     `postgres://` and `postgresql://` are accepted, and libpq's `sslmode` becomes asyncpg's `ssl`.
     """
-    parts = urlsplit(url)
+    parts = _url_parts(url)
     if parts.scheme not in ("postgres", "postgresql", _ASYNCPG):
         msg = "must start with postgresql://"
         raise ValueError(msg)
     query = urlencode([("ssl" if name == "sslmode" else name, value) for name, value in parse_qsl(parts.query)], safe="/")
     # urlunsplit would drop the empty authority of `scheme:///database`.
     return f"{_ASYNCPG}://{parts.netloc}{parts.path}" + (f"?{query}" if query else "")
+
+
+def _url_parts(url: str) -> SplitResult:
+    """Split a URL. The errors quote none of it, since the wrong part may be a piece of a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # parsed when it is read
+    except ValueError:
+        msg = "has an impossible host or port (1 to 65535); write special characters of a password as %XX"
+        raise ValueError(msg) from None
+    return parts
 
 
 def armed_failpoint() -> str:

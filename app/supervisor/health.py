@@ -13,6 +13,7 @@ from app.embedded import urls_of
 from app.errors import CannotStart
 from app.live import keys
 from app.settings import Settings
+from app.supervisor.preflight import without_password
 
 _TIMEOUT_S = 3.0
 # A worker writes its heartbeat every second.
@@ -41,8 +42,9 @@ def check_worker(settings: Settings) -> str:
         with Redis.from_url(redis_url, socket_timeout=_TIMEOUT_S) as redis:
             seconds, _ = redis.time()
             heartbeats = redis.hgetall(keys.HEARTBEATS)
-    except RedisError as error:
-        raise CannotStart(str(error)) from None
+    except (RedisError, ValueError) as error:
+        msg = f"REDIS_URL {without_password(redis_url)} cannot be used: {error}"
+        raise CannotStart(msg) from None
     mine = [int(at_ms) for name, at_ms in heartbeats.items() if name.decode().startswith(f"{socket.gethostname()}-")]
     if not any(seconds * 1000 - at_ms < _FRESH_MS for at_ms in mine):
         msg = f"no worker of {socket.gethostname()} has a heartbeat of the last {_FRESH_MS // 1000} s"

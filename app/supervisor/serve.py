@@ -24,7 +24,7 @@ from app.errors import CannotStart
 from app.resources import open_resources
 from app.settings import Settings
 from app.supervisor import listener
-from app.supervisor.preflight import check_servers, without_password
+from app.supervisor.preflight import check_servers, upgrade_schema, without_password
 from app.supervisor.processes import Processes, worker_child
 
 _FIRST_BOT = "demo"
@@ -41,7 +41,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         servers = stack.enter_context(_servers(settings))
         settings = _with_urls(settings, servers)
         _print_servers(settings, servers)
-        migrate.upgrade(_required(settings.database_url))
+        upgrade_schema(_required(settings.database_url))
         _print_step("schema", f"version {migrate.newest_version()}")
         asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.embedded import Servers
 from app.settings import environment_with
 
 ADJOURN = (sys.executable, "-m", "app.cli")
@@ -62,34 +61,6 @@ def test_a_redis_that_does_not_answer(tmp_path: Path, closed_port: int) -> None:
     assert not (tmp_path / "postgres").exists()
 
 
-@pytest.mark.parametrize("command", (("serve", "--port", "0"), ("migrate",)))
-def test_a_postgres_that_does_not_answer(redis_url: str, closed_port: int, tmp_path: Path, command: tuple[str, ...]) -> None:
-    """`serve` and `migrate` say it alike."""
-    url = f"postgresql://adjourn:sesame@127.0.0.1:{closed_port}/adjourn"
-    done = _run(*command, redis_url=redis_url, database_url=url, var_dir=tmp_path)
-
-    _assert_one_line(done, rf"DATABASE_URL \S+://adjourn:\*\*\*@127\.0\.0\.1:{closed_port}/adjourn cannot be used: .+")
-
-
-def test_a_database_that_does_not_exist(servers: Servers, redis_url: str, tmp_path: Path) -> None:
-    """The reason is the server's own."""
-    assert servers.postgres is not None
-
-    url = servers.postgres.url_of("nowhere")
-    done = _run("serve", "--port", "0", redis_url=redis_url, database_url=url, var_dir=tmp_path)
-
-    _assert_one_line(done, r'DATABASE_URL .+ cannot be used: database "nowhere" does not exist')
-
-
-def test_a_redis_that_hangs(tmp_path: Path, database_url: str) -> None:
-    """A server that accepts and says nothing is given up after a few seconds."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        done = _run("serve", "--port", "0", redis_url=url, database_url=database_url, var_dir=tmp_path)
-
-    _assert_one_line(done, r"REDIS_URL .+ cannot be used: no answer within 5 s")
-
-
 def test_a_port_in_use(tmp_path: Path) -> None:
     """The servers that were started for nothing are stopped again."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -98,32 +69,6 @@ def test_a_port_in_use(tmp_path: Path) -> None:
 
     _assert_one_line(done, rf"port {port} on 127\.0\.0\.1 is in use: .+")
     assert _at_work_in(tmp_path) == []
-
-
-def test_an_address_of_another_machine(tmp_path: Path, redis_url: str, database_url: str) -> None:
-    """An address that this machine does not have is refused in words."""
-    done = _run("serve", "--host", "192.0.2.1", redis_url=redis_url, database_url=database_url, var_dir=tmp_path)
-
-    _assert_one_line(done, r"cannot listen on 192\.0\.2\.1:8000: Cannot assign requested address")
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    (
-        ("PORT", "eighty", "setting PORT: .+integer.*"),
-        ("REDIS_URL", "localhost", "setting REDIS_URL: .+must start with redis://.*"),
-        ("TICK_MS", "0", "setting TICK_MS: .+greater than or equal to 10"),
-    ),
-)
-def test_an_impossible_setting(name: str, value: str, reason: str) -> None:
-    """The line names the variable and what it may be."""
-    _assert_one_line(_run("serve", **{name: value}), reason)
-
-
-@pytest.mark.parametrize("command", ("migrate", "worker"))
-def test_what_needs_servers_says_so(command: str) -> None:
-    """Only `serve` starts servers of its own."""
-    _assert_one_line(_run(command, redis_url=None, database_url=None), r".*DATABASE_URL.* (is|are) not set.*")
 
 
 def test_migrating_twice_is_no_harm(database_url: str) -> None:

@@ -53,6 +53,10 @@ class Bot:
         listed: list[Json] = self.ask("GET", f"/v1/sessions/{answer['session_id']}/messages")["messages"]
         return listed
 
+    def unassigned(self, *, count: int) -> list[Json]:
+        """The entries without a session, the first received first, once there are so many."""
+        return self._polled(lambda: self.ask("GET", f"{self.path}/unassigned-entries")["entries"][::-1], count)
+
     def close(self, answer: Json) -> Json:
         return self.ask("POST", f"/v1/sessions/{answer['session_id']}/close")
 

@@ -306,14 +306,14 @@ def test_K23_discard_all(bot: BotMaker) -> None:
 
 
 def test_K24_discard(bot: BotMaker) -> None:
-    """ "discard": context cleared; current tags become the last of the historic ones; historic cleared"""
+    """ "discard": context cleared; current tags := the last set of the historic ones; historic := none"""
     for fields in ({"type": "discard"}, {"tags": ["discard"]}):
         it = _with_dialog(bot, discard_closes=False)
         answer = it.say("user", "forget it", **fields)
         context = it.context()
 
         assert answer["session"] == "continued"
-        assert (context["context"], context["tags"], context["historic_tags"]) == (None, [], ["new"])
+        assert (context["context"], context["tags"], context["historic_tags"]) == (None, ["old"], [])
 
 
 def test_K25_lazy_modes_are_deprecated(bot: BotMaker) -> None:
@@ -332,5 +332,5 @@ def _with_dialog(bot: BotMaker, **policy: object) -> Bot:
     it = bot("kore", **policy)
     it.say("user", "hi", tags=["old"], sentiment={"angry": 0.9})
     it.say("user", "shoes", tags=["new"], context={"topic": "shoes"})
-    assert it.context() == {"context": {"topic": "shoes"}, "tags": ["new"], "historic_tags": ["old"], "tones": {"angry": 0.9}}
+    assert it.context() == {"context": {"topic": "shoes"}, "tags": ["new"], "historic_tags": [["old"]], "tones": {"angry": 0.9}}
     return it

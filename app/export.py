@@ -29,7 +29,7 @@ _SEQUENCE = COLUMNS["messages"].index("sequence")
 
 
 class Export(Struct, frozen=True):
-    """What to export; `filters` are parameters of the route."""
+    """An export; `filters` are parameters of the route."""
 
     kind: Kind
     form: Format

@@ -1,6 +1,6 @@
-"""What Prometheus is told; every metric of the product is named here.
+"""The metrics for Prometheus; every metric of the product is named here.
 
-With several processes the library keeps the values in files of `PROMETHEUS_MULTIPROC_DIR`, and any process can tell them all.
+With several processes the library keeps the values in files of `PROMETHEUS_MULTIPROC_DIR`, and any process can report them all.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -20,12 +20,12 @@ BACKLOG = Gauge("adjourn_stream_backlog", "Event records not archived yet", mult
 OUTBOX = Gauge("adjourn_outbox_depth", "Deliveries waiting", multiprocess_mode="mostrecent")
 ARCHIVED = Counter("adjourn_sessions_archived_total", "Sessions written to Postgres")
 CONTINUATIONS = Counter("adjourn_continuations_total", "Archived sessions that had collected more after a rollback of Redis")
-REJECTED = Counter("adjourn_rejected_total", "Event records that Postgres refused and that were set aside")
+REJECTED = Counter("adjourn_rejected_total", "Event records that were rejected because their data is bad")
 FAILURES = Counter("adjourn_job_failures_total", "Runs of a worker's job that failed", ["job"])
 DELIVERIES = Counter("adjourn_delivery_attempts_total", "Webhooks sent, by how that went", ["outcome"])
 DELIVERY_LATENCY = Histogram(
     "adjourn_delivery_latency_seconds",
-    "From an event to the first attempt to tell an endpoint of it, without sandbox bots",
+    "From an event to the first attempt to deliver it, without sandbox bots",
     buckets=(0.1, 0.25, 0.5, 1, 2, 5, 15, 60, 300, 3600),
 )
 DELIVERY_DURATION = Histogram(

@@ -144,7 +144,7 @@ class Worker:
     async def sweep_for_others(self) -> None:
         """A round of all shards, once a lease.
 
-        A worker that dies as soon as it starts leaves one name after the other that looks alive, and nobody for their shards.
+        A crash-looping worker leaves live heartbeats under new names, and no worker sweeps their shards.
         """
         sweep = self._resources.sweep
 
@@ -215,6 +215,6 @@ async def _each(jobs: Iterable[Job]) -> None:
             await job()
         except RedisUnreachable:
             raise
-        except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
+        except Exception as error:  # noqa: BLE001 - raised when the others are done
             failures.append(error)
     raise_first(failures)

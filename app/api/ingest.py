@@ -36,7 +36,7 @@ def route_of(scope: Scope) -> re.Match[str] | None:
 
 
 async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
-    """Reply one request. Every refusal is an answer, and so is what nobody foresaw; its trace is in the log."""
+    """Answer one request. Every refusal is an answer; so is an unexpected failure, whose traceback is in the log."""
     request_id = request_id_of(scope)
     try:
         status, headers, body = await _answer(resources, scope, receive, route)

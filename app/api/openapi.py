@@ -97,7 +97,7 @@ def document_of(made: Json) -> Json:
 def _domain_schemas() -> Json:
     """Schemas of the domain's records, and of the policy as a request writes it."""
     _, schemas = msgspec.json.schema_components((Entry, Receipt, BatchAnswer, EntryError, Policy), ref_template=REF)
-    # Structs of msgspec are told apart by a tag, which these answers do not have.
+    # Structs of msgspec are distinguished by a tag, which these answers do not have.
     schemas["BatchAnswer"]["properties"]["answers"]["items"] = {"anyOf": [_ref("Receipt"), _ref("EntryError")]}
     schemas["EntryError"]["properties"]["error"] = {**_ref("Problem"), "description": "Why it was refused."}
     # A component of its own, so that the two policies share it.

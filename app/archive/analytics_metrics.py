@@ -191,7 +191,7 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _METRICS}
 
 
 class Dimension(Struct, frozen=True, kw_only=True):
-    """What sessions are grouped by, beside time."""
+    """A field that sessions are grouped by, beside time."""
 
     name: str
     definition: str

@@ -10,7 +10,7 @@ from app.archive.tables import audit_log
 
 
 class Actor(Struct, frozen=True):
-    """Who does it: a key and its name, or without a key the command line (`adjourn keys`) or Adjourn itself."""
+    """The author of a change: a key and its name, or without a key the command line (`adjourn keys`) or Adjourn itself."""
 
     name: str
     key_id: str | None = None

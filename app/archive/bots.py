@@ -1,4 +1,4 @@
-"""Rows of bots. A deleted bot stays, so that its sessions keep their name and nobody takes it over."""
+"""Rows of bots. A deleted bot stays, so that its sessions keep their name and no other bot gets it."""
 
 from typing import Any
 
@@ -53,6 +53,6 @@ async def delete(conn: AsyncConnection, bot: str) -> Row[Any] | None:
 
 
 async def missing(conn: AsyncConnection, names: list[str]) -> set[str]:
-    """Those of these names that no bot has."""
+    """The names among `names` that no bot has."""
     found = await conn.scalars(select(bots.c.id).where(bots.c.id.in_(names), bots.c.deleted_at.is_(None)))
     return set(names) - set(found)

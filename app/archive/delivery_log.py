@@ -1,4 +1,4 @@
-"""What admins see and do of deliveries: lists, one with its attempts, replays, tests of endpoints.
+"""Deliveries as admins see and manage them: lists, one with its attempts, replays, tests of endpoints.
 
 Sending is not done here: a replay makes a delivery pending again, under its old id, and the dispatcher takes it from there.
 """
@@ -100,7 +100,7 @@ async def replay_failed(conn: AsyncConnection, wanted: DeliveryFilter, *, room: 
 
 
 async def insert_test(conn: AsyncConnection, test: TestDelivery) -> None:
-    """Keep a test of an endpoint and its one attempt: told of like any delivery, though it never was in the outbox."""
+    """Keep a test of an endpoint and its one attempt: listed like any delivery, though it never was in the outbox."""
     at = instant(test.at_ms)
     status = "delivered" if test.delivered else "failed"
     await conn.execute(

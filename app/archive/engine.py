@@ -26,7 +26,7 @@ def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: 
         connect_args=_connect_args(statement_timeout_s=statement_timeout_s, name=name),
         json_serializer=_to_json,
         json_deserializer=msgspec.json.decode,
-        # What a statement was called with may be somebody's private text: it has no place in a log.
+        # The parameters of a statement may be a user's private text, which must not be logged.
         hide_parameters=True,
     )
 

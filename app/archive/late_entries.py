@@ -39,13 +39,13 @@ class _Target(Struct):
 
 
 async def not_archived(conn: AsyncConnection, session_ids: Collection[str]) -> set[str]:
-    """Those of these sessions that the archive does not hold."""
+    """The sessions among these that the archive does not hold."""
     found = await conn.scalars(select(sessions.c.id).where(*_are(session_ids))) if session_ids else ()
     return set(session_ids) - set(found)
 
 
 async def rejected(conn: AsyncConnection, session_ids: Collection[str]) -> set[str]:
-    """Those of these sessions that were rejected."""
+    """The sessions among these that were rejected."""
     return set(await conn.scalars(select(rejects.c.session_id).where(rejects.c.session_id.in_(list(session_ids)))))
 
 

@@ -1,7 +1,7 @@
-"""What the dispatcher does to the outbox: claim, settle, hand back.
+"""The outbox as the dispatcher uses it: claim, settle, hand back.
 
 A claim leases a delivery: it counts an attempt and is not due again before the lease ends, so a worker that dies in between
-delays it by one lease and no more. Whatever is settled is settled for that attempt alone: who comes too late changes nothing.
+delays it by one lease and no more. A result is recorded for its own attempt alone: one that comes too late changes nothing.
 
 Claiming locks the endpoint, not only its deliveries. So the number under way and the breaker hold over all workers, while
 deliveries may be added all the time (the lock is one that a foreign key does not wait for).
@@ -57,7 +57,7 @@ _LEASE = text("""
         FROM unnest(CAST(:endpoints AS uuid[]), CAST(:limits AS int[])) AS o(endpoint_id, max_in_flight)
     ), chosen AS (
         SELECT c.id FROM open CROSS JOIN LATERAL (
-            SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS turn FROM (
+            SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS place FROM (
                 SELECT d.id, d.next_attempt_at FROM deliveries d
                 WHERE d.status = 'pending' AND d.endpoint_id = open.endpoint_id AND d.next_attempt_at <= :now
                   AND NOT EXISTS (SELECT FROM deliveries p WHERE p.id = d.after_id AND p.status = 'pending')
@@ -65,7 +65,7 @@ _LEASE = text("""
                 LIMIT greatest(open.room, 0)
             ) f
         ) c
-        ORDER BY c.turn, c.next_attempt_at
+        ORDER BY c.place, c.next_attempt_at
         LIMIT :room
     ), locked AS (
         SELECT d.id FROM deliveries d JOIN chosen ON chosen.id = d.id
@@ -167,7 +167,7 @@ class Settled(Struct, frozen=True):
 
 
 def valid_secrets(endpoint: Row[Any], *, now_ms: int) -> tuple[str, ...]:
-    """What to sign with: the secret and, until it expires, the one before it."""
+    """The secrets to sign with: the present one and, until it expires, the one before it."""
     expires_at = endpoint.previous_secret_expires_at
     if endpoint.previous_secret is None or expires_at is None or ms_of(expires_at) <= now_ms:
         return (endpoint.secret,)

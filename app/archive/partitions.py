@@ -40,7 +40,7 @@ def partition(table: str, year: int, number: int | None = None) -> str:
 async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
     """Make sure that rows of these months have a place; one round trip when they have.
 
-    Others that need a new partition wait until this transaction commits; nobody else does.
+    Others that need a new partition wait until this transaction commits; no other writer does.
     """
     wanted = sorted(set(months))
     if not _homeless(wanted, await _partitions(conn, wanted)):
@@ -71,7 +71,7 @@ def _room_for(table: str, month: Month, there: set[str], *, this_year: int) -> t
 
 
 async def _partitions(conn: AsyncConnection, months: list[Month]) -> set[str]:
-    """Those of these months' years that there are.
+    """The partitions of these months' years that exist.
 
     Read from the catalog's table: `to_regclass` answers from a cache that a wait for our lock does not refresh.
     """

@@ -12,7 +12,7 @@ from app.archive.tables import policies
 async def add(
     conn: AsyncConnection, bot: str, *, version: int, policy: dict[str, Any], effective_at: datetime, key_id: str | None
 ) -> Row[Any]:
-    """Save a version, as the admin wrote it. Writers of configuration take turns, so nobody else adds the same version."""
+    """Save a version, as the admin wrote it. Writers of configuration hold one lock, so no other adds the same version."""
     values = {"bot_id": bot, "version": version, "policy": policy, "effective_at": effective_at, "changed_by": key_id}
     row: Row[Any] = (await conn.execute(insert(policies).values(values).returning(policies))).one()
     return row

@@ -1,6 +1,6 @@
 """Rows of rejects: records that could not be archived, kept as bytes for an admin to see and replay.
 
-Nothing waits for a reject. What the bytes hold is the business of `app.closing.rejects`.
+Nothing waits for a reject. `app.closing.rejects` defines the bytes.
 """
 
 from typing import Any

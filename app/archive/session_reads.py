@@ -114,7 +114,7 @@ async def messages_of_all(conn: AsyncConnection, of: Sequence[Session]) -> dict[
 
 
 async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[str]) -> list[Message]:
-    """Those of a session's messages that have these ids."""
+    """The messages of a session that have these ids."""
     opened_at = instant(opened_at_ms_of(session_id))
     wanted = select(messages).where(
         messages.c.session_id == session_id, messages.c.opened_at == opened_at, messages.c.message_id.in_(ids)
@@ -131,7 +131,7 @@ def _after(listed: Select[Any], place: SessionPlace | None) -> Select[Any]:
 
 
 def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
-    """What a filter asks of a row, in SQL."""
+    """The conditions of a filter, in SQL."""
     return [
         *_bots(wanted.bots),
         *(

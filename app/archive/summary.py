@@ -1,4 +1,4 @@
-"""Adds up closed sessions: how many, how billed, how they came out. Only what counts is added; what does not is told apart."""
+"""Adds up closed sessions: number, billing, outcomes. Only sessions that count are added; the others stand apart."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ class SessionSummary(Struct, frozen=True):
 
 
 async def summarise(conn: AsyncConnection, wanted: SessionFilter) -> SessionSummary:
-    """The totals of the sessions wanted. One pass: sessions by all that they are told apart by, then added up here."""
+    """The totals of the sessions wanted. One pass: grouped in SQL by every distinction, then added up here."""
     summed = (
         func.count().label("sessions"),
         func.sum(sessions.c.billing_sessions).label("billing_sessions"),

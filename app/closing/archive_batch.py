@@ -32,7 +32,7 @@ Portions = Callable[[str], AsyncIterator[list[Message]]]
 
 
 class Batch(Struct, frozen=True):
-    """What goes into one transaction.
+    """The records and transcripts of one transaction.
 
     records   taken from the event streams
     closed    the sessions that they close, with their messages
@@ -45,7 +45,7 @@ class Batch(Struct, frozen=True):
 
 
 class Archived(Struct, frozen=True):
-    """What became of a batch: ids of the sessions that are new to the archive, and records to try again soon."""
+    """The result of a batch: ids of the sessions that are new to the archive, and records to try again soon."""
 
     inserted: set[str]
     deferred: Sequence[StreamRecord] = ()

@@ -1,4 +1,4 @@
-"""What a job over many conversations does with a failure: it holds up no other, and is raised when all have had their turn."""
+"""Failures in a job over many conversations: each stops no other, and the first is raised when all are done."""
 
 from collections.abc import Sequence
 

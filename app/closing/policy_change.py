@@ -1,11 +1,11 @@
 """A changed policy counts for open sessions too: their deadlines are moved in the background.
 
 Every process learns of a new version within two seconds, and until then may decide by the old one: so the open sessions are
-gone through once when a worker hears of it and once more when nobody can be behind. Where the boundary lies does not depend
-on that: a session's deadline under the new version is never before the change, whoever computes it, whenever.
+gone through once when a worker knows of it and once more when no process can be behind. Where the boundary lies does not depend
+on that: a session's deadline under the new version is never before the change, whichever process computes it, at any time.
 
-So a conversation that cannot be decided ends no pass: whatever is decided on it later goes by the new version. What is wrong
-with Redis does; such a pass is made again, ever less often, while the other bots have theirs.
+So a conversation that cannot be decided ends no pass: every later decision on it uses the new version. A failure of Redis
+ends it; such a pass is made again, ever less often, while the passes of other bots go on.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class PolicyChange:
     async def run_once(self, now_ms: int) -> int:
         """Go through the sessions of every bot whose policy changed; returns how many deadlines were looked at.
 
-        Raises the first of what failed, when all bots have had their turn.
+        Raises the first of what failed, when all bots are done.
         """
         changed = [bot for bot in self._config.bots() if self._done.get(bot.id) != _version(bot)]
         if not changed:
@@ -75,7 +75,7 @@ class PolicyChange:
                     looked_at += await self._apply(bot, now_ms)
                 except RedisUnreachable:
                     raise
-                except Exception as error:  # noqa: BLE001 - raised when the others have had their turn
+                except Exception as error:  # noqa: BLE001 - raised when the others are done
                     failures.append(error)
         raise_first(failures)
         return looked_at

@@ -59,7 +59,7 @@ class RejectLimit:
 
 
 class RejectedRecord(Struct, frozen=True):
-    """What is kept of a record.
+    """A record as a reject stores it.
 
     shard        in whose event stream it was
     record       the record as the stream held it
@@ -150,7 +150,7 @@ class ReadableReject(Struct, frozen=True):
 
 
 def readable(payload: bytes) -> ReadableReject:
-    """What a reject holds, also if another version kept it."""
+    """The contents of a reject, also if another version stored it."""
     try:
         kept = _decode(payload)
     except ValueError:

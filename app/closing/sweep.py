@@ -3,7 +3,7 @@
 Many workers may sweep at once: a compare-and-set that is lost changes nothing. A sandbox bot's strands are due in its own
 time; moving its clock and sweeping are the same call for it.
 
-What fails holds up nobody else. A strand that cannot be decided is put off, so that it does not stand before the others for
+A failure stops no other strand. A strand that cannot be decided is put off, so that it does not stand before the others for
 ever; a shard that Redis has trouble with is left for the next sweep. Both are raised when all the rest is done.
 """
 

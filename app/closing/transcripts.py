@@ -1,7 +1,7 @@
 """Reads the transcripts of closed sessions from Redis, no more at once than Redis and Postgres can take.
 
 A batch of records falls into parts, each for one transaction. A transcript that is too long for a part of its own is read and
-written in portions. What cannot be read raises `BadData`, which says that trying again is useless; every other error is about
+written in portions. Data that cannot be read raises `BadData`, so trying again is useless; every other error is about
 Redis. Nothing is written here.
 """
 

@@ -82,7 +82,7 @@ _Instant = Annotated[
     Meta(tz=True, extra={"expected": "RFC 3339 with an offset, such as 2026-11-21T10:00:00Z, or whole ms since the epoch"}),
 ]
 
-# What is accepted on the wire is wider than what an entry holds.
+# The wire accepts more spellings than an entry holds.
 if TYPE_CHECKING:
     RoleGiven = Role
     SentAt = datetime

@@ -35,7 +35,7 @@ def too_deep(value: object, levels: int = DEEPEST) -> bool:
 
 
 def unstorable(value: object) -> tuple[str, str] | None:
-    """What is wrong with a value that cannot be stored, and how to correct it; None for one that can."""
+    """The fault of a value that cannot be stored, and how to correct it; None for one that can."""
     if too_deep(value):
         return TOO_DEEP
     try:

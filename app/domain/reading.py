@@ -169,7 +169,7 @@ def _fits(kind: inspect.StrType | inspect.VarTupleType | inspect.DictType, lengt
 
 
 def _expected(kind: inspect.Type) -> str:
-    """What a field of this type holds, in words; empty where the type does not say."""
+    """The values of a field of this type, in words; empty where the type does not say."""
     if isinstance(kind, inspect.Metadata):
         return str((kind.extra or {}).get("expected", "")) or _expected(kind.type)
     return f"one of {', '.join(map(str, kind.values))}" if isinstance(kind, inspect.LiteralType) else ""

@@ -62,7 +62,7 @@ class Period(Struct, frozen=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """What is asked. `wanted` has no bounds on `opened_at`: `period` has them."""
+    """A question. `wanted` has no bounds on `opened_at`: `period` has them."""
 
     wanted: SessionFilter
     period: Period

@@ -229,7 +229,7 @@ class PathsView(PeriodView):
 
 
 class MetricView(BaseModel):
-    """What a metric means."""
+    """A metric and its definition."""
 
     name: Annotated[str, Field(description="Its name in `metrics`.", examples=["contained"])]
     kind: Annotated[Kind, Field(description="The shape of its value.")]
@@ -239,7 +239,7 @@ class MetricView(BaseModel):
 
 
 class DimensionView(BaseModel):
-    """What a dimension means."""
+    """A dimension and its definition."""
 
     name: Annotated[str, Field(description="Its name in `group_by`.", examples=["channel"])]
     definition: Annotated[str, Field(description="What it means.", examples=["The channel."])]
@@ -354,7 +354,7 @@ async def list_paths(
 
 @router.get("/definitions")
 async def list_definitions(_: Reading) -> DefinitionsView:
-    """What every metric and dimension means."""
+    """The definitions of all metrics and dimensions."""
     return DefinitionsView(
         metrics=[
             MetricView(name=each.name, kind=each.kind, unit=each.unit, definition=each.definition, sql=list(each.aggregates))

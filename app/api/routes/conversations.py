@@ -1,6 +1,6 @@
 """A conversation: its sessions, its variables and its dialog context.
 
-A conversation's id may hold slashes (`:path`), so the end of the path tells the routes apart. The route of one variable comes
+A conversation's id may hold slashes (`:path`), so the end of the path distinguishes the routes. The route of one variable comes
 first: a variable may be called `context`, while a conversation is hardly ever called `web:ann/variables`.
 """
 

@@ -110,14 +110,14 @@ class TimelineStep(BaseModel):
 
 
 class ChannelDescription(BaseModel):
-    """What a policy does on one channel."""
+    """The effects of a policy on one channel."""
 
     words: _Words
     timeline: Annotated[list[TimelineStep], Field(description="The life of a session after one entry by the user.")]
 
 
 class PolicyDescription(ChannelDescription):
-    """What a policy does, before it is saved."""
+    """The effects of a policy, before it is saved."""
 
     policy: Annotated[PolicyValues, Field(description="The value of every field, from the preset and the defaults, too.")]
     channels: Annotated[
@@ -257,7 +257,7 @@ async def list_presets(_: AnyKey) -> PresetList:
 
 @router.post("/policies/validate", **answers(PolicyDescription))
 async def validate_policy(policy: PolicyBody, _: AnyKey) -> JsonResponse:
-    """What a policy would do, in words and as a timeline, channel by channel; 422 with every fault of it."""
+    """The effects that a policy would have, in words and as a timeline, channel by channel; 422 with every fault of it."""
     return JsonResponse(describe(policy_from(policy)))
 
 

@@ -1,6 +1,6 @@
 """A user of a bot, over all channels: sessions, and the variables that all conversations of the user share.
 
-A user's id may hold slashes (`:path`), so the end of the path tells the routes apart.
+A user's id may hold slashes (`:path`), so the end of the path distinguishes the routes.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a policy does, in words and as a timeline, and notices of settings that have no effect or are deprecated."""
+"""The effects of a policy, in words and as a timeline, and notices of settings that have no effect or are deprecated."""
 
 from collections.abc import Iterator
 from typing import Any

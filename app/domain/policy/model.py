@@ -50,7 +50,7 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     on_escalated: Annotated[OnSignal, Meta(description="What `escalated` does to the session.")] = "continue"
     on_resolved: Annotated[OnSignal, Meta(description="What `resolved` does to the session.")] = "end"
     on_survey_answered: Annotated[OnSignal, Meta(description="What a survey's answer in time does to the session.")] = "continue"
-    discard_closes: Annotated[bool, Meta(description="Whether `discard` closes the session after clearing.")] = True
+    discard_closes: Annotated[bool, Meta(description="Whether `discard` closes the session after it has cleared.")] = True
     discard_utterances: Annotated[
         Utterances,
         Meta(description="A user's message that is one of these texts, in any case, discards.", examples=[["discard"]]),

@@ -1,4 +1,4 @@
-"""What comes after the end (ruling 11): late entries of the session that closed last, and entries without a session.
+"""Entries after the end (ruling 11): late entries of the session that closed last, and entries without a session.
 
 An entry that starts no session is never dropped. Within 24 h of the close of the strand's last session it is stored with that
 session, marked late; otherwise it goes to the bot's list of entries without a session. A late entry moves no deadline, reopens

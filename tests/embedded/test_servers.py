@@ -99,7 +99,7 @@ def parent(var_dir: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
 
 
 def test_a_clean_stop_keeps_the_data(var_dir: Path) -> None:
-    """What was written before a stop is there after the next start."""
+    """Data written before a stop is there after the next start."""
     with embedded_servers(var_dir, redis=True, postgres=True) as servers:
         _write(servers)
         pids = [servers.redis_pid, servers.postgres_pid]

@@ -124,6 +124,6 @@ async def test_a_message_in_two_sessions_is_found(stage: Installation, archived:
 
     verdict = await judge(stage, archived)
 
-    assert len(verdict.double) == 3
+    assert len(verdict.double) == 4
     assert any(other in found for found in verdict.lost), "it has no webhook"
     assert len(verdict.unexpected) == 1

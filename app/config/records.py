@@ -15,10 +15,8 @@ from app.live.sandbox import ClockMode
 class Mark(Struct, frozen=True):
     """How far a copy of the configuration is."""
 
-    instance: str
-    """Id of the database that it was read from."""
-    revision: int
-    """The latest revision in that database that the copy includes."""
+    instance: str  # id of the database that it was read from
+    revision: int  # the latest revision in that database that the copy includes
 
     def __str__(self) -> str:
         return f"{self.instance}:{self.revision}"
@@ -35,27 +33,22 @@ class Mark(Struct, frozen=True):
 class EndpointConfig(Struct, frozen=True):
     """An enabled endpoint of a bot. The dispatcher reads its address and secret from Postgres."""
 
-    id: str
-    events: tuple[str, ...]
-    """Event types that it subscribes to."""
+    id: str  # its UUID
+    events: tuple[str, ...]  # the event types that it subscribes to
 
 
 class BotRecord(Struct, frozen=True):
     """A bot as stored in the hash of Redis."""
 
-    id: str
-    name: str
-    sandbox: bool
-    clock_mode: ClockMode | None
-    """How a sandbox bot's clock moves; None for a bot that is no sandbox."""
-    deleted: bool
-    policy_version: int
-    """0: no policy was saved, and the default one applies."""
-    effective_at_ms: int
-    """From when on the policy version applies, in ms since the epoch."""
-    policy: dict[str, Any]
-    """The policy as its admin saved it, in the form that the API accepts."""
-    endpoints: tuple[EndpointConfig, ...]
+    id: str  # the name in its paths
+    name: str  # its name for people
+    sandbox: bool  # whether it has a clock of its own and its sessions are left out of statistics
+    clock_mode: ClockMode | None  # how a sandbox bot's clock moves; None for any other bot
+    deleted: bool  # it takes no entries any more; its open sessions still close
+    policy_version: int  # 0: no policy was saved, and the default one applies
+    effective_at_ms: int  # from when on the policy version applies, in ms since the epoch
+    policy: dict[str, Any]  # the policy as its admin saved it, in the form that the API accepts
+    endpoints: tuple[EndpointConfig, ...]  # its enabled endpoints
 
 
 class BotConfig(Struct, frozen=True):
@@ -66,17 +59,15 @@ class BotConfig(Struct, frozen=True):
     sandbox: bool
     clock_mode: ClockMode | None
     deleted: bool
-    rules: BotRules
+    rules: BotRules  # its policy and version
     endpoints: tuple[EndpointConfig, ...]
-    subscribed: frozenset[str]
-    """Event types that at least one endpoint subscribes to."""
+    subscribed: frozenset[str]  # the event types that at least one endpoint subscribes to
 
 
 class KeyConfig(Struct, frozen=True):
     """An API key that is not revoked."""
 
-    id: str
-    name: str
-    scopes: frozenset[str]
-    bots: frozenset[str] | None
-    """Bots that it covers; None: all of them."""
+    id: str  # its UUID
+    name: str  # its name for people
+    scopes: frozenset[str]  # of `ingest`, `read` and `admin`
+    bots: frozenset[str] | None  # the bots that it covers; None: all of them

@@ -1,7 +1,7 @@
 """The faults of an entry, all at once: each with its field and how to correct it.
 
 The decoder of the hot path stops at the first fault and knows no domain. So an entry that it refuses is read once more, by the
-generic reader of the domain, which gathers all of them.
+generic reader of the domain, which gathers all of them. Values that may be a user's words or data are never repeated.
 """
 
 import re
@@ -19,6 +19,9 @@ LONGEST = 200
 
 _HINT = "see the field's type and limits in the API guide"
 _OWN_DATA = "; data of the bot's own goes into `metadata`"
+# Only of these, which hold no user's words, a fault shows the value that was sent.
+_SHOWN = frozenset({"role", "type", "channel", "language"})
+_COUNTED = re.compile(r"\d+ (characters|items|names) given")
 _PATH = re.compile(r" - at `\$.*`$", re.DOTALL)
 
 
@@ -49,4 +52,7 @@ def _faults_in(value: object) -> list[Fault]:
 
 def _shortened(fault: Fault) -> Fault:
     hint = fault.hint + _OWN_DATA if fault.hint.startswith("the fields are") else fault.hint
-    return Fault(fault.where[:LONGEST], fault.what[:LONGEST], hint)
+    what = fault.what
+    if what.endswith(" given") and fault.where not in _SHOWN and not _COUNTED.fullmatch(what):
+        what = "another value given"
+    return Fault(fault.where[:LONGEST], what[:LONGEST], hint)

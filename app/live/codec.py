@@ -17,10 +17,10 @@ UNREADABLE = (DecodeError, UnicodeDecodeError)
 class EventRecord(Struct, frozen=True, gc=False, array_like=True):
     """One record of the event stream: all events of a strand that one commit made."""
 
-    bot: str
-    conversation: str
-    thread: str
-    events: tuple[Event, ...]
+    bot: str  # the strand, in its three parts
+    conversation: str  # its second part
+    thread: str  # its third part; empty for most
+    events: tuple[Event, ...]  # in the order in which they happened; empty if there are only unassigned entries
     unassigned: tuple[UnassignedEntry, ...] = ()  # entries of this commit that belong to no session
 
 

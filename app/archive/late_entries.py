@@ -11,7 +11,7 @@ from uuid import uuid5
 
 import structlog
 from msgspec import Struct, structs
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import Row, delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +27,13 @@ from app.domain.strand import EVENT_NAMESPACE, Strand, opened_at_ms_of
 log = structlog.get_logger(__name__)
 
 KEPT_UNASSIGNED = 1_000  # of a bot
+
+
+class UnassignedPlace(Struct, frozen=True):
+    """Where a page of a bot's entries without a session ended: instant and id of the last one on it."""
+
+    at_ms: int
+    id: str
 
 
 class _Target(Struct):
@@ -76,6 +83,15 @@ async def add_unassigned(conn: AsyncConnection, entries: Sequence[tuple[Strand, 
     await conn.execute(upsert(unassigned_entries).on_conflict_do_nothing(), values)
     for bot in {strand.bot for strand, _ in entries}:
         await _prune(conn, bot)
+
+
+async def unassigned_page(conn: AsyncConnection, bot: str, *, after: UnassignedPlace | None, limit: int) -> list[Row[Any]]:
+    """A bot's entries without a session, the latest first, those after `after`."""
+    table = unassigned_entries.c
+    wanted = select(unassigned_entries).where(table.bot_id == bot).order_by(table.received_at.desc(), table.id.desc())
+    if after is not None:
+        wanted = wanted.where(tuple_(table.received_at, table.id) < (instant(after.at_ms), after.id))
+    return list(await conn.execute(wanted.limit(limit)))
 
 
 async def _lock(conn: AsyncConnection, updates: Sequence[tuple[Strand, Event]]) -> dict[str, _Target]:

@@ -1,18 +1,21 @@
-"""Reads closed sessions: one, a page of a list, one's messages. Newest first; by keyset, never by OFFSET.
+"""Reads closed sessions: one, a page of a list, one's messages. Lists go on by keyset, never by OFFSET.
 
 A session's id carries its `opened_at`, so a look-up goes to one partition, and a page of a list touches only the months it shows.
+Only a look-up by message id asks all partitions, each by its index.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Row, Select, Text, cast, select, tuple_
+from sqlalchemy import ColumnElement, Row, Text, cast, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.rows import message_of
-from app.archive.tables import instant, messages, sessions
+from app.archive.tables import bots, instant, messages, sessions
 from app.domain.instants import DAY_MS, HOUR_MS
 from app.domain.policy.model import LONGEST_SESSION_HOURS
 from app.domain.records import Message, Session
@@ -36,26 +39,65 @@ class ArchivedSession(Struct, frozen=True):
 
 
 class SessionPlace(Struct, frozen=True):
-    """Where a page of a list ended: the last session on it."""
+    """Where a page of a list ended: the instant that it is ordered by, of the last session on it, and that session's id."""
 
-    opened_at_ms: int
+    at_ms: int
     id: str
 
 
-class SessionFilter(Struct, frozen=True, kw_only=True):
-    """Which sessions are wanted; None: all. `bots` are those that the asker may see."""
+SessionOrder = Literal["opened_at", "-opened_at", "closed_at", "-closed_at"]
+"""The order of a list: by opening or by close, the earliest first, or with `-` the latest."""
 
-    bots: frozenset[str] | None = None
+Choice = str | frozenset[str]
+"""One value, or any of several."""
+
+
+class SessionFilter(Struct, frozen=True, kw_only=True):
+    """Which sessions; None: all. An instant or a duration `…_from` is included, one `…_to` is not."""
+
+    bots: frozenset[str] | None = None  # that the caller may see
     user: str | None = None
-    channel: str | None = None
+    channel: Choice | None = None
     conversation: str | None = None
-    reason: str | None = None
+    reason: Choice | None = None
+    outcome: Choice | None = None
+    trade: str | None = None
+    language: str | None = None
+    intent: str | None = None  # the last one reported
+    tag: str | None = None  # in the last set
+    policy_version: int | None = None
     interactive: bool | None = None
     developer: bool | None = None
+    counted: bool | None = None
+    contained: bool | None = None
+    sandbox: bool | None = None  # of bots that have a clock of their own
+    metadata: Mapping[str, str] | None = None  # key of `session_metadata` to its value; a number, true or false as JSON writes it
     opened_from_ms: int | None = None
     opened_to_ms: int | None = None
     closed_from_ms: int | None = None
     closed_to_ms: int | None = None
+    active_ms_from: int | None = None
+    active_ms_to: int | None = None
+
+
+_EQUAL = {
+    "user": sessions.c.user_id,
+    "channel": sessions.c.channel,
+    "conversation": sessions.c.conversation_id,
+    "reason": sessions.c.reason,
+    "outcome": sessions.c.outcome,
+    "trade": sessions.c.trade,
+    "language": sessions.c.language,
+    "intent": sessions.c.intent,
+    "policy_version": sessions.c.policy_version,
+    "interactive": sessions.c.interactive,
+    "developer": sessions.c.developer,
+    "counted": sessions.c.counted,
+    "contained": sessions.c.contained,
+}
+"""Fields of the filter that a column equals, or is one of."""
+
+_sandboxes = select(bots.c.id).where(bots.c.sandbox)
 
 
 async def find(conn: AsyncConnection, session_id: str) -> ArchivedSession | None:
@@ -66,26 +108,34 @@ async def find(conn: AsyncConnection, session_id: str) -> ArchivedSession | None
     return None if row is None else session_of(row)
 
 
-async def page(conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int) -> list[ArchivedSession]:
-    """Sessions in the order of their opening, the latest first; those after `after`. From is included, to is not."""
-    listed = (
-        select(*SESSION_FIELDS)
-        .where(*conditions(wanted))
-        .order_by(sessions.c.opened_at.desc(), sessions.c.id.desc())
-        .limit(limit)
-    )
-    return [session_of(row) for row in await conn.execute(_after(listed, after))]
-
-
-async def oldest_first(
-    conn: AsyncConnection, wanted: SessionFilter, *, after: SessionPlace | None, limit: int
+async def page(
+    conn: AsyncConnection, wanted: SessionFilter, *, order: SessionOrder = "-opened_at", after: SessionPlace | None, limit: int
 ) -> list[ArchivedSession]:
-    """Sessions in the order of their opening, the first opened first; those after `after`."""
-    listed = select(*SESSION_FIELDS).where(*conditions(wanted)).order_by(sessions.c.opened_at, sessions.c.id).limit(limit)
-    if after is not None:
-        at = instant(after.opened_at_ms)
-        listed = listed.where(sessions.c.opened_at >= at, tuple_(sessions.c.opened_at, sessions.c.id) > (at, after.id))
-    return [session_of(row) for row in await conn.execute(listed)]
+    """Sessions in this order, those after `after`."""
+    column, descending = sessions.c[order.removeprefix("-")], order.startswith("-")
+    by = (column.desc(), sessions.c.id.desc()) if descending else (column, sessions.c.id)
+    listed = select(*SESSION_FIELDS).where(*conditions(wanted), *_after(column, after, descending=descending)).order_by(*by)
+    return [session_of(row) for row in await conn.execute(listed.limit(limit))]
+
+
+def place_of(last: Session, order: SessionOrder) -> SessionPlace:
+    """The place of a closed session in a list of this order."""
+    opened = order.removeprefix("-") == "opened_at"
+    return SessionPlace(last.opened_at_ms if opened else last.closed_at_ms or 0, last.id)
+
+
+async def find_by_message(conn: AsyncConnection, bot: str, message_id: str) -> ArchivedSession | None:
+    """The session of a bot that holds the message of this id; of several the one that opened last."""
+    held = (sessions.c.id == messages.c.session_id) & (sessions.c.opened_at == messages.c.opened_at)
+    wanted = (
+        select(*SESSION_FIELDS)
+        .join(messages, held)
+        .where(messages.c.message_id == message_id, sessions.c.bot_id == bot)
+        .order_by(sessions.c.opened_at.desc(), sessions.c.id.desc())
+        .limit(1)
+    )
+    row = (await conn.execute(wanted)).one_or_none()
+    return None if row is None else session_of(row)
 
 
 async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
@@ -122,56 +172,68 @@ async def messages_by_id(conn: AsyncConnection, session_id: str, ids: Sequence[s
     return [message_of(row) for row in await conn.execute(wanted)]
 
 
-def _after(listed: Select[Any], place: SessionPlace | None) -> Select[Any]:
+def _after(column: ColumnElement[datetime], place: SessionPlace | None, *, descending: bool) -> list[ColumnElement[bool]]:
     if place is None:
-        return listed
-    at = instant(place.opened_at_ms)
-    # The first condition says nothing new, but by it Postgres knows which months to leave out.
-    return listed.where(sessions.c.opened_at <= at, tuple_(sessions.c.opened_at, sessions.c.id) < (at, place.id))
+        return []
+    at, key = instant(place.at_ms), tuple_(column, sessions.c.id)
+    # The bound on `opened_at` follows from the other, but by it Postgres knows which months to leave out.
+    if descending:
+        return [sessions.c.opened_at <= at, key < (at, place.id)]
+    earliest_ms = place.at_ms if column is sessions.c.opened_at else place.at_ms - LONGEST_SESSION_MS
+    return [sessions.c.opened_at >= instant(earliest_ms), key > (at, place.id)]
 
 
 def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     """The conditions of a filter, in SQL."""
     return [
         *_bots(wanted.bots),
-        *(
-            column == value
-            for column, value in (
-                (sessions.c.user_id, wanted.user),
-                (sessions.c.channel, wanted.channel),
-                (sessions.c.conversation_id, wanted.conversation),
-                (sessions.c.reason, wanted.reason),
-                (sessions.c.interactive, wanted.interactive),
-                (sessions.c.developer, wanted.developer),
-            )
-            if value is not None
-        ),
-        *_times(wanted),
+        *(_is(column, value) for name, column in _EQUAL.items() if (value := getattr(wanted, name)) is not None),
+        *([] if wanted.tag is None else [sessions.c.tags.contains([wanted.tag])]),
+        *([] if wanted.sandbox is None else [sessions.c.bot_id.in_(_sandboxes) == wanted.sandbox]),
+        *(_has_metadata(key, value) for key, value in (wanted.metadata or {}).items()),
+        *_bounds(wanted),
     ]
 
 
-def _bots(bots: frozenset[str] | None) -> list[ColumnElement[bool]]:
+def _is(column: ColumnElement[Any], value: object) -> ColumnElement[bool]:
+    return column.in_(sorted(value)) if isinstance(value, frozenset) else column == value
+
+
+def _has_metadata(key: str, text: str) -> ColumnElement[bool]:
+    """The value is this text, or the number, true or false that the text is in JSON."""
+    values: list[Any] = [text]
+    with suppress(ValueError):
+        decoded = msgspec.json.decode(text)
+        values += [decoded] if isinstance(decoded, bool | int | float) else []
+    return or_(*(sessions.c.session_metadata.contains({key: value}) for value in values))
+
+
+def _bots(names: frozenset[str] | None) -> list[ColumnElement[bool]]:
     """One bot by equality, since only then its index gives the order of the list."""
-    if bots is None:
+    if names is None:
         return []
-    names = sorted(bots)
-    return [sessions.c.bot_id == names[0]] if len(names) == 1 else [sessions.c.bot_id.in_(names)]
+    listed = sorted(names)
+    return [sessions.c.bot_id == listed[0]] if len(listed) == 1 else [sessions.c.bot_id.in_(listed)]
 
 
-def _times(wanted: SessionFilter) -> list[ColumnElement[bool]]:
+def _bounds(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     opened_from_ms, opened_to_ms = wanted.opened_from_ms, wanted.opened_to_ms
     if wanted.closed_from_ms is not None:
         # No session is open for longer, and the bound on `opened_at` says which months to look into.
         opened_from_ms = max(opened_from_ms or 0, wanted.closed_from_ms - LONGEST_SESSION_MS)
-    bounds = [
+    times = [
         (sessions.c.opened_at.__ge__, opened_from_ms),
         (sessions.c.opened_at.__lt__, opened_to_ms),
+        (sessions.c.opened_at.__lt__, wanted.closed_to_ms),
         (sessions.c.closed_at.__ge__, wanted.closed_from_ms),
         (sessions.c.closed_at.__lt__, wanted.closed_to_ms),
     ]
-    if wanted.closed_to_ms is not None:
-        bounds.append((sessions.c.opened_at.__lt__, wanted.closed_to_ms))
-    return [compare(instant(at_ms)) for compare, at_ms in bounds if at_ms is not None]
+    durations = [
+        (sessions.c.active_ms.__ge__, wanted.active_ms_from),
+        (sessions.c.active_ms.__lt__, wanted.active_ms_to),
+    ]
+    bounds = [compare(instant(at_ms)) for compare, at_ms in times if at_ms is not None]
+    return bounds + [compare(length_ms) for compare, length_ms in durations if length_ms is not None]
 
 
 def session_of(row: Row[Any]) -> ArchivedSession:

@@ -98,7 +98,7 @@ async def _session_pages(
 ) -> AsyncIterator[list[ArchivedSession]]:
     while True:
         async with engine.connect() as conn:
-            page = await session_reads.oldest_first(conn, wanted, after=after, limit=_SESSIONS_A_PAGE)
+            page = await session_reads.page(conn, wanted, order="opened_at", after=after, limit=_SESSIONS_A_PAGE)
         if page:
             yield page
         if len(page) < _SESSIONS_A_PAGE:

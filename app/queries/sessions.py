@@ -8,10 +8,12 @@ unavailable only if neither can answer. Lists by filter read the archive alone. 
 from collections.abc import Awaitable
 from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive import session_reads
-from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
+from app.archive import late_entries, session_reads
+from app.archive.late_entries import UnassignedPlace
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
 from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
@@ -59,14 +61,23 @@ class Sessions:
             return await session_reads.messages_by_id(conn, session.id, ids)
 
     async def page(
-        self, wanted: SessionFilter, *, after: SessionPlace | None, limit: int
+        self, wanted: SessionFilter, *, order: SessionOrder = "-opened_at", after: SessionPlace | None, limit: int
     ) -> tuple[list[ArchivedSession], SessionPlace | None]:
-        """Closed sessions, the latest opened first, and the place to go on from; None at the end."""
+        """Closed sessions in this order, and the place to go on from; None at the end."""
         async with self._engine.connect() as conn:
-            found = await session_reads.page(conn, wanted, after=after, limit=limit + 1)
+            found = await session_reads.page(conn, wanted, order=order, after=after, limit=limit + 1)
         shown = found[:limit]
-        last = shown[-1].session if len(found) > limit else None
-        return shown, None if last is None else SessionPlace(last.opened_at_ms, last.id)
+        return shown, session_reads.place_of(shown[-1].session, order) if len(found) > limit else None
+
+    async def find_by_message(self, bot: str, message_id: str) -> ArchivedSession | None:
+        """The archived session of a bot that holds the message of this id; of several the one that opened last."""
+        async with self._engine.connect() as conn:
+            return await session_reads.find_by_message(conn, bot, message_id)
+
+    async def unassigned(self, bot: str, *, after: UnassignedPlace | None, limit: int) -> list[Row[Any]]:
+        """A bot's entries without a session, the latest first: rows of `unassigned_entries`."""
+        async with self._engine.connect() as conn:
+            return await late_entries.unassigned_page(conn, bot, after=after, limit=limit)
 
     async def live_page(
         self, bot: str, *, after: OpenPosition | None, limit: int

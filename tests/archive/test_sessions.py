@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 from msgspec import structs
@@ -11,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.archive import session_reads, sessions
 from app.archive.partitions import month_of
 from app.archive.rows import ClosedSession
-from app.archive.session_reads import SessionFilter, SessionPlace
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
 from app.archive.sessions import existing_message_ids, insert_closed
 from app.clock import wall_ms
-from app.domain.instants import ms_of
+from app.domain.instants import DAY_MS, ms_of
 from app.domain.strand import opened_at_ms_of
 from tests.closed import NOVEMBER_MS, closed_session, message
 
@@ -168,10 +169,75 @@ async def test_a_walk_through_pages_meets_every_session_once(engine: AsyncEngine
     assert seen == sorted((closed.session.id for closed in batch), reverse=True)
 
 
+@pytest.mark.parametrize("order", get_args(SessionOrder))
+async def test_pages_of_every_order_meet_every_session_once(engine: AsyncEngine, order: SessionOrder) -> None:
+    """By opening or by close, either way, also where several have the same instant."""
+    batch = [
+        closed_session(at, opened_at_ms=NOVEMBER_MS + at % 3 * 8 * DAY_MS, closed_at_ms=NOVEMBER_MS + (20 + at // 4) * DAY_MS)
+        for at in range(20)
+    ]
+    await insert(engine, *batch)
+    field = f"{order.removeprefix('-')}_ms"
+
+    found: list[ArchivedSession] = []
+    after: SessionPlace | None = None
+    while not found or after is not None:
+        async with engine.connect() as conn:
+            page = await session_reads.page(conn, SessionFilter(), order=order, after=after, limit=3)
+        found += page
+        after = session_reads.place_of(page[-1].session, order) if len(page) == 3 else None
+
+    expected = sorted((getattr(one.session, field), one.session.id) for one in batch)
+    assert [one.session.id for one in found] == [name for _, name in (expected[::-1] if order.startswith("-") else expected)]
+
+
+async def test_a_session_is_found_by_the_id_of_its_message(engine: AsyncEngine) -> None:
+    """Of the bot asked for, and of several sessions the one that opened last; of late messages, too."""
+    batch = [
+        closed_session(1),
+        closed_session(1, bot="bank"),
+        closed_session(2),
+        closed_session(2, opened_at_ms=NOVEMBER_MS + DAY_MS),
+    ]
+    await insert(engine, *batch)
+
+    async with engine.connect() as conn:
+        found = [
+            await session_reads.find_by_message(conn, bot, name)
+            for bot, name in (("shop", "1-2"), ("bank", "1-2"), ("shop", "2-1"), ("shop", "none"), ("other", "1-2"))
+        ]
+    expected = [batch[0].session.id, batch[1].session.id, batch[3].session.id, None, None]
+    assert [one and one.session.id for one in found] == expected
+
+
 async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
     """Two sessions that differ in everything: each filter finds the one and not the other."""
-    one = closed_session(1, bot="one", channel="sms", interactive=True, developer=True, reason="api", conversation="c1")
-    other = closed_session(2, bot="two", channel="web", opened_at_ms=NOVEMBER_MS + 10_000_000)
+    one = closed_session(
+        1,
+        bot="one",
+        channel="sms",
+        interactive=True,
+        developer=True,
+        reason="api",
+        conversation="c1",
+        outcome="resolved",
+        trade="agent",
+        language="de",
+        intent="refund",
+        tags=("new", "vip"),
+        policy_version=7,
+        counted=False,
+        contained=False,
+        session_metadata={"number": 7, "phone": "007", "known": True},
+        last_bot_at_ms=NOVEMBER_MS + 61_000,
+    )
+    other = closed_session(2, bot="two", opened_at_ms=NOVEMBER_MS + 10_000_000, session_metadata={"phone": "700", "number": "77"})
+    async with engine.begin() as conn:
+        await conn.execute(
+            text(
+                "INSERT INTO bots (id, name, sandbox, clock_mode) VALUES ('one', '1', true, 'manual'), ('two', '2', false, null)"
+            )
+        )
     await insert(engine, one, other)
     border_ms = NOVEMBER_MS + 5_000_000
     filters = [
@@ -187,6 +253,23 @@ async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
         (SessionFilter(opened_to_ms=border_ms), one),
         (SessionFilter(closed_from_ms=border_ms), other),
         (SessionFilter(closed_to_ms=border_ms), one),
+        (SessionFilter(reason=frozenset({"api", "ended"}), channel=frozenset({"sms", "help"})), one),
+        (SessionFilter(outcome="resolved"), one),
+        (SessionFilter(outcome=frozenset({"completed", "dropped"})), other),
+        (SessionFilter(trade="agent"), one),
+        (SessionFilter(language="de"), one),
+        (SessionFilter(intent="refund"), one),
+        (SessionFilter(tag="vip"), one),
+        (SessionFilter(policy_version=7), one),
+        (SessionFilter(counted=False), one),
+        (SessionFilter(contained=True), other),
+        (SessionFilter(sandbox=True), one),
+        (SessionFilter(sandbox=False), other),
+        (SessionFilter(metadata={"number": "7"}), one),
+        (SessionFilter(metadata={"number": "7", "phone": "007", "known": "true"}), one),
+        (SessionFilter(metadata={"phone": "700"}), other),
+        (SessionFilter(active_ms_from=60_000), one),
+        (SessionFilter(active_ms_to=60_000), other),
         (SessionFilter(closed_from_ms=one.session.closed_at_ms, closed_to_ms=border_ms), one),
     ]
 

@@ -4,20 +4,24 @@ import asyncio
 from unittest.mock import patch
 
 import pytest
+from msgspec import structs
 from sqlalchemy import text
 
+from app.archive import late_entries
 from app.archive.audit import Actor
+from app.archive.late_entries import UnassignedPlace
 from app.closing import archivist as loop
 from app.closing.archivist import Archivist
 from app.closing.rejects import replay_all
 from app.domain.entry import Entry, EntryType
-from app.domain.records import Receive
+from app.domain.records import Answer, Message, Receive, UnassignedEntry
+from app.domain.strand import Strand
 from app.failpoints import NAMES
 from app.live import keys
 from app.live.event_stream import GROUP
 from app.resources import Resources
 from app.worker import Worker
-from tests.closing.stream import STRAND, close, say, waiting
+from tests.closing.stream import STRAND, archived, close, say, waiting
 
 _SESSIONS = """
     SELECT s.late_entries, s.outcome, array_agg(
@@ -192,3 +196,30 @@ async def test_late_entries_are_archived_in_any_order(resources: Resources, work
 
     assert between == [(2, "escalated", ["1 ann-hello", "3 l2 late"])]
     assert await sessions(resources) == [(2, "escalated", ["1 ann-hello", "2 l1 late", "3 l2 late"])]
+
+
+async def test_entries_without_a_session_are_kept_once_and_the_latest_of_a_bot(resources: Resources, worker: Worker) -> None:
+    """Repeated after a crash they are there once; of more than the limit the oldest go."""
+    strand = Strand("bot", "web:eve")
+    entry = Entry(user_id="eve", role="bot", type="resolved", message_id="r1", text="a\x00b")
+    await resources.ledger.submit(strand, Receive(entry, "r1"))
+    (record,) = await worker.archivist._streams.take()
+    shard = keys.shard_of(strand, resources.settings.shards)
+    await resources.redis.xadd(keys.events(shard), {"e": record.raw})
+    worker.archivist._streams.retry()
+
+    await worker.archivist.run_once()
+    async with resources.engine.begin() as conn:
+        page = await late_entries.unassigned_page(conn, "bot", after=None, limit=10)
+        older = Message(0, "r", 0, "bot", "resolved", None, Answer(None, "none", 0, None, 0))
+        many = [structs.replace(older, message_id=f"r{at}", received_at_ms=at) for at in range(late_entries.KEPT_UNASSIGNED + 5)]
+        await late_entries.add_unassigned(conn, [(strand, UnassignedEntry("no_session", message)) for message in many])
+        pages = [await late_entries.unassigned_page(conn, "bot", after=None, limit=2_000)]
+        pages.append(await late_entries.unassigned_page(conn, "bot", after=UnassignedPlace(1_000, pages[0][5].id), limit=3))
+
+    assert [(row.reason, row.message_id, row.entry["text"]) for row in page] == [("no_session", "r1", "a\ufffdb")]
+    assert [row.message_id for row in pages[0][:3]] == ["r1", "r1004", "r1003"]
+    assert len(pages[0]) == late_entries.KEPT_UNASSIGNED
+    assert [row.message_id for row in pages[1]] == ["r999", "r998", "r997"]
+    assert await archived(resources) == {}
+    assert await waiting(resources) == 0

@@ -75,7 +75,7 @@ async def _check(setting: str, url: str, probe: Awaitable[None]) -> None:
 
 @contextmanager
 def _naming(setting: str, url: str) -> Iterator[None]:
-    """Turn what drivers raise for this URL into `CannotStart`."""
+    """Convert the errors of drivers for this URL to `CannotStart`."""
     try:
         yield
     except TimeoutError:

@@ -108,14 +108,13 @@ class _Reader:
 
     def union(self, kind: inspect.UnionType, value: Any, path: str, expected: str | None) -> Any:  # noqa: ANN401 - any JSON
         members = [member for member in kind.types if not isinstance(member, inspect.NoneType)]
-        if len(members) < len(kind.types):
-            if value is None:
+        if isinstance(members[0], inspect.StructType):
+            if value is False or value == "off":
                 return None
-            if isinstance(members[0], inspect.StructType):
-                if value is False or value == "off":
-                    return None
-                fields = ", ".join(field.encode_name for field in members[0].fields)
-                expected = f"an object with {fields}, or null for off,"
+            fields = ", ".join(field.encode_name for field in members[0].fields)
+            expected = f"an object with {fields}, or null for off,"
+        if value is None and len(members) < len(kind.types):
+            return None
         member = next((each for each in members[1:] if isinstance(each, inspect.IntType) and type(value) is int), members[0])
         return self.read(member, value, path, expected)
 

@@ -1,4 +1,4 @@
-"""`docs/rules.md` tells the presets as they are."""
+"""`docs/rules.md` and `docs/policies.md` show presets, fields and descriptions as they are."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,13 +7,16 @@ from typing import Any
 
 from msgspec import json
 
-from app.domain.policy.describe import policy_view
+from app.domain.policy.describe import describe, policy_view
 from app.domain.policy.model import Policy
+from app.domain.policy.parse import policy_from
 from app.domain.policy.presets import PRESETS
 
 # Defaults that the table has in words.
 _SPECIAL = {"channels": "none", "starts_with": "all"}
-RULES = Path(__file__).parents[2] / "docs" / "rules.md"
+DOCS = Path(__file__).parents[2] / "docs"
+RULES = DOCS / "rules.md"
+GUIDE = (DOCS / "policies.md").read_text()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -33,9 +36,9 @@ def spread(field: str) -> list[str]:
 def test_table_of_presets_is_the_presets() -> None:
     """Every value of every preset, and nothing else."""
     rows = re.findall(r"^\| `([\w.-]+)` \| `([^`]+)` \| `([^`]+)` \|$", RULES.read_text(), re.MULTILINE)
-    told = {(preset, name, value) for preset, field, value in rows if preset in PRESETS for name in spread(field)}
+    shown = {(preset, name, value) for preset, field, value in rows if preset in PRESETS for name in spread(field)}
 
-    assert told == {(preset, name, value) for preset, values in PRESETS.items() for name, value in flat(values)}
+    assert shown == {(preset, name, value) for preset, values in PRESETS.items() for name, value in flat(values)}
 
 
 def test_table_of_fields_has_every_field_with_its_default() -> None:
@@ -46,3 +49,31 @@ def test_table_of_fields_has_every_field_with_its_default() -> None:
         name: _SPECIAL.get(name) or (value if isinstance(value, str) else json.encode(value).decode())
         for name, value in policy_view(Policy()).items()
     }
+
+
+def test_four_systems_side_by_side_are_the_presets() -> None:
+    """Every setting of the guide's table, in every column; only `starts_with` and `channels` are in words."""
+    columns = (("kore", "web"), ("botanalytics", "web"), ("reamaze", "web"), ("aivo", "web"), ("aivo", "whatsapp"))
+    views = [policy_view(policy_from({"preset": preset}).on(channel)) for preset, channel in columns]
+    rows = re.findall(r"^\| `(\w+)` \| `(.+)` \|$", GUIDE, re.MULTILINE)
+    found = {name: cells.split("` | `") for name, cells in rows}
+
+    expected = {name: [in_words(view[name]) for view in views] for name in views[0]}
+    assert found == {name: cells for name, cells in expected.items() if name not in {"starts_with", "channels"}}
+
+
+def test_example_of_the_guide_is_described_as_shown() -> None:
+    """The policy of the guide, its words and its timeline; and the notices of the other example."""
+    blocks = re.findall(r"^```json\n(\{\n.*?^\})\n```$", GUIDE, re.MULTILINE | re.DOTALL)
+    policy, described = json.decode(blocks[0]), json.decode(blocks[1])
+    found = describe(policy_from(policy))
+    shown = re.search(r'"notices": (\[\n.*?\n\])', GUIDE, re.DOTALL)
+
+    assert {name: found[name] for name in described} == described
+    assert shown is not None
+    quiet = {"preset": "kore-7.2", "closure_message": {"texts": {"default": "Bye"}}}
+    assert json.decode(shown[1]) == describe(policy_from(quiet))["notices"]
+
+
+def in_words(value: object) -> str:
+    return value if isinstance(value, str) else json.encode(value).decode()

@@ -44,6 +44,11 @@ def open_var(var_dir: Path) -> None:
     (var_dir / "log").mkdir(mode=0o700, exist_ok=True)
 
 
+def was_used(var_dir: Path) -> bool:
+    """Whether a start has been on this folder, and this user may look into it."""
+    return os.access(var_dir / _LOCK, os.F_OK)
+
+
 def socket_folder(var_dir: Path, *, account: SystemUser | None) -> Path:
     """Make and return the folder of the sockets: `run` in `var/`, or one of the temporary folder if that path is too long.
 

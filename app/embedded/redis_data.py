@@ -69,13 +69,13 @@ def _writer(folder: Path) -> ServerVersion | None:
     if record.exists():
         found = re.fullmatch(r"(redis|valkey) (\d+(?:\.\d+)*)\n?", record.read_text())
         if found is None:
-            msg = f"{record} does not name a server: restore it, or move {folder} away"
+            msg = f"{record} does not name a server: restore it, or move {folder} elsewhere"
             raise CannotStart(msg)
         return ServerVersion(found[1], tuple(map(int, found[2].split("."))))
     old, new = folder / _OLD_FILE, folder / _NEW_FOLDER
     has_old = old.exists() and old.stat().st_size > 0
     if has_old and new.exists():
-        msg = f"{folder} holds the data of two servers, {old.name} and {new.name}: move the one that you do not need away"
+        msg = f"{folder} holds the data of two servers, {old.name} and {new.name}: move the one that you do not need elsewhere"
         raise CannotStart(msg)
     if new.exists():
         return _writer_of_base(new)

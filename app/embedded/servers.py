@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from app.embedded.account import server_account
-from app.embedded.folder import folder_lock, open_var, socket_folder
+from app.embedded.folder import folder_lock, open_var, socket_folder, was_used
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
 from app.errors import CannotStart
@@ -42,7 +42,8 @@ def urls_of(var_dir: Path) -> tuple[str, str]:
     """The URLs of the Redis and the Postgres that run on this folder. Raises `CannotStart` if they do not run."""
     var_dir = var_dir.resolve()
     account = server_account()
-    sockets = socket_folder(var_dir, account=account) if var_dir.is_dir() else var_dir
+    # Without a lock no start has been here, and nothing may be made in the folder.
+    sockets = socket_folder(var_dir, account=account) if was_used(var_dir) else var_dir
     redis = RedisServer(var_dir, sockets=sockets, account=account, durable=True)
     postgres = PostgresServer(var_dir, sockets=sockets, account=account, durable=True)
     if not (redis.socket_path.exists() and postgres.socket_path.exists()):

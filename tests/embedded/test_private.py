@@ -80,7 +80,7 @@ def _server_processes(servers: Servers) -> list[psutil.Process]:
 
 @as_root
 def test_another_user_reaches_neither_data_nor_sockets(running: Servers) -> None:
-    """Every path below `var/` is closed to a stranger and to `nobody`, and no file in it is open to others."""
+    """Every path below `var/` is closed to a stranger and to the user that daemons share, and no file in it is open to others."""
     assert running.redis is not None
     assert running.postgres is not None
 
@@ -133,7 +133,7 @@ def test_a_database_user_is_not_believed_but_looked_up(running: Servers) -> None
 
 @as_root
 def test_an_old_folder_that_trusted_everybody_is_closed(var_dir: Path) -> None:
-    """A folder as older versions left it: open to be listed, owned by nobody, Postgres with `trust`, Redis root's."""
+    """A folder as older versions left it: open to be listed, owned by the overflow user, Postgres with `trust`, Redis root's."""
     with embedded_servers(var_dir, redis=True, postgres=True, durable=False) as servers:
         assert servers.redis_url is not None
         with redis.Redis.from_url(servers.redis_url) as client:

@@ -79,7 +79,7 @@ def _poll(met: Callable[[], bool], *, within_s: float = 20) -> bool:
     return met()
 
 
-def _gone(pid: int) -> bool:
+def _ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -107,7 +107,7 @@ def test_a_clean_stop_keeps_the_data(var_dir: Path) -> None:
         found = _read(servers)
 
     assert found == (b"yes", "yes")
-    assert all(pid is not None and _gone(pid) for pid in pids)
+    assert all(pid is not None and _ended(pid) for pid in pids)
 
 
 def test_a_crash_of_either_server_keeps_the_data(var_dir: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_stopped_process_can_still_be_stopped(var_dir: Path) -> None:
         assert servers.redis_pid is not None
         os.kill(pid := servers.redis_pid, signal.SIGSTOP)
 
-    assert _gone(pid)
+    assert _ended(pid)
 
 
 def test_only_what_is_asked_for_is_started(var_dir: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_second_user_of_the_folder_is_refused(var_dir: Path, parent: tuple[sub
         embedded_servers(var_dir, redis=True, postgres=True),
     ):
         pytest.fail("two users of one folder")
-    assert not any(_gone(pid) for pid in pids)
+    assert not any(_ended(pid) for pid in pids)
 
 
 def test_killing_the_parent_ends_the_servers_and_the_next_start_works(
@@ -190,7 +190,7 @@ def test_killing_the_parent_ends_the_servers_and_the_next_start_works(
         found = _read(servers)
 
     assert found == (b"yes", "yes")
-    assert _poll(lambda: all(_gone(pid) for pid in pids))
+    assert _poll(lambda: all(_ended(pid) for pid in pids))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start ends them")
@@ -200,7 +200,7 @@ def test_no_server_outlives_its_killed_parent(parent: tuple[subprocess.Popen[str
     process.kill()
     process.wait()
 
-    assert _poll(lambda: all(_gone(pid) for pid in pids))
+    assert _poll(lambda: all(_ended(pid) for pid in pids))
 
 
 def test_a_server_left_at_work_is_ended_by_the_next_start(var_dir: Path) -> None:

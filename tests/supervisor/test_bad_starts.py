@@ -131,7 +131,7 @@ async def _prepare_postgres(sockets: Path) -> None:
 
 @contextmanager
 def _passwords_for_guest(data_dir: Path, sockets: Path) -> Iterator[None]:
-    """Have the run's Postgres ask one role for a password, and let another in; both are gone afterwards."""
+    """Have the run's Postgres ask one role for a password, and let another in; both roles are dropped afterwards."""
     file = data_dir / "pg_hba.conf"
     before = file.read_text()
     file.write_text(f"local all guest scram-sha-256\nlocal all crowd trust\n{before}")

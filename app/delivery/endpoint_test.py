@@ -9,8 +9,7 @@ from sqlalchemy import Row
 from app.archive.delivery_log import TestDelivery
 from app.archive.outbox import valid_secrets
 from app.clock import monotonic_ms
-from app.delivery.replies import plain
-from app.delivery.sender import Delivered, Gone, Sender, SendOutcome, SignedWebhook, trusted_tls
+from app.delivery.sender import Delivered, Gone, Sender, SendOutcome, SignedWebhook, plain, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.domain.instants import rfc3339
 from app.settings import Settings

@@ -14,9 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.archive import endpoint_health, outbox
 from app.archive.endpoint_health import HEALTHY, Health
 from app.archive.outbox import Claim, Settled
-from app.delivery.replies import plain
 from app.delivery.retry import after_failure, after_success, next_attempt_at_ms
-from app.delivery.sender import Delivered, Gone, SendOutcome
+from app.delivery.sender import Delivered, Gone, SendOutcome, plain
 from app.failpoints import failpoint
 from app.failures import failure_of
 from app.metrics import DELIVERIES

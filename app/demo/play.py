@@ -10,8 +10,7 @@ from msgspec import Struct
 from app.demo.day import POLICY, Day, ScriptItem
 from app.demo.receiver import Receiver
 from app.domain.instants import rfc3339
-from app.replay.lines import EntryLine
-from app.replay.pacing import BATCH_ENTRIES
+from app.replay.lines import BATCH_ENTRIES, EntryLine
 from app.replay.poster import Poster
 
 BOT = "demo"

@@ -8,8 +8,7 @@ from rich.table import Table
 
 from app.errors import CannotStart
 from app.replay.lines import Source, open_source
-from app.replay.poster import Poster, ReplayStopped, api_client, replay
-from app.replay.tally import Tally
+from app.replay.poster import Poster, ReplayStopped, Tally, api_client, replay
 
 
 def run(path: str, *, bot: str, url: str, key: str | None, speed: float, most: int) -> int:

@@ -1,7 +1,8 @@
-"""Replays lines through the API: posts batches, and retries entries that got a 503, until each has a final answer."""
+"""Replays lines through the API: posts batches, retries entries that got a 503, and counts the answers."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 
 import httpx
@@ -9,9 +10,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from app.clock import monotonic_ms
-from app.replay.lines import EntryLine
-from app.replay.pacing import BATCH_ENTRIES, Pace, batches_of
-from app.replay.tally import EntryAnswer, ProblemDetails, Tally
+from app.domain.errors import Fault
+from app.replay.lines import BATCH_ENTRIES, EntryLine, Pace, batches_of
 
 PATIENCE_S = 60.0
 _FIRST_PAUSE_S = 0.2
@@ -19,6 +19,59 @@ _LONGEST_PAUSE_S = 5.0
 _TIMEOUT_S = 30.0
 _BUSY = frozenset({429, 502, 503, 504})
 _NDJSON = {"content-type": "application/x-ndjson"}
+_SHOWN = 20
+
+
+class ProblemDetails(Struct, frozen=True):
+    """The fields of problem details that a report shows."""
+
+    status: int = 0
+    title: str = ""
+    detail: str = ""
+    errors: tuple[Fault, ...] = ()
+
+    @property
+    def text(self) -> str:
+        what = self.detail or self.title or f"answered {self.status}"
+        faults = "; ".join(f"{fault.where}: {fault.what}" for fault in self.errors if fault.what != what)
+        return f"{what} ({faults})" if faults else what
+
+
+class EntryAnswer(Struct, frozen=True):
+    """The API's answer to one entry: its session, or the error."""
+
+    session_id: str | None = None
+    session: str = "none"
+    duplicate: bool = False
+    error: ProblemDetails | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """The counts so far. `refusals` has the first refused lines, as (line number, reason)."""
+
+    entries: int = 0
+    opened: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    retries: int = 0
+    elapsed_s: float = 0.0
+    refusals: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Entries a second."""
+        return self.entries / self.elapsed_s if self.elapsed_s else 0.0
+
+    def add(self, line: EntryLine, answer: EntryAnswer) -> None:
+        """Count one entry. A duplicate has the answer of its first time, so it opened no session now."""
+        self.entries += 1
+        self.duplicates += answer.duplicate
+        self.opened += answer.session == "opened" and not answer.duplicate
+        if answer.error is not None:
+            self.refused += 1
+            if len(self.refusals) < _SHOWN:
+                self.refusals.append((line.number, answer.error.text))
 
 
 class ReplayStopped(Exception):
@@ -30,6 +83,8 @@ class _Batch(Struct, frozen=True):
 
 
 _decode_batch = msgspec.json.Decoder(_Batch).decode
+
+
 _decode_problem = msgspec.json.Decoder(ProblemDetails).decode
 
 

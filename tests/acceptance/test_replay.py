@@ -16,8 +16,7 @@ import msgspec
 import pytest
 
 from app.replay.lines import open_source
-from app.replay.poster import Poster, replay
-from app.replay.tally import Tally
+from app.replay.poster import Poster, Tally, replay
 from app.settings import environment_with
 from tests.acceptance.system import Json, Running, asked, pages, system, until
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.replay.lines import EntryLine, lines_of, open_source
-from app.replay.pacing import BATCH_BYTES, Pace, batches_of
-from app.replay.poster import Poster, ReplayStopped, api_client, replay
-from app.replay.tally import Tally
+from app.replay.lines import BATCH_BYTES, EntryLine, Pace, batches_of, lines_of, open_source
+from app.replay.poster import Poster, ReplayStopped, Tally, api_client, replay
 from tests.receiver import Behaviour, Exchange, Received, Receiver, busy, hang_up, in_turn, reply
 
 PATH = "/v1/bots/b/messages/batch"

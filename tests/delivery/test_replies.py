@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.delivery.replies import plain, retry_after_s
+from app.delivery.sender import plain, retry_after_s
 
 NOW_MS = 1_795_219_200_000  # 2026-11-21T00:00:00Z
 

@@ -3,13 +3,19 @@
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
 
+ALL_OF_NOTHING = {"part": 0, "whole": 0, "percent": None}
+SYSTEMS = ("kore", "botanalytics", "reamaze", "aivo")
 NOTHING = {
     "sessions": 0,
     "not_counted": 0,
     "interactive": 0,
     "billing_sessions": 0,
     "interactions": 0,
-    "contained": {"part": 0, "whole": 0, "percent": None},
+    "active_ms": 0,
+    "contained": ALL_OF_NOTHING,
+    "contained_of_all": ALL_OF_NOTHING,
+    "dropped": 0,
+    "readings": dict.fromkeys(SYSTEMS, ALL_OF_NOTHING),
     "by_outcome": {},
     "by_reason": {},
     "by_trade": {},
@@ -53,10 +59,48 @@ async def test_sessions_that_count_are_added_up(admin: Client, worker: Worker) -
         "interactive": 3,
         "billing_sessions": 3,
         "interactions": 4,
+        "active_ms": 0,
         "contained": {"part": 2, "whole": 3, "percent": 66},
+        "contained_of_all": {"part": 2, "whole": 3, "percent": 66},
+        "dropped": 0,
+        "readings": {
+            "kore": {"part": 3, "whole": 3, "percent": 100},
+            "botanalytics": {"part": 3, "whole": 3, "percent": 100},
+            "reamaze": {"part": 2, "whole": 3, "percent": 66},
+            "aivo": {"part": 3, "whole": 3, "percent": 100},
+        },
         "by_outcome": {"completed": 1, "resolved": 1, "escalated": 1},
         "by_reason": {"inactivity": 1, "resolved": 1, "escalated": 1},
         "by_trade": {"bot": 3},
+    }
+
+
+async def test_containment_is_counted_over_sessions_with_a_user(admin: Client, worker: Worker) -> None:
+    """Three visitors who never spoke, one user handed off, one who left unanswered: contained 0 of 2, and 3 of all 5 (S12)."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "sandbox": True, "policy": {"on_handoff": "end"}})
+
+    async def say(role: str, user: str, kind: str = "message") -> None:
+        await admin.ok("POST", "/v1/bots/shop/messages", {"role": role, "user_id": user, "type": kind, "text": "x"})
+
+    for visitor in ("a", "b", "c"):
+        await say("bot", visitor, "connect")
+    await say("user", "d")
+    await say("user", "e")
+    await admin.ok("POST", "/v1/bots/shop/clock/advance", {"seconds": 60})
+    await say("bot", "d", "handoff")
+    await admin.ok("POST", "/v1/bots/shop/clock/advance", {"seconds": 3600})
+    await worker.archivist.run_once()
+
+    summary = await admin.ok("GET", "/v1/bots/shop/summary")
+    assert summary["contained"] == {"part": 0, "whole": 2, "percent": 0}
+    assert summary["contained_of_all"] == {"part": 3, "whole": 5, "percent": 60}
+    assert summary["dropped"] == 1
+    assert summary["active_ms"] == 60_000
+    assert {name: (ratio["part"], ratio["whole"]) for name, ratio in summary["readings"].items()} == {
+        "kore": (1, 2),
+        "botanalytics": (5, 5),
+        "reamaze": (5, 5),
+        "aivo": (4, 5),
     }
 
 

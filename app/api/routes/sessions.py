@@ -95,6 +95,15 @@ class RatioView(BaseModel):
     ]
 
 
+class ReadingsView(BaseModel):
+    """Containment as four systems count it, each over its own choice of the sessions that count."""
+
+    kore: Annotated[RatioView, Field(description="Not handed off to a human, of those in which the user took part.")]
+    botanalytics: Annotated[RatioView, Field(description="Of trade `bot`, of all.")]
+    reamaze: Annotated[RatioView, Field(description="Not escalated, of all.")]
+    aivo: Annotated[RatioView, Field(description="Not handed off to a human, of all.")]
+
+
 class SummaryView(BaseModel):
     """Sums over the closed sessions that count."""
 
@@ -103,7 +112,22 @@ class SummaryView(BaseModel):
     interactive: Annotated[int, Field(description="Sessions in which the user took part.", examples=[3])]
     billing_sessions: Annotated[int, Field(description="Billing sessions.", examples=[3])]
     interactions: Annotated[int, Field(description="Messages by user, bot and agents.", examples=[4])]
-    contained: Annotated[RatioView, Field(description="Sessions closed without escalation or hand-off.")]
+    active_ms: Annotated[
+        int,
+        Field(description="From opening to last entry that is no `activity`, of all together, in ms.", examples=[61000]),
+    ]
+    contained: Annotated[
+        RatioView,
+        Field(
+            description="Of those in which the user took part: closed without escalation or hand-off, and not `abandoned`, "
+            "`interrupted` or `dropped`."
+        ),
+    ]
+    contained_of_all: Annotated[RatioView, Field(description="The same of all sessions that count.")]
+    dropped: Annotated[
+        int, Field(description="Drop-offs: closed by silence with the user's message last, unanswered.", examples=[0])
+    ]
+    readings: Annotated[ReadingsView, Field(description="Containment as other systems count it.")]
     by_outcome: Annotated[dict[Outcome, int], Field(description="Sessions by outcome.", examples=[{"completed": 2}])]
     by_reason: Annotated[dict[Reason, int], Field(description="Sessions by reason of the close.", examples=[{"inactivity": 2}])]
     by_trade: Annotated[dict[Trade, int], Field(description="Sessions by trade.", examples=[{"bot": 3}])]

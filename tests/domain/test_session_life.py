@@ -104,6 +104,16 @@ def test_relay_of_a_closure_message_opens_nothing() -> None:
     assert found == ["late", "late", "opened", "continued"]
 
 
+def test_relay_by_its_id_is_recognised_for_a_day() -> None:
+    """Also if nothing happened in between."""
+    for at, expected in ((12 + 24 * 60 - MS, "late"), (12 + 24 * 60, "opened")):
+        talk = Talk(reminder={"minutes": 3, "texts": {"default": "there?"}})
+        talk.say("user", "hi", at=0)
+        named = {"in_reply_to": event_id(talk.wake(at=12).events[0])}
+
+        assert talk.say("bot", "there?", at=at, **named).session == expected
+
+
 @pytest.mark.parametrize(
     ("role", "fields"),
     (("user", {}), ("agent", {}), ("system", {}), ("bot", {"type": "authorization"}), ("bot", {"text": "hello"})),

@@ -9,6 +9,7 @@ from app.domain.records import State
 from app.domain.rules import pending, variables
 from app.domain.rules.ending import RECENT_MS
 from app.domain.rules.late import LATE_MS
+from app.domain.rules.signals import NAMED_MS
 from app.domain.rules.transition import Transition
 
 LARGEST_STATE = 65_536
@@ -29,7 +30,7 @@ def kept(transition: Transition) -> State:
     if state.last is not None and now_ms - (state.last.closed_at_ms or 0) >= LATE_MS:
         state = structs.replace(state, last=None)
     if state.announced:
-        state = structs.replace(state, announced=tuple(each for each in state.announced if now_ms - each.at_ms < LATE_MS))
+        state = structs.replace(state, announced=tuple(each for each in state.announced if now_ms - each.at_ms < NAMED_MS))
     return structs.replace(state, session=transition.session, touched_at_ms=now_ms)
 
 

@@ -6,14 +6,16 @@ A signal by an agent is a signal, never a hand-off (ruling 8).
 from msgspec import structs
 
 from app.domain.entry import Entry, EntryType
-from app.domain.instants import MINUTE_MS
+from app.domain.instants import DAY_MS, MINUTE_MS
 from app.domain.policy.model import Terms, folded
 from app.domain.records import Session
 from app.domain.rules import ending
 from app.domain.rules.pending import expect_no_survey, expect_survey, is_survey_expected
 from app.domain.rules.transition import Transition
 
-RELAY_MS = 10 * MINUTE_MS
+NAMED_MS = DAY_MS
+REPEATED_MS = 10 * MINUTE_MS
+"""How long a bot's report of a closure message or reminder is recognised: by its id, and by its text."""
 
 _KIND_OF_TAG: tuple[tuple[str, EntryType], ...] = (
     ("new session", "conversation.started"),
@@ -45,16 +47,18 @@ def is_by_user(entry: Entry) -> bool:
 def is_relay(transition: Transition, entry: Entry) -> bool:
     """Whether a bot reports the closure message or reminder that it relayed: that never starts a session (ruling 6).
 
-    `in_reply_to` names the event, or the text is the event's, within 10 minutes of it.
+    `in_reply_to` names the event, within 24 hours of it, or the text is the event's, within 10 minutes.
     """
     if entry.role != "bot" or entry.type == "authorization":
         return False
     said = entry.text.strip() if entry.type == "message" and entry.text is not None else None
-    return any(
-        entry.in_reply_to == announced.event_id
-        or (said == announced.text.strip() and transition.now_ms - announced.at_ms <= RELAY_MS)
-        for announced in transition.state.announced
-    )
+    for announced in transition.state.announced:
+        age_ms = transition.now_ms - announced.at_ms
+        if entry.in_reply_to == announced.event_id and age_ms < NAMED_MS:
+            return True
+        if said == announced.text.strip() and age_ms <= REPEATED_MS:
+            return True
+    return False
 
 
 def end(transition: Transition, session: Session, entry: Entry, message_id: str) -> None:

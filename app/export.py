@@ -16,7 +16,7 @@ from msgspec import DecodeError, Struct, json
 from rich.console import Console
 
 from app.errors import CannotStart
-from app.queries.exports import COLUMNS, Format, Kind
+from app.queries.exports import COLUMNS, ExportKind, Format
 from app.replay.command import progress_bar
 from app.replay.poster import api_client
 
@@ -31,7 +31,7 @@ _SEQUENCE = COLUMNS["messages"].index("sequence")
 class Export(Struct, frozen=True):
     """An export; `filters` are parameters of the route."""
 
-    kind: Kind
+    kind: ExportKind
     form: Format
     filters: dict[str, str]
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-Kind = Literal["count", "ratio", "average", "spread"]
+MetricKind = Literal["count", "ratio", "average", "spread"]
 """The shape of a metric's value: a whole number; a fraction with its percent; a sum over a count; mean and percentiles."""
 
 EVERY = "TRUE"
@@ -44,7 +44,7 @@ class Metric(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    kind: Kind
+    kind: MetricKind
     unit: str
     definition: str
     over: str

@@ -62,7 +62,7 @@ class Difference(Struct, frozen=True):
     settings: dict[str, tuple[Any, Any]]  # those that differ on the channel: theirs, ours
 
 
-class Totals(Struct, frozen=True):
+class PolicyTotals(Struct, frozen=True):
     """How many sessions count under a policy, and how many of those in which the user took part were contained."""
 
     sessions: int
@@ -107,10 +107,10 @@ class Rerun:
                 self._closed[strand] = event.session.reason
 
 
-def totals(found: Mapping[int, Counted]) -> Totals:
+def totals(found: Mapping[int, Counted]) -> PolicyTotals:
     counting = [one.session for one in found.values() if _counts(one)]
     interactive = [session for session in counting if session.interactive]
-    return Totals(
+    return PolicyTotals(
         sessions=len(counting),
         interactive=len(interactive),
         interactions=sum(session.interactions for session in counting),

@@ -23,7 +23,7 @@ from app.domain.strand import Strand, opened_at_ms_of
 from app.errors import Invalid
 
 Format = Literal["csv", "ndjson"]
-Kind = Literal["sessions", "messages"]
+ExportKind = Literal["sessions", "messages"]
 Row = dict[str, Any]
 
 _SESSIONS_A_PAGE = 200
@@ -39,13 +39,13 @@ class Place(Struct, frozen=True):
     sequence: int | None = None
 
 
-class Rows(Protocol):
+class ExportPages(Protocol):
     """Gives the pages of one kind of export."""
 
     def __call__(self, engine: AsyncEngine, wanted: SessionFilter, *, after: Place | None) -> AsyncIterator[list[Row]]: ...
 
 
-def place_of(text: str, *, kind: Kind) -> Place:
+def place_of(text: str, *, kind: ExportKind) -> Place:
     """`<session id>` or, for messages, `<session id>:<sequence>`. Raises `Invalid` for anything else."""
     session, colon, sequence = text.partition(":")
     has_sequence = kind == "messages"
@@ -60,7 +60,7 @@ def place_of(text: str, *, kind: Kind) -> Place:
 
 
 async def encoded(
-    engine: AsyncEngine, wanted: SessionFilter, *, kind: Kind, form: Format, after: Place | None
+    engine: AsyncEngine, wanted: SessionFilter, *, kind: ExportKind, form: Format, after: Place | None
 ) -> AsyncIterator[bytes]:
     """The export in pieces: the rows after `after`, and the names of the columns only where it begins."""
     columns, rows = COLUMNS[kind], _ROWS[kind]
@@ -172,9 +172,9 @@ _SESSION = Session("", "", "", 0)
 _MESSAGE = Message(0, "", 0, "user", "message", None, Answer("", "continued", 0, None, 0))
 _BLANK = ArchivedSession(Strand("", ""), _SESSION, None)
 
-_ROWS: dict[Kind, Rows] = {"sessions": session_rows, "messages": message_rows}
+_ROWS: dict[ExportKind, ExportPages] = {"sessions": session_rows, "messages": message_rows}
 
-COLUMNS: dict[Kind, tuple[str, ...]] = {
+COLUMNS: dict[ExportKind, tuple[str, ...]] = {
     "sessions": tuple(name for name, _ in _flat(_session_row(_BLANK))),
     "messages": (*_message_row(_BLANK, _MESSAGE), _REST),
 }

@@ -16,7 +16,7 @@ from app.api.dependencies import ClockDep, ConfigDep, EngineDep
 from app.api.fields import GivenInstant, Instant, Slug
 from app.api.responses import JsonResponse, answers
 from app.api.routes.sessions import FilterQuery, RatioView
-from app.archive.analytics_metrics import DIMENSIONS, METRICS, Kind
+from app.archive.analytics_metrics import DIMENSIONS, METRICS, MetricKind
 from app.archive.session_reads import SessionFilter
 from app.config.follower import ConfigReplica
 from app.domain.errors import Fault
@@ -232,7 +232,7 @@ class MetricView(BaseModel):
     """A metric and its definition."""
 
     name: Annotated[str, Field(description="Its name in `metrics`.", examples=["contained"])]
-    kind: Annotated[Kind, Field(description="The shape of its value.")]
+    kind: Annotated[MetricKind, Field(description="The shape of its value.")]
     unit: Annotated[str, Field(description="What it counts.", examples=["sessions"])]
     definition: Annotated[str, Field(description="What it means.", examples=["Closed sessions."])]
     sql: Annotated[list[str], Field(description="The SQL of its numbers over `sessions s`.", examples=[["count(*)"]])]

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.api.auth import Reading
 from app.api.dependencies import ConfigDep, EngineDep
 from app.api.routes.sessions import FilterQuery
-from app.queries.exports import Format, Kind, encoded, place_of
+from app.queries.exports import ExportKind, Format, encoded, place_of
 
 router = APIRouter(prefix="/v1/exports", tags=["analytics"])
 
@@ -68,7 +68,7 @@ async def export_messages(
 
 
 async def _export(
-    request: Request, asked: ExportQuery, *, kind: Kind, engine: AsyncEngine, bots: frozenset[str] | None
+    request: Request, asked: ExportQuery, *, kind: ExportKind, engine: AsyncEngine, bots: frozenset[str] | None
 ) -> StreamingResponse:
     after = None if asked.after is None else place_of(asked.after, kind=kind)
     pieces = encoded(engine, asked.filter(bots), kind=kind, form=asked.format, after=after)

@@ -100,7 +100,7 @@ else:
         namespace={"__doc__": "The fields in which one channel differs; the others are those of the bot's policy."},
     )
 
-Channels = Annotated[
+ChannelOverrides = Annotated[
     dict[Slug, Overrides], Meta(max_length=100, extra={"expected": "an object of channel names and their overrides"})
 ]
 
@@ -109,7 +109,7 @@ class Policy(ChannelPolicy, frozen=True, kw_only=True):
     """One bot's policy: the fields hold wherever a channel does not differ."""
 
     inactivity_minutes: Annotated[int, Meta(ge=5, le=60, description=_SILENCE)] = 15
-    channels: Annotated[Channels, Meta(description="Channel to the fields in which it differs.")] = {}
+    channels: Annotated[ChannelOverrides, Meta(description="Channel to the fields in which it differs.")] = {}
 
     def on(self, channel: str) -> "Policy":
         """The policy as it stands on one channel."""

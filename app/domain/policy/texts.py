@@ -38,7 +38,7 @@ Texts = Annotated[
     dict[TextLanguage, Text],
     Meta(max_length=100, extra={"expected": "an object of language tags and their texts", "check": _lacks_default}),
 ]
-Channels = Annotated[
+ShowingChannels = Annotated[
     tuple[Slug, ...], Meta(max_length=100, extra={"expected": "a list of channel names, or null for all channels,"})
 ]
 
@@ -53,9 +53,9 @@ class Spoken(Struct, frozen=True, kw_only=True):
             examples=[{"default": "Bye!", "es": "¡Adiós!"}],
         ),
     ]
-    channels: Annotated[Channels | None, Meta(description="The channels that can show it; null for all.", examples=[["web"]])] = (
-        None
-    )
+    channels: Annotated[
+        ShowingChannels | None, Meta(description="The channels that can show it; null for all.", examples=[["web"]])
+    ] = None
 
 
 class ClosureMessage(Spoken, frozen=True, kw_only=True):

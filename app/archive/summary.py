@@ -76,7 +76,7 @@ class SessionSummary(Struct, frozen=True):
 
 
 async def summarise(conn: AsyncConnection, wanted: SessionFilter) -> SessionSummary:
-    """The summary of these sessions. One pass groups them by all that tells them apart; the groups are added up here."""
+    """The summary of these sessions. One pass groups them by all that shows them apart; the groups are added up here."""
     rows = (await conn.execute(select(*_GROUPS, *_SUMS).where(*conditions(wanted)).group_by(*_GROUPS))).all()
     counted = [row for row in rows if row.counted]
     interactive = [row for row in counted if row.interactive]

@@ -164,9 +164,17 @@ class Cause(BaseModel):
 
 
 class ReasonedCause(Cause):
-    """The deadline or the close of a session."""
+    """The deadline of a session."""
 
     reason: Annotated[Reason, Field(description="Why it closes, or closed.")]
+
+
+class CloseCause(ReasonedCause):
+    """The close of a session."""
+
+    key: Annotated[
+        str | None, Field(description="Name of the key that closed it, for reason `api`.", examples=["the shop's bot"])
+    ]
 
 
 class ExplanationData(BaseModel):
@@ -181,7 +189,7 @@ class ExplanationData(BaseModel):
     opened: Annotated[Cause, Field(description="What opened it.")]
     deadline: Annotated[ReasonedCause, Field(description="What set its deadline last.")]
     reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
-    closed: Annotated[ReasonedCause | None, Field(description="What closed it; null while it is open.")]
+    closed: Annotated[CloseCause | None, Field(description="What closed it; null while it is open.")]
 
 
 class Explanation(BaseModel):

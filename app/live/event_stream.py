@@ -146,6 +146,13 @@ class EventStream:
         log.warning("event stream of a shard cannot be read", shard=shard, error=str(error))
 
 
+async def latest_records(pipe: Pipe, *, shards: int, count: int) -> list[StreamRecord]:
+    """The latest records that are not released, `count` of each shard at most, the latest first. It takes none of them."""
+    replies = await pipe.call_all([("XREVRANGE", keys.events(shard), "+", "-", "COUNT", count) for shard in range(shards)])
+    found = [(shard, reply) for shard, reply in enumerate(replies) if not isinstance(reply, ResponseError)]
+    return [_record(shard, entry[0], entry[1][1]) for shard, reply in found for entry in reply]
+
+
 def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:
     """The records in a reply of XREADGROUP (streams of entries) or XAUTOCLAIM (a cursor, then entries)."""
     if not reply:

@@ -13,6 +13,7 @@ from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
 from app.live.codec import UNREADABLE, decode_message, decode_session, decode_state
+from app.live.event_stream import latest_records
 from app.live.pipe import Pipe, RedisReply
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,7 @@ class LiveSession(Struct, frozen=True):
 _STRAND = keys.STRAND_FIELD.encode()
 _PORTION_BYTES = 4 << 20
 _MOST_AT_ONCE = 1_000
+_BACKLOG = 1_000
 
 OpenPosition = tuple[int, bytes]
 """A position in a bot's list of open sessions: `opened_at_ms` and the strand as a member."""
@@ -116,6 +118,38 @@ class LiveView:
         members = [member for reply in replies for member in _or_raise(reply)]
         found = await self._sessions(strands_in((keys.live_member(bot, member) for member in members), of=f"the users of {bot}"))
         return sorted((each for each in found if each.session.user_id == user), key=lambda each: each.session.opened_at_ms)
+
+    async def unarchived(self) -> list[LiveSession]:
+        """Closed sessions that the archive may not hold yet, as they are after their latest late entry.
+
+        Of a long backlog (Postgres was down for long) only the latest `_BACKLOG` records of each shard are read.
+        """
+        found: dict[str, LiveSession] = {}
+        for record in await latest_records(self._pipe, shards=self._shards, count=_BACKLOG):
+            for event in reversed(record.events):
+                if event.session.closed_at_ms is not None:
+                    found.setdefault(event.session.id, LiveSession(record.strand, event.session))
+        return list(found.values())
+
+    async def find_message(self, bot: str, message_id: str, *, user: str | None = None) -> LiveSession | None:
+        """The open session of a bot that has a message.
+
+        With `user` only that user's open sessions are looked at; without, all of them, page by page.
+        """
+        if user is not None:
+            return await self.holding(message_id, await self.sessions_of_user(bot, user))
+        after: OpenPosition | None = None
+        while True:
+            page, after = await self.page(bot, after=after, limit=_MOST_AT_ONCE)
+            found = await self.holding(message_id, page)
+            if found is not None or after is None:
+                return found
+
+    async def holding(self, message_id: str, sessions: Sequence[LiveSession]) -> LiveSession | None:
+        """The first of these sessions that has a message of this id."""
+        names = [keys.messages(keys.shard_of_session(each.session.id, self._shards), each.session.id) for each in sessions]
+        replies = await self._pipe.call_all([("HEXISTS", name, message_id) for name in names])
+        return next((each for each, reply in zip(sessions, replies, strict=True) if _or_raise(reply)), None)
 
     async def count(self, bot: str) -> int:
         """How many sessions of a bot are open."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.fields import Id, Instant
 from app.api.paging import Next
 from app.domain.entry import EntryType, Role
-from app.domain.records import Outcome, Reason, Trade
+from app.domain.records import Outcome, Reason, Trade, UnassignedReason
 
 
 class CountByRole(BaseModel):
@@ -149,6 +149,23 @@ class MessagePage(BaseModel):
     """Messages in order."""
 
     messages: Annotated[list[MessageView], Field(description="The messages of this page.")]
+    next: Next
+
+
+class UnassignedView(BaseModel):
+    """An entry that was accepted and belongs to no session."""
+
+    reason: Annotated[
+        UnassignedReason,
+        Field(description="`no_session`: none is known. `too_late`: the last ended over 24 hours before. `cannot_start`: policy."),
+    ]
+    message: Annotated[MessageView, Field(description="The entry.")]
+
+
+class UnassignedPage(BaseModel):
+    """Entries without a session, the latest first."""
+
+    entries: Annotated[list[UnassignedView], Field(description="The entries of this page.")]
     next: Next
 
 

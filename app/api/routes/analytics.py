@@ -379,5 +379,5 @@ async def compare_definitions(
 
 def _wanted(config: ConfigReplica, principal: Principal, asked: AnalyticsQuery | PathsQuery) -> SessionFilter:
     """Developers' sessions are left out unless they are asked for."""
-    wanted = asked.filter(principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot})))
+    wanted = asked.filter(principal.bots_asked_for(config, asked.bots))
     return structs.replace(wanted, developer=False) if asked.developer is None and not asked.developers else wanted

@@ -54,7 +54,7 @@ async def export_sessions(
     request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
 ) -> StreamingResponse:
     """Closed sessions, every field, the first opened first. If it is cut, go on with `after` the last whole row."""
-    bots = principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot}))
+    bots = principal.bots_asked_for(config, asked.bots)
     return await _export(request, asked, kind="sessions", engine=engine, bots=bots)
 
 
@@ -63,7 +63,7 @@ async def export_messages(
     request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
 ) -> StreamingResponse:
     """The messages of closed sessions, session by session. If it is cut, go on with `after` the last whole row."""
-    bots = principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot}))
+    bots = principal.bots_asked_for(config, asked.bots)
     return await _export(request, asked, kind="messages", engine=engine, bots=bots)
 
 

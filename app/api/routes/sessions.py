@@ -1,21 +1,26 @@
 """Sessions: lists of open and of closed ones; one with its messages and its explanation; closing one; sums over closed ones."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from msgspec import Struct
 from pydantic import BaseModel, Field
 
-from app.api.auth import Closing, Principal, Reading, found, id_of, known_bot
+from app.api.auth import Administering, Closing, Principal, Reading, found, id_of, known_bot
 from app.api.closing import CloserDep
 from app.api.dependencies import ConfigDep, EngineDep, LiveDep, SessionsDep
 from app.api.fields import BotPath, ConversationText, GivenInstant, Slug, Text
 from app.api.paging import LongPageQuery, Page, Paged, PageQuery
+from app.api.parameters import object_of
 from app.api.responses import JsonResponse, answers
-from app.api.session_views import Explanation, LivePage, MessagePage, SessionPage, SessionView
-from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
+from app.api.session_views import Explanation, LivePage, MessagePage, SessionPage, SessionView, UnassignedPage
+from app.archive.late_entries import UnassignedPlace
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
 from app.archive.summary import summarise
+from app.config.follower import ConfigReplica
+from app.domain.entry import ID_PATTERN
 from app.domain.explanation import explain
 from app.domain.instants import ms_of
 from app.domain.records import Outcome, Reason, Trade
@@ -24,47 +29,107 @@ from app.queries.sessions import Sessions, view
 
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
+_LONGEST_MS = 2**53
+METADATA_PARAMETER = {
+    "name": "session_metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "Only those whose `session_metadata` has these values: `session_metadata.key=value` for each key.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}, "examples": [{"phone": "+5491122334455"}]},
+}
+"""FastAPI knows no query parameter that holds an object."""
+
 _SessionPath = Annotated[str, Path(description="Id of the session.", json_schema_extra={"format": "uuid"})]
+_MessagePath = Annotated[
+    str, Path(min_length=1, max_length=256, pattern=ID_PATTERN, description="Id of the message, percent-encoded.", examples=["m1"])
+]
+_User = Annotated[Text | None, Query(description="Id of the message's user.", examples=["ann"])]
 _OpenedFrom = Annotated[GivenInstant | None, Field(description="Only those opened at or after this instant.")]
 _OpenedTo = Annotated[GivenInstant | None, Field(description="Only those opened before this instant.")]
 
 
-class FilterQuery(BaseModel):
-    """Which closed sessions. An instant `…_from` is included, one `…_to` is not."""
+def _any_of(what: str, example: str) -> Any:  # noqa: ANN401 - as pydantic's own Field
+    return Field(max_length=100, description=f"{what}; repeated: any of them.", examples=[[example]])
 
-    bot: Annotated[Slug | None, Field(description="Only of this bot.", examples=["shop"])] = None
+
+_OPENAPI: dict[str, Any] = {"parameters": [METADATA_PARAMETER]}
+
+
+class FilterQuery(BaseModel):
+    """Which closed sessions. An instant or a duration `…_from` is included, one `…_to` is not."""
+
+    bot: Annotated[list[Slug] | None, _any_of("Only of this bot", "shop")] = None
     user_id: Annotated[Text | None, Field(description="Only of this user.", examples=["ann"])] = None
-    channel: Annotated[Slug | None, Field(description="Only on this channel.", examples=["web"])] = None
-    conversation_id: Annotated[ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])] = (
-        None
-    )
-    reason: Annotated[Reason | None, Field(description="Only those closed for this reason.")] = None
+    channel: Annotated[list[Slug] | None, _any_of("Only on this channel", "web")] = None
+    conversation_id: Annotated[
+        ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])
+    ] = None
+    reason: Annotated[list[Reason] | None, _any_of("Only those closed for this reason", "inactivity")] = None
+    outcome: Annotated[list[Outcome] | None, _any_of("Only those with this outcome", "completed")] = None
+    trade: Annotated[Trade | None, Field(description="Only those of this trade.")] = None
+    language: Annotated[Text | None, Field(description="Only those whose last language is this.", examples=["en"])] = None
+    intent: Annotated[Text | None, Field(description="Only those whose last intent is this.", examples=["order.status"])] = None
+    tag: Annotated[Text | None, Field(description="Only those with this tag in the last set.", examples=["vip"])] = None
+    policy_version: Annotated[
+        int | None, Field(ge=0, le=2**31 - 1, description="Only those closed under this version of the policy.", examples=[2])
+    ] = None
     interactive: Annotated[bool | None, Field(description="Only those in which the user took part, or did not.")] = None
     developer: Annotated[bool | None, Field(description="Only those in which a developer took part, or did not.")] = None
+    counted: Annotated[bool | None, Field(description="Only those that count in statistics, or do not.")] = None
+    contained: Annotated[bool | None, Field(description="Only those that went without a human, or did not.")] = None
+    sandbox: Annotated[bool | None, Field(description="Only those of sandbox bots, or of others.")] = None
     opened_from: _OpenedFrom = None
     opened_to: _OpenedTo = None
     closed_from: Annotated[GivenInstant | None, Field(description="Only those closed at or after this instant.")] = None
     closed_to: Annotated[GivenInstant | None, Field(description="Only those closed before this instant.")] = None
+    active_ms_from: Annotated[
+        int | None, Field(ge=0, le=_LONGEST_MS, description="Only those active for at least this long, in ms.", examples=[60000])
+    ] = None
+    active_ms_to: Annotated[
+        int | None, Field(ge=0, le=_LONGEST_MS, description="Only those active for less than this, in ms.", examples=[600000])
+    ] = None
 
-    def filter(self, bots: frozenset[str] | None) -> SessionFilter:
+    @property
+    def bots(self) -> frozenset[str] | None:
+        """The bots that it names; None: it names none."""
+        return _set(self.bot)
+
+    def filter(self, bots: frozenset[str] | None, *, metadata: dict[str, str] | None = None) -> SessionFilter:
         """The filter, among the bots that the key covers."""
         return SessionFilter(
             bots=bots,
             user=self.user_id,
-            channel=self.channel,
+            channel=_set(self.channel),
             conversation=self.conversation_id,
-            reason=self.reason,
+            reason=_set(self.reason),
+            outcome=_set(self.outcome),
+            trade=self.trade,
+            language=self.language,
+            intent=self.intent,
+            tag=self.tag,
+            policy_version=self.policy_version,
             interactive=self.interactive,
             developer=self.developer,
+            counted=self.counted,
+            contained=self.contained,
+            sandbox=self.sandbox,
+            metadata=metadata,
             opened_from_ms=_ms(self.opened_from),
             opened_to_ms=_ms(self.opened_to),
             closed_from_ms=_ms(self.closed_from),
             closed_to_ms=_ms(self.closed_to),
+            active_ms_from=self.active_ms_from,
+            active_ms_to=self.active_ms_to,
         )
 
 
 class SessionQuery(FilterQuery, PageQuery):
-    """Which closed sessions, and which page of their list."""
+    """Which closed sessions, in which order, and which page of their list."""
+
+    order: Annotated[
+        SessionOrder, Field(description="By opening or by close, the earliest first; with `-` the latest first.")
+    ] = "-opened_at"
 
 
 class SummaryQuery(BaseModel):
@@ -140,14 +205,23 @@ class OpenSessionPlace(Struct, frozen=True):
     member: bytes
 
 
-@router.get("/sessions", **answers(SessionPage))
+@router.get("/sessions", openapi_extra=_OPENAPI, **answers(SessionPage))
 async def list_sessions(
-    config: ConfigDep, sessions: SessionsDep, principal: Reading, asked: Annotated[SessionQuery, Query()]
+    request: Request,
+    config: ConfigDep,
+    sessions: SessionsDep,
+    principal: Reading,
+    *,
+    asked: Annotated[SessionQuery, Query()],
 ) -> JsonResponse:
-    """Closed sessions, the latest opened first, of the bots that the key covers. Open ones: `GET /v1/bots/{bot}/live`."""
-    wanted = asked.filter(principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot})))
-    page = Page(asked, of=["sessions", wanted], place=SessionPlace)
-    shown, last = await sessions.page(wanted, after=page.after, limit=page.limit)
+    """Closed sessions by filter, of the bots that the key covers. Open ones: `GET /v1/bots/{bot}/live`.
+
+    A session is in one of the two lists at every instant: in this one from its close on, before it is archived too.
+    """
+    bots = principal.bots_asked_for(config, asked.bots)
+    wanted = asked.filter(bots, metadata=object_of(request, "session_metadata"))
+    page = Page(asked, of=["sessions", asked.order, wanted], place=SessionPlace)
+    shown, last = await sessions.page(wanted, order=asked.order, after=page.after, limit=page.limit)
     return JsonResponse({"sessions": [view(one) for one in shown], "next": page.next(last)})
 
 
@@ -189,6 +263,29 @@ async def explain_session(session_id: _SessionPath, sessions: SessionsDep, princ
     return JsonResponse(explain(one.strand, one.session, await sessions.messages_to_explain(one.session)))
 
 
+@router.get("/bots/{bot}/messages/{message_id:path}/session", **answers(SessionView))
+async def find_message(
+    principal: Reading, bot: BotPath, message_id: _MessagePath, *, config: ConfigDep, sessions: SessionsDep, user_id: _User = None
+) -> JsonResponse:
+    """The session that has a message of this id. With `user_id` an open session is found at less cost."""
+    known_bot(config, bot)
+    one = await sessions.find_by_message(bot, message_id, user=user_id)
+    return JsonResponse(view(found(one, "message", message_id, seen=lambda one: principal.covers(one.strand.bot))))
+
+
+@router.get("/bots/{bot}/unassigned-entries", **answers(UnassignedPage))
+async def list_unassigned(
+    _: Administering, bot: BotPath, asked: Paged, *, config: ConfigDep, sessions: SessionsDep
+) -> JsonResponse:
+    """Entries that were accepted and belong to no session, the latest first; the last 1,000 of a bot are kept."""
+    known_bot(config, bot)
+    page = Page(asked, of=["unassigned", bot], place=UnassignedPlace)
+    rows = await sessions.unassigned(bot, after=page.after, limit=page.probe)
+    shown, following = page.cut(rows, lambda row: UnassignedPlace(ms_of(row.received_at), str(row.id)))
+    entries = [{"reason": row.reason, "message": row.entry} for row in shown]
+    return JsonResponse({"entries": entries, "next": following})
+
+
 @router.post("/sessions/{session_id}/close", **answers(SessionView))
 async def close_session(session_id: _SessionPath, sessions: SessionsDep, closer: CloserDep, principal: Closing) -> JsonResponse:
     """Close an open session, reason `api`. A closed one stays as it is; the answer is the session either way."""
@@ -213,6 +310,10 @@ async def session_of(sessions: Sessions, principal: Principal, session_id: str) 
     """A session of a bot that the key covers. Raise `NotFound`."""
     one = await sessions.find(id_of("session", session_id))
     return found(one, "session", session_id, seen=lambda one: principal.covers(one.strand.bot))
+
+
+def _set(values: Sequence[str] | None) -> frozenset[str] | None:
+    return frozenset(values) if values else None
 
 
 def _ms(at: GivenInstant | None) -> int | None:

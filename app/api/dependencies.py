@@ -41,7 +41,7 @@ def _part(name: str) -> Any:  # noqa: ANN401 - what FastAPI's own Depends gives
 
 async def _sessions(request: Request) -> Sessions:
     resources = resources_of(request)
-    return Sessions(live=resources.live, engine=resources.engine)
+    return Sessions(live=resources.live, engine=resources.engine, config=resources.config)
 
 
 async def _changing(request: Request) -> Changing:

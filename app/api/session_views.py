@@ -157,7 +157,9 @@ class UnassignedView(BaseModel):
 
     reason: Annotated[
         UnassignedReason,
-        Field(description="`no_session`: none is known. `too_late`: the last ended over 24 hours before. `cannot_start`: policy."),
+        Field(
+            description="`no_session`: none is known. `too_late`: the last ended over 24 hours before. `cannot_start`: policy."
+        ),
     ]
     message: Annotated[MessageView, Field(description="The entry.")]
 

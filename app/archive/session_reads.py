@@ -195,17 +195,55 @@ def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     ]
 
 
+def matches(wanted: SessionFilter, one: ArchivedSession, *, sandbox: bool) -> bool:
+    """The filter of a closed session that the archive does not hold yet; `sandbox` says that its bot has its own clock.
+
+    A test compares it with `conditions`, field by field.
+    """
+    session = one.session
+    metadata = session.session_metadata or {}
+    return (
+        (wanted.bots is None or one.strand.bot in wanted.bots)
+        and all(_chosen(_value(one, column.name), getattr(wanted, name)) for name, column in _EQUAL.items())
+        and (wanted.tag is None or wanted.tag in session.tags)
+        and (wanted.sandbox is None or wanted.sandbox == sandbox)
+        and all(
+            any(type(metadata.get(key)) is type(value) and metadata[key] == value for value in _readings(text))
+            for key, text in (wanted.metadata or {}).items()
+        )
+        and _within(session.opened_at_ms, wanted.opened_from_ms, wanted.opened_to_ms)
+        and _within(session.closed_at_ms or 0, wanted.closed_from_ms, wanted.closed_to_ms)
+        and _within(session.active_ms, wanted.active_ms_from, wanted.active_ms_to)
+    )
+
+
+def _value(one: ArchivedSession, column: str) -> object:
+    return one.strand.conversation if column == "conversation_id" else getattr(one.session, column)
+
+
+def _chosen(value: object, choice: object) -> bool:
+    return choice is None or (value in choice if isinstance(choice, frozenset) else value == choice)
+
+
+def _within(value: int, start: int | None, end: int | None) -> bool:
+    return (start is None or value >= start) and (end is None or value < end)
+
+
 def _is(column: ColumnElement[Any], value: object) -> ColumnElement[bool]:
     return column.in_(sorted(value)) if isinstance(value, frozenset) else column == value
 
 
 def _has_metadata(key: str, text: str) -> ColumnElement[bool]:
-    """The value is this text, or the number, true or false that the text is in JSON."""
+    return or_(*(sessions.c.session_metadata.contains({key: value}) for value in _readings(text)))
+
+
+def _readings(text: str) -> list[Any]:
+    """The text, and the number, true or false that the text is in JSON."""
     values: list[Any] = [text]
     with suppress(ValueError):
         decoded = msgspec.json.decode(text)
         values += [decoded] if isinstance(decoded, bool | int | float) else []
-    return or_(*(sessions.c.session_metadata.contains({key: value}) for value in values))
+    return values
 
 
 def _bots(names: frozenset[str] | None) -> list[ColumnElement[bool]]:

@@ -2,7 +2,9 @@
 
 Redis holds open sessions and recently closed ones, which Postgres may not have yet, so a look-up by id or by conversation never
 misses a session in between. If one server is unreachable, the other answers for what it holds; a look-up is refused as
-unavailable only if neither can answer. Lists by filter read the archive alone. The caller checks what a key may see.
+unavailable only if neither can answer. A list of closed sessions is the archive's with those that are not archived yet among
+them: it reads Redis first, so a session that is archived meanwhile is in both, and shown once. The caller checks what a key may
+see.
 """
 
 from collections.abc import Awaitable
@@ -14,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.archive import late_entries, session_reads
 from app.archive.late_entries import UnassignedPlace
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
+from app.config.follower import ConfigReplica
 from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
@@ -24,8 +27,9 @@ from app.live.view import LiveSession, LiveView, OpenPosition
 class Sessions:
     """Reads of sessions for the API."""
 
-    def __init__(self, *, live: LiveView, engine: AsyncEngine) -> None:
+    def __init__(self, *, live: LiveView, engine: AsyncEngine, config: ConfigReplica) -> None:
         self._live = live
+        self._config = config
         self._engine = engine
 
     async def find(self, session_id: str) -> ArchivedSession | None:
@@ -46,7 +50,7 @@ class Sessions:
     async def messages(self, session: Session, *, after: int, limit: int) -> list[Message]:
         """A session's messages in order, those whose sequence is above `after`."""
         live = await self._live_or_none(session, self._live.messages(session.id))
-        if live and (session.closed_at_ms is None or len(live) >= session.entries):
+        if live and (session.closed_at_ms is None or len(live) >= session.entries + session.late_entries):
             return [message for message in live if message.sequence > after][:limit]
         async with self._engine.connect() as conn:
             return await session_reads.messages_of(conn, session.id, after=after, limit=limit)
@@ -64,13 +68,24 @@ class Sessions:
         self, wanted: SessionFilter, *, order: SessionOrder = "-opened_at", after: SessionPlace | None, limit: int
     ) -> tuple[list[ArchivedSession], SessionPlace | None]:
         """Closed sessions in this order, and the place to go on from; None at the end."""
+        waiting = await self._unarchived(wanted)
         async with self._engine.connect() as conn:
-            found = await session_reads.page(conn, wanted, order=order, after=after, limit=limit + 1)
+            archived = await session_reads.page(conn, wanted, order=order, after=after, limit=limit + 1)
+        found = _merged(waiting, archived, order=order, after=after)
         shown = found[:limit]
         return shown, session_reads.place_of(shown[-1].session, order) if len(found) > limit else None
 
-    async def find_by_message(self, bot: str, message_id: str) -> ArchivedSession | None:
-        """The archived session of a bot that holds the message of this id; of several the one that opened last."""
+    async def find_by_message(self, bot: str, message_id: str, *, user: str | None = None) -> ArchivedSession | None:
+        """The session of a bot that has the message of this id: an open one, or of several closed ones the one opened last."""
+        try:
+            held = await self._live.find_message(bot, message_id, user=user)
+            if held is None:
+                closed = [each for each in await self._live.unarchived() if each.strand.bot == bot]
+                held = await self._live.holding(message_id, closed)
+        except Unavailable:
+            held = None
+        if held is not None:
+            return _as_archived(held)
         async with self._engine.connect() as conn:
             return await session_reads.find_by_message(conn, bot, message_id)
 
@@ -86,6 +101,19 @@ class Sessions:
         found, place = await self._live.page(bot, after=after, limit=limit)
         return [_as_archived(one) for one in found], place
 
+    async def _unarchived(self, wanted: SessionFilter) -> list[ArchivedSession]:
+        """Closed sessions that the archive may not hold yet; none if Redis is unreachable, as the archive answers alone then."""
+        try:
+            closed = await self._live.unarchived()
+        except Unavailable:
+            return []
+        found = [_as_archived(each) for each in closed]
+        return [one for one in found if session_reads.matches(wanted, one, sandbox=self._is_sandbox(one.strand.bot))]
+
+    def _is_sandbox(self, bot: str) -> bool:
+        config = self._config.bot_or_deleted(bot)
+        return config is not None and config.sandbox
+
     async def open_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
         """A conversation's open sessions; with method `client` or in help windows there may be several."""
         strands = {Strand(bot, conversation), *await self._live.strands_of(bot, conversation)}
@@ -96,22 +124,6 @@ class Sessions:
         """A user's open sessions over all channels, the longest open first."""
         return [_as_archived(one) for one in await self._live.sessions_of_user(bot, user)]
 
-    async def lately_in(self, bot: str, conversation: str) -> list[ArchivedSession]:
-        """A conversation's open sessions (with method `client` or in help windows, several side by side).
-
-        And the one that closed last, as long as Redis holds it: Postgres may not have it yet.
-        """
-        strands = {Strand(bot, conversation), *await self._live.strands_of(bot, conversation)}
-        found = []
-        for strand in sorted(strands):
-            state = await self._live.state(strand)
-            if state.session is not None:
-                found.append(ArchivedSession(strand, state.session, None))
-            closed = await self._live.find(state.last_session_id) if state.last_session_id else None
-            if closed is not None:
-                found.append(_as_archived(closed))
-        return found
-
     async def _live_or_none(self, session: Session, reading: Awaitable[list[Message]]) -> list[Message]:
         """The session's messages in Redis; none if Redis is unreachable and Postgres may have them."""
         try:
@@ -120,6 +132,26 @@ class Sessions:
             if session.closed_at_ms is None:
                 raise
             return []
+
+
+def _merged(
+    waiting: list[ArchivedSession], archived: list[ArchivedSession], *, order: SessionOrder, after: SessionPlace | None
+) -> list[ArchivedSession]:
+    """A page of the archive with the sessions that belong on it and are not archived, in order, each once."""
+    descending = order.startswith("-")
+
+    def key(one: ArchivedSession) -> tuple[int, str]:
+        place = session_reads.place_of(one.session, order)
+        return place.at_ms, place.id
+
+    known = {one.session.id for one in archived}
+    start = None if after is None else (after.at_ms, after.id)
+    added = [
+        one
+        for one in waiting
+        if one.session.id not in known and (start is None or (key(one) < start if descending else key(one) > start))
+    ]
+    return sorted([*archived, *added], key=key, reverse=descending)
 
 
 def view(found: ArchivedSession) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def operations(app: FastAPI) -> Iterator[tuple[str, str, list[str]]]:
 
 PATH_NAMES = (
     "user_id",
+    "message_id",
     "version",
     "bot",
     "endpoint_id",

@@ -54,6 +54,8 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): {"value": 1},
     ("DELETE", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
     ("POST", "/v1/bots/{bot}/conversations/{conversation_id}/close"): None,
+    ("GET", "/v1/bots/{bot}/messages/{message_id}/session"): None,
+    ("GET", "/v1/bots/{bot}/unassigned-entries"): None,
     ("GET", "/v1/bots/{bot}/users/{user_id}/sessions"): None,
     ("POST", "/v1/bots/{bot}/users/{user_id}/close"): None,
     ("GET", "/v1/bots/{bot}/users/{user_id}/variables"): None,
@@ -141,6 +143,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
         "conversation_id": "web:bank-user",
         "user_id": "bank-user",
         "version": "1",
+        "message_id": closed["message_id"],
         "delivery_id": delivery["id"],
         "reject_id": str(reject["id"]),
         "name": "bank-variable",
@@ -159,7 +162,10 @@ def test_the_tables_name_every_route(app: FastAPI) -> None:
 async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: ClientMaker, theirs: Theirs) -> None:
     """404 on every route, in the words that are said of what does not exist, and for open sessions as for archived ones."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
-    nothing = {name: "none" if name in {"bot", "conversation_id", "user_id", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {
+        name: "none" if name in {"bot", "conversation_id", "user_id", "message_id", "name"} else str(uuid4())
+        for name in theirs.names
+    }
     for (method, path), body in FOREIGN.items():
         for names in (theirs.names, theirs.names | {"session_id": theirs.open_session}):
             foreign = await stranger.refused(method, path.format_map(names), body)
@@ -212,7 +218,10 @@ async def test_after_all_that_nothing_of_theirs_has_changed(
 async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, scope: str) -> None:
     """With one scope alone a key gets 403 wherever that scope is not the one, before anything is looked up."""
     client = await clients(scope, bots=[MARK])
-    nothing = {name: "none" if name in {"bot", "conversation_id", "user_id", "name"} else str(uuid4()) for name in theirs.names}
+    nothing = {
+        name: "none" if name in {"bot", "conversation_id", "user_id", "message_id", "name"} else str(uuid4())
+        for name in theirs.names
+    }
     for (method, path), body in FOREIGN.items():
         reply = await client.request(method, path.format_map(nothing), json=body)
         assert reply.status_code == (404 if scope in _scopes(method, path) else 403), f"{scope}: {method} {path}"
@@ -225,7 +234,7 @@ def _scopes(method: str, path: str) -> set[str]:
         return {"ingest"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):
         return {"ingest"}
-    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/", "/users/")):
+    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/", "/users/", "/messages/")):
         return {"read"}
     return {"admin"}
 

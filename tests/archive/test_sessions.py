@@ -277,7 +277,13 @@ async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
         for wanted, expected in filters:
             page = await session_reads.page(conn, wanted, after=None, limit=10)
             assert [archived.session.id for archived in page] == [expected.session.id], wanted
+            waiting = [ArchivedSession(each.strand, each.session, None) for each in (one, other)]
+            matching = [each for each in waiting if session_reads.matches(wanted, each, sandbox=each.strand.bot == "one")]
+            assert [each.session.id for each in matching] == [expected.session.id], wanted
         assert await session_reads.page(conn, SessionFilter(bots=frozenset()), after=None, limit=10) == []
+    used = {name for wanted, _ in filters for name in SessionFilter.__struct_fields__ if getattr(wanted, name) is not None}
+    assert used == set(SessionFilter.__struct_fields__)
+    async with engine.connect() as conn:
         assert await session_reads.page(conn, SessionFilter(opened_to_ms=one.session.opened_at_ms), after=None, limit=10) == []
 
 

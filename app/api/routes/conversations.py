@@ -225,6 +225,6 @@ async def _live(
     config: ConfigReplica, sessions: Sessions, principal: Principal, *, bot: str | None, conversation: str
 ) -> list[ArchivedSession]:
     names = [bot] if bot is not None else [known.id for known in config.bots() if principal.covers(known.id)]
-    found = await asyncio.gather(*(sessions.lately_in(name, conversation) for name in names))
+    found = await asyncio.gather(*(sessions.open_in(name, conversation) for name in names))
     every = [one for of_bot in found for one in of_bot]
     return sorted(every, key=lambda one: (one.session.opened_at_ms, one.session.id), reverse=True)

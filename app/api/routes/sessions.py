@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from msgspec import Struct
@@ -19,7 +19,6 @@ from app.api.session_views import Explanation, LivePage, MessagePage, SessionPag
 from app.archive.late_entries import UnassignedPlace
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
 from app.archive.summary import summarise
-from app.config.follower import ConfigReplica
 from app.domain.entry import ID_PATTERN
 from app.domain.explanation import explain
 from app.domain.instants import ms_of
@@ -42,7 +41,8 @@ METADATA_PARAMETER = {
 
 _SessionPath = Annotated[str, Path(description="Id of the session.", json_schema_extra={"format": "uuid"})]
 _MessagePath = Annotated[
-    str, Path(min_length=1, max_length=256, pattern=ID_PATTERN, description="Id of the message, percent-encoded.", examples=["m1"])
+    str,
+    Path(min_length=1, max_length=256, pattern=ID_PATTERN, description="Id of the message, percent-encoded.", examples=["m1"]),
 ]
 _User = Annotated[Text | None, Query(description="Id of the message's user.", examples=["ann"])]
 _OpenedFrom = Annotated[GivenInstant | None, Field(description="Only those opened at or after this instant.")]
@@ -62,9 +62,9 @@ class FilterQuery(BaseModel):
     bot: Annotated[list[Slug] | None, _any_of("Only of this bot", "shop")] = None
     user_id: Annotated[Text | None, Field(description="Only of this user.", examples=["ann"])] = None
     channel: Annotated[list[Slug] | None, _any_of("Only on this channel", "web")] = None
-    conversation_id: Annotated[
-        ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])
-    ] = None
+    conversation_id: Annotated[ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])] = (
+        None
+    )
     reason: Annotated[list[Reason] | None, _any_of("Only those closed for this reason", "inactivity")] = None
     outcome: Annotated[list[Outcome] | None, _any_of("Only those with this outcome", "completed")] = None
     trade: Annotated[Trade | None, Field(description="Only those of this trade.")] = None

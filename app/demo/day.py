@@ -58,6 +58,7 @@ class Expected(Struct, frozen=True):
     reasons: Counter[str]
     closure_messages: Counter[str]
     interactive: int
+    late: int
 
 
 class Day(Struct, frozen=True):
@@ -70,12 +71,16 @@ class Day(Struct, frozen=True):
 
 
 class VisitKind(Struct, frozen=True):
-    """A kind of visit: its steps, and the close reasons of its sessions in order. `channels` are those where they hold."""
+    """A kind of visit: its steps, the close reasons of its sessions in order, and its late entries.
+
+    `channels` are those where this holds.
+    """
 
     steps: Callable[[random.Random, str], list[Step]]
     ends: tuple[str, ...]
     channels: tuple[str, ...] = ("web", "facebook", "whatsapp")
     interactive: bool = True
+    late: int = 0
 
 
 def _chat(rng: random.Random, language: str) -> list[Step]:
@@ -104,6 +109,11 @@ def _survey(rng: random.Random, language: str) -> list[Step]:
     return [*_chat(rng, language), (10, sent), (rng.randint(20, 600), answered)]
 
 
+def _late_survey(rng: random.Random, language: str) -> list[Step]:
+    sent, answered = {"role": "bot", "type": "survey.sent"}, {"role": "user", "type": "survey.answered", "text": "4"}
+    return [*_then(role="bot", type="resolved")(rng, language), (5, sent), (rng.randint(20, 3_000), answered)]
+
+
 def _greeted(_: random.Random, language: str) -> list[Step]:
     return [(0, {"role": "bot", "type": "connect"}), (1, {"role": "bot", "text": _TALK[language][1][0]})]
 
@@ -114,6 +124,7 @@ KINDS = (
     VisitKind(_then(role="system", type="session.end"), ("ended",)),
     VisitKind(_then(role="user", type="chat.closed"), ("chat_closed",)),
     VisitKind(_then(role="bot", type="resolved"), ("resolved",)),
+    VisitKind(_late_survey, ("resolved",), late=2),
     VisitKind(_then(role="bot", type="escalated"), ("escalated",)),
     VisitKind(_then(role="bot", type="handoff"), ("handoff",), channels=("whatsapp",)),
     VisitKind(_survey, ("survey_answered",), channels=("whatsapp",)),
@@ -123,7 +134,7 @@ KINDS = (
     VisitKind(_then_chat(role="user", text="start again", refresh=True), ("refresh", "inactivity")),
     VisitKind(_then_chat(role="system", type="interrupted"), ("interrupted", "inactivity")),
 )
-_WEIGHTS = (12, 2, 4, 4, 3, 2, 2, 2, 1, 1, 1, 1, 1)
+_WEIGHTS = (12, 2, 4, 4, 3, 1, 2, 2, 2, 1, 1, 1, 1, 1)
 
 
 class _User(Struct):
@@ -140,17 +151,18 @@ def make_day(seed: int = SEED) -> Day:
     reasons: Counter[str] = Counter()
     closure_messages: Counter[str] = Counter()
     users: list[_User] = []
-    interactive = 0
+    interactive = late = 0
     for kind in _kinds(rng):
         user = _visitor(rng, users, rng.choice(kind.channels))
         items += _visit(rng, kind, user)
         reasons.update(kind.ends)
         interactive += len(kind.ends) if kind.interactive else 0
-        if user.channel in POLICY["closure_message"]["channels"]:
+        late += kind.late
+        if kind.interactive and user.channel in POLICY["closure_message"]["channels"]:
             closure_messages[user.language] += kind.ends.count("inactivity")
     items.sort(key=lambda item: item.at_ms)
     entries = sum(item.entry is not None for item in items)
-    expected = Expected(entries, reasons, +closure_messages, interactive)
+    expected = Expected(entries, reasons, +closure_messages, interactive, late)
     return Day(items, expected, len(users), items[-1].at_ms + 2 * HOUR_MS)
 
 

@@ -59,15 +59,20 @@ def compare(day: Day, played: Played, receiver: Receiver) -> Comparison:
         ],
         [
             CountRow("entries taken", expected.entries, (played.taken,)),
-            CountRow("entries kept in sessions", expected.entries, (sum(session["entries"] for session in played.sessions),)),
+            CountRow("entries of sessions", expected.entries - expected.late, (_sum(played, "entries"),)),
+            CountRow("late entries", expected.late, (_sum(played, "late_entries"),)),
             CountRow("sessions opened", sessions, (played.opened,)),
             CountRow("different sessions archived", sessions, (len({session["id"] for session in played.sessions}),)),
-            CountRow("sessions with a user", expected.interactive, (sum(session["interactive"] for session in played.sessions),)),
+            CountRow("sessions with a user", expected.interactive, (_sum(played, "interactive"),)),
             CountRow("webhooks with a wrong signature", 0, (receiver.forged,)),
             CountRow("closure messages after the end", 0, (receiver.late_closure_messages(),)),
         ],
         {str(item.data["language"]): str(item.data["text"]) for item in reversed(received)},
     )
+
+
+def _sum(played: Played, field: str) -> int:
+    return sum(session[field] for session in played.sessions)
 
 
 def show(console: Console, comparison: Comparison, played: Played) -> None:

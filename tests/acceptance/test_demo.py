@@ -47,7 +47,7 @@ def test_the_day_is_the_same_each_time_and_holds_every_kind_of_visit() -> None:
 
 
 def _session(reason: str, number: int, *, interactive: bool) -> JsonDict:
-    return {"id": f"s{number}", "reason": reason, "interactive": interactive, "entries": 0}
+    return {"id": f"s{number}", "reason": reason, "interactive": interactive, "entries": 0, "late_entries": 0}
 
 
 def _as_scripted() -> tuple[Played, Receiver]:
@@ -55,7 +55,7 @@ def _as_scripted() -> tuple[Played, Receiver]:
     expected = DAY.expected
     reasons = sorted(expected.reasons.elements())
     sessions = [_session(reason, number, interactive=number < expected.interactive) for number, reason in enumerate(reasons)]
-    sessions[0]["entries"] = expected.entries
+    sessions[0] |= {"entries": expected.entries - expected.late, "late_entries": expected.late}
     receiver = Receiver()
     for number, language in enumerate(expected.closure_messages.elements()):
         receiver.received.append(_webhook("session.closure_message", {"id": f"f{number}"}, language=language, text="Bye"))
@@ -80,6 +80,7 @@ def test_what_is_as_scripted_agrees() -> None:
         lambda played, _: played.sessions.pop(),
         lambda played, _: played.sessions[3].update(id=played.sessions[4]["id"]),
         lambda played, _: played.sessions[0].update(entries=1),
+        lambda played, _: played.sessions[0].update(late_entries=1),
         lambda played, _: played.sessions[0].update(reason="ended"),
         lambda _, receiver: receiver.received.pop(),
         lambda _, receiver: receiver.received.pop(0),
@@ -87,8 +88,8 @@ def test_what_is_as_scripted_agrees() -> None:
         lambda _, receiver: receiver.received.insert(0, _webhook("session.closed", {"id": "f0", "reason": "api"})),
     ),
     ids=(
-        "session lost", "session twice", "entry lost", "wrong reason", "end not delivered", "no closure message", "forged",
-        "closure message too late",
+        "session lost", "session twice", "entry lost", "late entry lost", "wrong reason", "end not delivered",
+        "no closure message", "forged", "closure message too late",
     ),
 )  # fmt: skip
 def test_every_difference_from_the_script_is_found(spoil: Callable[[Played, Receiver], object]) -> None:

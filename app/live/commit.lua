@@ -11,7 +11,7 @@
 --   value     the state to write; '' writes nothing and only checks the version
 --   due       index of the sorted set of deadlines
 --   live      index of the sorted set of the bot's open sessions
---   users     index of the sorted set of the bot's open sessions by user
+--   users     index of the sorted set of the bot's open sessions by user, '' where that does not change
 --   member    the strand in `due` and `live`
 --   leave     the member of `users` whose session closed, '' for none
 --   join      the member of `users` whose session opened, '' for none
@@ -44,7 +44,8 @@ local function take()
   return ARGV[at]
 end
 local function take_key()
-  return KEYS[tonumber(take())]
+  local index = tonumber(take())
+  return index and KEYS[index]
 end
 -- The next lists: {key, first argument, last argument}.
 local function take_lists()

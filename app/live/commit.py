@@ -7,7 +7,7 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from app.clock import Clock, monotonic_ms
-from app.domain.records import Decision, Wake
+from app.domain.records import Decision, Event, Wake
 from app.errors import Unavailable
 from app.live import keys
 from app.live.codec import EventRecord, encode
@@ -123,6 +123,9 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     member = keys.member(strand)
     last = fold.decided[-1][1]
     # A wake that changed nothing is written as well: it corrects `due`, in case a wrong deadline there caused it.
+    events = fold.events()
+    types = [event.type for event in events]
+    leave, join = _users(fold, last)
     written = _changes(fold, last) or any(isinstance(pending.command, Wake) for pending, _ in fold.decided)
     args: list[Argument] = [
         names[keys.state(shard, member)],
@@ -131,18 +134,19 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         encode(last.state) if written else b"",
         names[keys.due(shard, strand.bot if fold.sandbox else None)],
         names[keys.live(shard, strand.bot)],
-        names[keys.users(shard, strand.bot)],
+        names[keys.users(shard, strand.bot)] if leave or join else "",
         member,
-        *_users(fold, last),
+        leave,
+        join,
         last.wake_at_ms if last.wake_at_ms is not None else "",
         _opened(fold, last),
         _keep_ms(fold, last, now_ms=now_ms),
-        fold.count("session.opened"),
-        fold.count("session.closed"),
+        types.count("session.opened"),
+        types.count("session.closed"),
     ]
     _add_checks(args, fold, names)
     _add_messages(args, fold, names)
-    _add_events(args, fold, silent)
+    _add_records(args, fold, [event for event in events if event.type not in silent])
     return Commit(args, version if written else fold.version)
 
 
@@ -162,7 +166,7 @@ def _opened(fold: Fold, last: Decision) -> Argument:
 def _users(fold: Fold, last: Decision) -> tuple[Argument, Argument]:
     """The members to delete from and to add to the sessions by user."""
     before, after = fold.state.session, last.state.session
-    if (before and before.id) == (after and after.id):
+    if before is after or (before is not None and after is not None and before.id == after.id):
         return "", ""
     leave = keys.user_member(before.user_id, fold.strand) if before else ""
     join = keys.user_member(after.user_id, fold.strand) if after else ""
@@ -206,13 +210,13 @@ def _add_messages(args: list[Argument], fold: Fold, names: _Names) -> None:
         args += names[keys.messages(names.shard, session)], len(chunk), *chunk
 
 
-def _add_events(args: list[Argument], fold: Fold, silent: frozenset[str]) -> None:
-    events = fold.events(without=silent)
-    strand = fold.strand
-    unassigned = fold.unassigned()
-    record = EventRecord(strand.bot, strand.conversation, strand.thread, events, unassigned)
-    records = [encode(record)] if events or unassigned else []
-    args += len(records), *records
+def _add_records(args: list[Argument], fold: Fold, events: Sequence[Event]) -> None:
+    strand, unassigned = fold.strand, fold.unassigned()
+    if not events and not unassigned:
+        args.append(0)
+        return
+    record = EventRecord(strand.bot, strand.conversation, strand.thread, tuple(events), tuple(unassigned))
+    args += 1, encode(record)
 
 
 def _refusal(item: list[bytes | int]) -> tuple[int, CommitRefusal]:

@@ -10,7 +10,7 @@ import structlog
 from msgspec import Struct
 
 from app.domain.errors import DomainError
-from app.domain.records import Answer, BotRules, Command, Decision, Event, EventType, Receive, State, UnassignedEntry
+from app.domain.records import Answer, BotRules, Command, Decision, Event, Receive, State, UnassignedEntry
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
@@ -149,17 +149,17 @@ class Fold:
     def earlier_sessions(self) -> list[str]:
         """Sessions whose messages may hold an earlier entry with the same id."""
         state = self.state
-        known = (state.session, state.last)
-        return list(dict.fromkeys((*(session.id for session in known if session), *(session for session, _ in state.recent))))
+        sessions = [session for session, _ in state.recent]
+        for session in (state.session, state.last):
+            if session is not None and session.id not in sessions:
+                sessions.append(session.id)
+        return sessions
 
-    def events(self, *, without: frozenset[str]) -> tuple[Event, ...]:
-        return tuple(event for _, decision in self.decided for event in decision.events if event.type not in without)
+    def events(self) -> list[Event]:
+        return [event for _, decision in self.decided for event in decision.events]
 
-    def unassigned(self) -> tuple[UnassignedEntry, ...]:
-        return tuple(entry for _, decision in self.decided for entry in decision.unassigned)
-
-    def count(self, event_type: EventType) -> int:
-        return sum(event.type == event_type for _, decision in self.decided for event in decision.events)
+    def unassigned(self) -> list[UnassignedEntry]:
+        return [entry for _, decision in self.decided for entry in decision.unassigned]
 
     def settle(self) -> None:
         """Give every command its outcome: the commit was made."""

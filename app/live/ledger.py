@@ -220,7 +220,7 @@ class Ledger:
 def _count(fold: Fold, *, now_ms: int) -> None:
     for entry in fold.unassigned():
         UNASSIGNED.labels(entry.reason).inc()
-    for event in fold.events(without=frozenset()):
+    for event in fold.events():
         if event.type == "session.opened":
             OPENED.inc()
         elif event.type == "session.closed":

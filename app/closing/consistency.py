@@ -27,7 +27,7 @@ from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
 from app.live.user_index import pages, repair_users
 from app.live.view import strands_in
-from app.metrics import REPAIRS
+from app.metrics import BACKLOG, OPEN, REPAIRS, UNACCOUNTED
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +71,13 @@ class ConsistencyCheck:
         """The totals of `bots`, which must be all bots that ever were."""
         replies = await self._pipe.call_all([_TOTALS.command(_names(shard, bots)) for shard in range(self._shards)])
         return Totals(*(sum(map(int, column)) for column in zip(*replies, strict=True)))
+
+    async def measure(self, bots: Sequence[BotConfig]) -> None:
+        """Set the metrics that are made of the totals."""
+        totals = await self.totals(bots)
+        OPEN.set(totals.open)
+        BACKLOG.set(totals.pending)
+        UNACCOUNTED.set(totals.unaccounted)
 
     async def run_once(self, bots: Sequence[BotConfig]) -> int:
         """Check everything once and repair it; returns how many repairs were made."""

@@ -8,13 +8,14 @@ ever; a shard that Redis has trouble with is left for the next sweep. Both are r
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from msgspec import Struct
 
 from app.archive.session_reads import LONGEST_SESSION_MS
-from app.closing.failures import concerns_one, raise_first
-from app.config.records import BotConfig
+from app.closing.failures import concerns_one, raise_first, run_each
+from app.config.follower import ConfigReplica
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
@@ -106,11 +107,39 @@ async def close_deleted_sandbox(bot: str, *, clocks: SandboxClocks, sweep: Sweep
         await sweep.run_bot(bot, await clocks.forward(bot, to_ms=now_ms + LONGEST_SESSION_MS))
 
 
-async def close_deleted_sandboxes(bots: Iterable[BotConfig], *, live: LiveView, clocks: SandboxClocks, sweep: Sweep) -> None:
-    """Close what is still open of deleted sandbox bots.
+class SandboxSweep:
+    """The sweep of all sandbox bots, each at the instant at which its own clock stands. A bot that fails stops no other."""
 
-    A process that had not received the deletion yet may have opened a session, or Redis was unreachable at the deletion.
-    """
-    for bot in bots:
-        if bot.deleted and bot.sandbox and await live.count(bot.id):
-            await close_deleted_sandbox(bot.id, clocks=clocks, sweep=sweep)
+    def __init__(self, *, sweep: Sweep, config: ConfigReplica, live: LiveView, clocks: SandboxClocks) -> None:
+        self._sweep = sweep
+        self._config = config
+        self._live = live
+        self._clocks = clocks
+
+    async def run_once(self, *, shards: Sequence[int]) -> None:
+        """Wake everything that is due in these shards."""
+        await self._run_each(partial(self._sweep.run_bot, shards=shards))
+
+    async def run_round(self) -> None:
+        """One round of all shards, of each no more than a batch."""
+        await self._run_each(lambda bot, now_ms: self._sweep.run_round(now_ms, bot=bot))
+
+    async def close_deleted(self) -> None:
+        """Close what is still open of deleted sandbox bots.
+
+        A process that had not received the deletion yet may have opened a session, or Redis was unreachable at the deletion.
+        """
+        deleted = [bot.id for bot in self._config.bots_and_deleted() if bot.deleted and bot.sandbox]
+        await run_each(partial(self._close_deleted, bot) for bot in deleted)
+
+    async def _close_deleted(self, bot: str) -> None:
+        if await self._live.count(bot):
+            await close_deleted_sandbox(bot, clocks=self._clocks, sweep=self._sweep)
+
+    async def _run_each(self, sweep: Callable[[str, int], Awaitable[object]]) -> None:
+        await run_each(partial(self._at_its_time, bot.id, sweep) for bot in self._config.sandbox_bots())
+
+    async def _at_its_time(self, bot: str, sweep: Callable[[str, int], Awaitable[object]]) -> None:
+        now_ms = await self._clocks.stored_ms(bot)
+        if now_ms is not None:  # else no entry has started its clock
+            await sweep(bot, now_ms)

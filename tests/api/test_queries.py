@@ -325,7 +325,7 @@ async def test_what_closes_after_its_bot_is_deleted_is_archived_and_told_to_nobo
 
     assert (await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["status"] == "closed"
     await worker.archivist.run_once()
-    await worker.deliver()
+    await worker.jobs()["deliver"][0]()
 
     account = await worker.consistency.totals(resources.config.bots_and_deleted())
     assert (account.open, account.pending, account.unaccounted) == (0, 0, 0)

@@ -21,7 +21,7 @@ async def restored(resources: Resources) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def client(clients: ClientMaker, worker: Worker) -> Client:
-    await worker.heartbeat()
+    await worker.jobs()["heartbeat"][0]()
     return await clients("read")
 
 

@@ -21,12 +21,12 @@ COMPONENT = "x-component"
 _LARGEST_INTEGER = 2**63
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
 
-Id = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
+UuidText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
 """An id in an answer."""
 Instant = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 """An instant in an answer: RFC 3339 in UTC with milliseconds."""
-Slug = Annotated[str, Field(min_length=1, max_length=LONGEST_SLUG, pattern=SLUG_PATTERN)]
-Text = Annotated[str, Field(min_length=1, max_length=256, pattern=ID_PATTERN)]
+SlugText = Annotated[str, Field(min_length=1, max_length=LONGEST_SLUG, pattern=SLUG_PATTERN)]
+IdText = Annotated[str, Field(min_length=1, max_length=256, pattern=ID_PATTERN)]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=ID_PATTERN)]
 ABOUT_NAME = Field(description="For people; need not be unique.", examples=["Shop"])
 ConversationText = Annotated[str, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
@@ -108,7 +108,7 @@ def component(name: str) -> WithJsonSchema:
     return WithJsonSchema({COMPONENT: name})
 
 
-Json = Annotated[Any, AfterValidator(storable)]
+StorableJson = Annotated[Any, AfterValidator(storable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(storable)]
 PolicyToSave = Annotated[JsonObject, component("PolicyToSave")]
 """A policy in a request. Any JSON object is decoded: the domain then names every fault in it."""

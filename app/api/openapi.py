@@ -26,7 +26,7 @@ from app.errors import AdjournError, Forbidden, Invalid, NotFound, TooLarge, Una
 from app.ingest.intake import Receipt
 from app.settings import Settings
 
-Json = dict[str, Any]
+JsonSchema = dict[str, Any]
 
 REF = "#/components/schemas/{name}"
 ASSETS = "docs/assets"
@@ -70,9 +70,9 @@ class BatchAnswer(Struct, frozen=True):
     answers: Annotated[list[Any], Meta(description="The result of each entry, in order.", examples=[[]])]
 
 
-def document_of(made: Json) -> Json:
+def document_of(made: JsonSchema) -> JsonSchema:
     """The whole document; `made` is FastAPI's."""
-    schemas: Json = made["components"]["schemas"]
+    schemas: JsonSchema = made["components"]["schemas"]
     schemas.update(_domain_schemas())
     schemas.update(_event_schemas())
     document = {
@@ -88,13 +88,13 @@ def document_of(made: Json) -> Json:
             _describe_success(operation, schemas)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    whole: Json = _rewritten(document, _component, _pattern)
+    whole: JsonSchema = _rewritten(document, _component, _pattern)
     for properties in _described(whole):
         _add_example(properties)
     return whole
 
 
-def _domain_schemas() -> Json:
+def _domain_schemas() -> JsonSchema:
     """Schemas of the domain's records, and of the policy as a request writes it."""
     _, schemas = msgspec.json.schema_components((Entry, Receipt, BatchAnswer, EntryError, Policy), ref_template=REF)
     # Structs of msgspec are distinguished by a tag, which these answers do not have.
@@ -120,11 +120,11 @@ def _domain_schemas() -> Json:
     return schemas
 
 
-def _event_schemas() -> Json:
+def _event_schemas() -> JsonSchema:
     _, made = models_json_schema(
         [(model, "serialization") for model in EVENTS.values()], ref_template=REF.replace("name", "model")
     )
-    schemas: Json = made["$defs"]
+    schemas: JsonSchema = made["$defs"]
     names = {event: model.__name__ for event, model in EVENTS.items()}
     schemas["WebhookEvent"] = {
         "title": "WebhookEvent",
@@ -135,11 +135,11 @@ def _event_schemas() -> Json:
     return schemas
 
 
-def _ref(name: str) -> Json:
+def _ref(name: str) -> JsonSchema:
     return {"$ref": REF.format(name=name)}
 
 
-def _ingest_paths() -> Json:
+def _ingest_paths() -> JsonSchema:
     many = {"type": "array", "items": _ref("Entry"), "maxItems": _BATCH}
     return {
         "/v1/bots/{bot}/messages": {
@@ -158,7 +158,7 @@ def _ingest_paths() -> Json:
     }
 
 
-def _ingest(name: str, summary: str, content: Json, answer: str, *, more: str = "") -> Json:
+def _ingest(name: str, summary: str, content: JsonSchema, answer: str, *, more: str = "") -> JsonSchema:
     return {
         "operationId": name,
         "summary": summary,
@@ -179,7 +179,7 @@ def _ingest(name: str, summary: str, content: Json, answer: str, *, more: str = 
     }
 
 
-def _webhook(event: str, model: str, words: str) -> Json:
+def _webhook(event: str, model: str, words: str) -> JsonSchema:
     headers = {
         "webhook-id": "Id of the delivery: the same on every attempt and after a replay.",
         "webhook-timestamp": "When this attempt was sent, in s since the epoch.",
@@ -199,7 +199,7 @@ def _webhook(event: str, model: str, words: str) -> Json:
     }
 
 
-def _add_errors(path: str, operation: Json) -> None:
+def _add_errors(path: str, operation: JsonSchema) -> None:
     """Add the errors that follow from what an operation takes, and give each the one shape of problem details."""
     responses = operation["responses"]
     for kind in _errors(path, operation):
@@ -214,7 +214,7 @@ def _add_errors(path: str, operation: Json) -> None:
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _errors(path: str, operation: Json) -> Iterator[type[AdjournError]]:
+def _errors(path: str, operation: JsonSchema) -> Iterator[type[AdjournError]]:
     yield Unexpected
     if "security" in operation:
         # The check of a key also checks the names of query parameters.
@@ -227,7 +227,7 @@ def _errors(path: str, operation: Json) -> Iterator[type[AdjournError]]:
         yield from (BadRequest, TooLarge, UnsupportedMedia)
 
 
-def _describe_success(operation: Json, schemas: Json) -> None:
+def _describe_success(operation: JsonSchema, schemas: JsonSchema) -> None:
     for status, response in operation["responses"].items():
         if response["description"] == "Successful Response":
             schema = response.get("content", {}).get("application/json", {}).get("schema", {})
@@ -235,7 +235,7 @@ def _describe_success(operation: Json, schemas: Json) -> None:
             response["description"] = named.get("description") or HTTPStatus(int(status)).phrase
 
 
-def _rewritten(part: Any, *steps: Callable[[Json], Json]) -> Any:  # noqa: ANN401 - any JSON
+def _rewritten(part: Any, *steps: Callable[[JsonSchema], JsonSchema]) -> Any:  # noqa: ANN401 - any JSON
     """The document with each object in it rewritten, the inner ones first."""
     if isinstance(part, list):
         return [_rewritten(item, *steps) for item in part]
@@ -247,20 +247,20 @@ def _rewritten(part: Any, *steps: Callable[[Json], Json]) -> Any:  # noqa: ANN40
     return made
 
 
-def _component(part: Json) -> Json:
+def _component(part: JsonSchema) -> JsonSchema:
     """Refer to the component that `app.api.fields.component` names."""
     if COMPONENT not in part:
         return part
     return _ref(part[COMPONENT]) | {name: value for name, value in part.items() if name == "description"}
 
 
-def _pattern(part: Json) -> Json:
+def _pattern(part: JsonSchema) -> JsonSchema:
     """Python needs an end that excludes a last line break; RE2 and ECMAScript do not have it, and do not need it."""
     pattern = part.get("pattern")
     return part | {"pattern": pattern.removesuffix(END)} if isinstance(pattern, str) else part
 
 
-def _described(document: Json) -> Iterator[Json]:
+def _described(document: JsonSchema) -> Iterator[JsonSchema]:
     """Every schema of a property or parameter."""
     stack: list[Any] = [document]
     while stack:
@@ -275,14 +275,14 @@ def _described(document: Json) -> Iterator[Json]:
             stack.extend(part)
 
 
-def _add_example(schema: Json) -> None:
+def _add_example(schema: JsonSchema) -> None:
     if "examples" not in schema and "$ref" not in schema:
         examples = list(_examples(schema))
         if examples:
             schema["examples"] = examples[:1]
 
 
-def _examples(schema: Json) -> Iterator[Any]:
+def _examples(schema: JsonSchema) -> Iterator[Any]:
     """Examples that a type itself gives, the best first."""
     if schema.get("default") is not None:
         yield schema["default"]

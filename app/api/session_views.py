@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.fields import Id, Instant
+from app.api.fields import Instant, UuidText
 from app.api.paging import Next
 from app.domain.entry import EntryType, Role
 from app.domain.records import Outcome, Reason, Trade, UnassignedReason
@@ -34,7 +34,7 @@ class InstantByRole(BaseModel):
 class SessionSnapshot(BaseModel):
     """A session as it was at the instant of an event."""
 
-    id: Annotated[Id, Field(description="Id of the session.")]
+    id: Annotated[UuidText, Field(description="Id of the session.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
     conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
     thread: Annotated[
@@ -46,7 +46,7 @@ class SessionSnapshot(BaseModel):
     opened_at: Annotated[Instant, Field(description="When it opened.")]
     opened_by: Annotated[str, Field(description="Id of the message that opened it.", examples=["m1"])]
     opening_rule: Annotated[str, Field(description="The rule by which it opened.", examples=["B04"])]
-    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
+    previous_session_id: Annotated[UuidText | None, Field(description="Id of the conversation's session before.")]
     closes_at: Annotated[Instant | None, Field(description="When it closes if nothing more comes; null if it is closed.")]
     closed_at: Annotated[Instant | None, Field(description="When it closed.")]
     reason: Annotated[Reason | None, Field(description="Why it closed.")]
@@ -99,7 +99,7 @@ class SessionView(SessionSnapshot):
     """A session, open or closed."""
 
     continuation_of: Annotated[
-        Id | None,
+        UuidText | None,
         Field(description="Id of the archived session that these messages belong to: Redis had lost that it was closed."),
     ]
 
@@ -199,12 +199,12 @@ class CloseCause(ReasonedCause):
 class ExplanationData(BaseModel):
     """The explanation of a session, for programs."""
 
-    session_id: Annotated[Id, Field(description="Id of the session.")]
+    session_id: Annotated[UuidText, Field(description="Id of the session.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
     conversation_id: Annotated[str, Field(description="Id of the conversation.", examples=["web:ann"])]
     status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
     policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
-    previous_session_id: Annotated[Id | None, Field(description="Id of the conversation's session before.")]
+    previous_session_id: Annotated[UuidText | None, Field(description="Id of the conversation's session before.")]
     opened: Annotated[Cause, Field(description="What opened it.")]
     deadline: Annotated[ReasonedCause, Field(description="What set its deadline last.")]
     reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, create_model
 
-from app.api.fields import Id, Instant
+from app.api.fields import Instant, UuidText
 from app.api.session_views import MessageView, SessionSnapshot
 from app.domain.records import EventType
 
@@ -14,7 +14,7 @@ TEST = "webhook.test"
 class EventData(BaseModel):
     """An event of a session."""
 
-    event_id: Annotated[Id, Field(description="Id of the event, the same for all endpoints; `in_reply_to` names it.")]
+    event_id: Annotated[UuidText, Field(description="Id of the event, the same for all endpoints; `in_reply_to` names it.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
     rule: Annotated[str, Field(description="The rule by which it happened.", examples=["K07"])]
     session: Annotated[SessionSnapshot, Field(description="The session as it was at that instant.")]
@@ -36,9 +36,9 @@ class UpdateData(EventData):
 class EndpointTestData(BaseModel):
     """A test that was asked for by API."""
 
-    event_id: Annotated[Id, Field(description="Id of the event.")]
+    event_id: Annotated[UuidText, Field(description="Id of the event.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
-    endpoint_id: Annotated[Id, Field(description="Id of the endpoint.")]
+    endpoint_id: Annotated[UuidText, Field(description="Id of the endpoint.")]
 
 
 _DATA: dict[EventType, tuple[type[BaseModel], str]] = {

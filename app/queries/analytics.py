@@ -29,7 +29,6 @@ HOURS_OF_WEEK = 168
 TimeDimension = Literal["hour", "day", "week", "month", "hour_of_week"]
 TIME_DIMENSIONS: tuple[TimeDimension, ...] = get_args(TimeDimension)
 
-Json = dict[str, Any]
 Groups = dict[tuple[int, int | None], Group]
 """By the number of the bucket and the place of the key."""
 
@@ -57,7 +56,7 @@ class Period(Struct, frozen=True):
     end: datetime
 
     @property
-    def view(self) -> Json:
+    def view(self) -> dict[str, Any]:
         return {"from": rfc3339(ms_of(self.start)), "to": rfc3339(ms_of(self.end))}
 
 
@@ -89,7 +88,7 @@ class Division(Struct, frozen=True):
     parts: Sequence[Period | None]  # None: an hour of the week is no one part
 
 
-async def answer(engine: AsyncEngine, question: Question) -> Json:
+async def answer(engine: AsyncEngine, question: Question) -> dict[str, Any]:
     """The groups asked for, as JSON. Raises `Invalid` if there would be too many."""
     period, zone = question.period, question.zone
     try:
@@ -171,14 +170,14 @@ def _divide(question: Question, period: Period) -> Division:
 
 def _views(
     question: Question, division: Division, *, keys: Sequence[str], groups: Groups, earlier: Groups | None
-) -> Iterator[Json]:
+) -> Iterator[dict[str, Any]]:
     """Every bucket by every key, empty ones too: a chart needs its zeros. `other` comes last, where there is any."""
     named: list[tuple[int | None, list[Any] | None]] = [(place, json.decode(key)) for place, key in enumerate(keys)]
     if any(place is None for _, place in (*groups, *(earlier or ()))):
         named.append((None, None))
     for bucket, (label, part) in enumerate(zip(division.labels, division.parts, strict=True)):
         for place, values in named:
-            view: Json = {"key": _key(question, label, values), "other": values is None}
+            view: dict[str, Any] = {"key": _key(question, label, values), "other": values is None}
             view |= part.view if part else {"from": None, "to": None}
             view["metrics"] = _metrics(question, groups.get((bucket, place)), listed=_filters(question, part, values))
             if earlier is not None:
@@ -186,7 +185,7 @@ def _views(
             yield view
 
 
-def _key(question: Question, label: object, values: list[Any] | None) -> Json:
+def _key(question: Question, label: object, values: list[Any] | None) -> dict[str, Any]:
     named = zip(question.dimensions, values or [None] * len(question.dimensions), strict=True)
     return ({question.time: label} if question.time else {}) | {dimension.name: value for dimension, value in named}
 
@@ -208,7 +207,7 @@ def _parameter(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _metrics(question: Question, group: Group | None, *, listed: Mapping[str, str] | None) -> Json:
+def _metrics(question: Question, group: Group | None, *, listed: Mapping[str, str] | None) -> dict[str, Any]:
     numbers = [()] * len(question.metrics) if group is None else group.numbers
     return {
         metric.name: metric.of(found) | {"sessions_url": _url(question.listed, metric, listed)}
@@ -227,7 +226,7 @@ def _url(address: ListAddress, metric: Metric, listed: Mapping[str, str] | None)
 
 async def answer_paths(
     engine: AsyncEngine, wanted: SessionFilter, period: Period, *, steps: Sequence[str], depth: int, with_outcome: bool, top: int
-) -> Json:
+) -> dict[str, Any]:
     """The paths that most sessions took by their intents, and the funnel of `steps`, as JSON."""
     within = _within(wanted, period)
     async with engine.connect() as plain:
@@ -246,5 +245,5 @@ async def answer_paths(
     }
 
 
-def _share(part: int, whole: int) -> Json:
+def _share(part: int, whole: int) -> dict[str, Any]:
     return {"part": part, "whole": whole, "percent": Ratio(part, whole).percent}

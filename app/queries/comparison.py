@@ -24,10 +24,8 @@ VENDORS = ("kore", "botanalytics", "reamaze", "aivo")
 MOST_MESSAGES = 20_000
 _SLICE = 100  # decisions; about a millisecond
 
-Json = dict[str, Any]
 
-
-async def compare(engine: AsyncEngine, bot: str, wanted: SessionFilter, *, policy: Policy) -> Json:
+async def compare(engine: AsyncEngine, bot: str, wanted: SessionFilter, *, policy: Policy) -> dict[str, Any]:
     """The count of each definition, the bot's own first. Raises `Invalid` if there are too many messages."""
     async with engine.connect() as conn:
         found = await analytics.history(conn, wanted, limit=MOST_MESSAGES + 1)
@@ -57,7 +55,7 @@ async def _rerun(bot: str, policy: Policy, history: list[Line]) -> Rerun:
     return made
 
 
-def _view(name: str, theirs: Rerun, ours: Rerun) -> Json:
+def _view(name: str, theirs: Rerun, ours: Rerun) -> dict[str, Any]:
     counted = totals(theirs.sessions())
     contained = structs.asdict(counted.contained) | {"percent": counted.contained.percent}
     found = differences(theirs, ours)
@@ -71,6 +69,6 @@ def _view(name: str, theirs: Rerun, ours: Rerun) -> Json:
     }
 
 
-def _reason(each: Difference) -> Json:
+def _reason(each: Difference) -> dict[str, Any]:
     settings = {name: {"theirs": theirs, "own": own} for name, (theirs, own) in each.settings.items()}
     return {"reason": each.reason, "channel": each.channel, "more": each.more, "fewer": each.fewer, "settings": settings}

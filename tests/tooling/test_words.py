@@ -1,4 +1,4 @@
-"""Plain technical English, and one word for one thing (`python -m tests.tooling.words` lists all faults)."""
+"""Plain technical English, and one word for one thing: `python -m tests.tooling.words` has nothing to list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ import ast
 import pytest
 
 from tests.tooling.tree import ROOT, packages
-from tests.tooling.words import sentences
+from tests.tooling.words import openers, retired_words, sentences, type_names
+
+
+def test_no_retired_word_is_used() -> None:
+    """Each had several meanings, or named no part of the system; the glossary has the words to use."""
+    assert [f"{path}:{line}: {word}" for path, line, word in retired_words()] == []
+
+
+def test_sentences_have_a_subject() -> None:
+    """Fewer than one in 200 sentences of comments and docstrings opens with What, Who, Nobody and the like."""
+    found, total = openers()
+
+    assert len(found) < total / 200, [f"{path}:{line}: {sentence}" for path, line, sentence in found]
+
+
+def test_a_type_name_has_one_meaning() -> None:
+    """No two modules of app define a public type of the same name."""
+    assert {name: paths for name, paths in type_names().items() if len(paths) > 1} == {}
 
 
 @pytest.mark.parametrize("package", sorted(packages()))

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.auth import Principal, Reading, known_bot
 from app.api.dependencies import ClockDep, ConfigDep, EngineDep
-from app.api.fields import GivenInstant, Instant, Slug
+from app.api.fields import GivenInstant, Instant, SlugText
 from app.api.responses import JsonResponse, answers
 from app.api.routes.sessions import FilterQuery, RatioView
 from app.archive.analytics_metrics import DIMENSIONS, METRICS, MetricKind
@@ -122,7 +122,7 @@ class PathsQuery(PeriodQuery, FilterQuery):
 class ComparisonQuery(PeriodQuery):
     """Which sessions to count again."""
 
-    bot: Annotated[Slug, Field(description="Of this bot.", examples=["shop"])]
+    bot: Annotated[SlugText, Field(description="Of this bot.", examples=["shop"])]
 
 
 _Url = Annotated[

@@ -8,7 +8,7 @@ from sqlalchemy import Row
 
 from app.api.auth import Administering
 from app.api.dependencies import EngineDep
-from app.api.fields import Id, Instant, Slug
+from app.api.fields import Instant, SlugText, UuidText
 from app.api.paging import Next, Page, PageQuery
 from app.archive import audit
 from app.domain.instants import ms_of, rfc3339
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1/audit", tags=["audit"])
 class AuditQuery(PageQuery):
     """Which entries."""
 
-    bot: Annotated[Slug | None, Field(description="Only changes that concern this bot.", examples=["shop"])] = None
+    bot: Annotated[SlugText | None, Field(description="Only changes that concern this bot.", examples=["shop"])] = None
 
 
 class AuditEntry(BaseModel):
@@ -28,7 +28,7 @@ class AuditEntry(BaseModel):
     id: Annotated[int, Field(description="Number of the entry; later entries have larger ones.", examples=[6])]
     at: Annotated[Instant, Field(description="When the change was made.")]
     actor: Annotated[str, Field(description="Name of the key that made it, or of the command.", examples=["the shop's bot"])]
-    key_id: Annotated[Id | None, Field(description="Id of that key; null if the change was not made by API.")]
+    key_id: Annotated[UuidText | None, Field(description="Id of that key; null if the change was not made by API.")]
     action: Annotated[str, Field(description="The thing and what was done to it.", examples=["policy.changed"])]
     bot: Annotated[str | None, Field(description="The one bot that the change concerns, if there is one.", examples=["shop"])]
     target: Annotated[str, Field(description="Id of the thing that was changed.", examples=["shop"])]

@@ -1,6 +1,6 @@
 """Bots: create, list, read, change, delete. A bot is created with version 1 of its policy."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Response
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, found
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep
-from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, Slug
+from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
 from app.archive import bots, policies
@@ -21,14 +21,13 @@ from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
 from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Invalid
-from app.live.sandbox import SandboxClocks
+from app.live.sandbox import ClockMode, SandboxClocks
 
 router = APIRouter(prefix="/v1/bots", tags=["bots"])
 
-ClockMode = Literal["manual", "sent_at"]
 _log = structlog.get_logger()
 
-_Id = Annotated[Slug, Field(description="Id of the bot; never given to another bot.", examples=["shop"])]
+_Id = Annotated[SlugText, Field(description="Id of the bot; never given to another bot.", examples=["shop"])]
 _Sandbox = Annotated[bool, Field(description="Whether the bot has a clock of its own, for tests.")]
 _ClockMode = Annotated[
     ClockMode | None,

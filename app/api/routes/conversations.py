@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.auth import Closing, Ingesting, Principal, Reading, known_bot
+from app.api.auth import ClosingSessions, Ingesting, Principal, Reading, known_bot
 from app.api.closing import CloserDep
 from app.api.dependencies import ClockDep, ConfigDep, LedgerDep, LiveDep, OwnTime, OwnTimeDep, SessionsDep
-from app.api.fields import BotPath, ConversationPath, Instant, Slug
+from app.api.fields import BotPath, ConversationPath, Instant, SlugText
 from app.api.paging import Page, PageQuery
 from app.api.responses import JsonResponse, answers
 from app.api.session_views import ClosedSessions, SessionPage
@@ -53,7 +53,7 @@ class ConversationQuery(PageQuery):
     """Which sessions of the conversation."""
 
     bot: Annotated[
-        Slug | None, Field(description="Only of this bot; of every bot that the key covers if left out.", examples=["shop"])
+        SlugText | None, Field(description="Only of this bot; of every bot that the key covers if left out.", examples=["shop"])
     ] = None
 
 
@@ -171,7 +171,7 @@ async def list_conversation(
 
 @router.post(_STRAND + "/close", **answers(ClosedSessions))
 async def close_conversation(
-    principal: Closing,
+    principal: ClosingSessions,
     bot: BotPath,
     conversation_id: ConversationPath,
     *,

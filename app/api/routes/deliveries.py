@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import Administering, Principal, found, id_of
 from app.api.dependencies import ClockDep, EngineDep
-from app.api.fields import GivenInstant, Id, Instant, Slug, Text, component, text_of
+from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import refuses
 from app.api.routes.endpoints import endpoint_row
@@ -31,10 +31,10 @@ _DeliveryPath = Annotated[str, Path(description="Id of the delivery.", json_sche
 class DeliveryQuery(PageQuery):
     """Which deliveries."""
 
-    bot: Annotated[Slug | None, Field(description="Only of this bot.", examples=["shop"])] = None
+    bot: Annotated[SlugText | None, Field(description="Only of this bot.", examples=["shop"])] = None
     endpoint_id: Annotated[UUID | None, Field(description="Only to this endpoint.")] = None
     session_id: Annotated[UUID | None, Field(description="Only of this session.")] = None
-    event: Annotated[Text | None, Field(description="Only of this event.", examples=["session.closed"])] = None
+    event: Annotated[IdText | None, Field(description="Only of this event.", examples=["session.closed"])] = None
     status: Annotated[Status | None, Field(description="Only with this status.")] = None
     since: Annotated[GivenInstant | None, Field(description="Only those created at or after this instant.")] = None
 
@@ -76,10 +76,10 @@ class AttemptView(BaseModel):
 class DeliveryView(BaseModel):
     """One event to one endpoint."""
 
-    id: Annotated[Id, Field(description="Id of the delivery: the `webhook-id` of all its attempts.")]
+    id: Annotated[UuidText, Field(description="Id of the delivery: the `webhook-id` of all its attempts.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
-    endpoint_id: Annotated[Id, Field(description="Id of the endpoint.")]
-    session_id: Annotated[Id | None, Field(description="Id of the session; null for a `webhook.test`.")]
+    endpoint_id: Annotated[UuidText, Field(description="Id of the endpoint.")]
+    session_id: Annotated[UuidText | None, Field(description="Id of the session; null for a `webhook.test`.")]
     event: Annotated[str, Field(description="Type of the event.", examples=["session.closed"])]
     status: Annotated[
         Status, Field(description="`failed` and `cancelled` are dead letters: nothing sends them again unless they are replayed.")
@@ -95,7 +95,7 @@ class DeliveryView(BaseModel):
     failed_at: Annotated[Instant | None, Field(description="When it was given up or cancelled, if it was.")]
     last_status: Annotated[int | None, Field(description="HTTP status of the last attempt.", examples=[200])]
     last_error: Annotated[str | None, Field(description="Why the last attempt failed, if it did.", examples=["timeout"])]
-    after_id: Annotated[Id | None, Field(description="Id of the delivery that is settled before this one is sent.")]
+    after_id: Annotated[UuidText | None, Field(description="Id of the delivery that is settled before this one is sent.")]
 
     @classmethod
     def of(cls, row: Row[Any]) -> "DeliveryView":
@@ -126,7 +126,7 @@ class ReplayMany(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     since: Annotated[AwareDatetime, Field(description="Those that failed at or after this instant.")]
-    bot: Annotated[Slug | None, Field(description="Those of this bot.", examples=["shop"])] = None
+    bot: Annotated[SlugText | None, Field(description="Those of this bot.", examples=["shop"])] = None
     endpoint_id: Annotated[UUID | None, Field(description="Those to this endpoint.")] = None
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import Administering, Principal, found, id_of
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SettingsDep
-from app.api.fields import Body, BotPath, Id, Instant
+from app.api.fields import Body, BotPath, Instant, UuidText
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
 from app.archive import delivery_log, endpoint_health, endpoints
@@ -68,7 +68,7 @@ class EndpointChange(Body):
 class EndpointView(BaseModel):
     """An endpoint."""
 
-    id: Annotated[Id, Field(description="Id of the endpoint.")]
+    id: Annotated[UuidText, Field(description="Id of the endpoint.")]
     bot: Annotated[str, Field(description="Id of its bot.", examples=["shop"])]
     url: Annotated[str, _ABOUT_URL]
     events: Annotated[list[EventType], _ABOUT_EVENTS]
@@ -112,7 +112,7 @@ class EndpointList(BaseModel):
 class TestResult(BaseModel):
     """How an endpoint answered a `webhook.test` that was sent just now."""
 
-    delivery_id: Annotated[Id, Field(description="Id of the delivery, for `GET /v1/deliveries/{delivery_id}`.")]
+    delivery_id: Annotated[UuidText, Field(description="Id of the delivery, for `GET /v1/deliveries/{delivery_id}`.")]
     delivered: Annotated[bool, Field(description="Whether the answer counts as delivered.")]
     status: Annotated[int | None, Field(description="HTTP status of the answer; null if there was none.", examples=[200])]
     error: Annotated[str | None, Field(description="Why it was not delivered.", examples=["connection refused"])]

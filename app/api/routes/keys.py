@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, KeyScope, Principal, found, id_of
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep
-from app.api.fields import ABOUT_NAME, Body, Id, Instant, Name, Slug
+from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
 from app.archive import bots, keys
 from app.domain.errors import Fault
@@ -40,7 +40,7 @@ class NewKey(Body):
         list[KeyScope], Field(min_length=1, max_length=3, description=_SCOPES, examples=[["ingest"]]), AfterValidator(_each_once)
     ]
     bots: Annotated[
-        list[Slug] | None,
+        list[SlugText] | None,
         Field(min_length=1, max_length=1000, description="The bots that it covers; null for all.", examples=[["shop"]]),
     ] = None
 
@@ -48,13 +48,13 @@ class NewKey(Body):
 class KeyView(BaseModel):
     """A key, without the key itself."""
 
-    id: Annotated[Id, Field(description="Id of the key.")]
+    id: Annotated[UuidText, Field(description="Id of the key.")]
     name: Annotated[str, Field(description="For people.", examples=["the shop's bot"])]
     prefix: Annotated[str, Field(description="How the key begins.", examples=["adj_7Qk2"])]
     scopes: Annotated[list[KeyScope], Field(description=_SCOPES, examples=[["ingest"]])]
     bots: Annotated[list[str] | None, Field(description="The bots that it covers; null for all.", examples=[["shop"]])]
     created_at: Annotated[Instant, Field(description="When it was created.")]
-    created_by: Annotated[Id | None, Field(description="Id of the key that created it; null: created at the command line.")]
+    created_by: Annotated[UuidText | None, Field(description="Id of the key that created it; null: created at the command line.")]
     revoked_at: Annotated[Instant | None, Field(description="When it was revoked, if it was.")]
 
     @classmethod

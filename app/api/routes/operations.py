@@ -33,7 +33,7 @@ _HEARTBEAT_FRESH_MS = 10_000
 ReadinessStatus = Literal["ready", "degraded", "draining", "unready"]
 
 
-class Health(BaseModel):
+class HealthView(BaseModel):
     """This process answers."""
 
     status: Annotated[Literal["ok"], Field(description="Always `ok`.")] = "ok"
@@ -61,9 +61,9 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz")
-async def healthz() -> Health:
+async def healthz() -> HealthView:
     """Whether this process answers; it asks no server."""
-    return Health()
+    return HealthView()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "It cannot take entries, or `strict` finds a fault"}})

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, AnyKey, Principal, found
 from app.api.dependencies import Changing, ChangingDep, ClockDep, EngineDep, SandboxesDep
-from app.api.fields import BotPath, Id, Instant, JsonObject, PolicyToSave, PolicyValues
+from app.api.fields import BotPath, Instant, JsonObject, PolicyToSave, PolicyValues, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
@@ -62,7 +62,7 @@ class SavedPolicy(BaseModel):
     policy: Annotated[PolicyToSave, Field(description="The saved values: a preset's name and overrides, or fields.")]
     effective_at: Annotated[Instant, Field(description="Since when it holds, in the bot's own time.")]
     changed_at: Annotated[Instant, Field(description="When it was saved.")]
-    changed_by: Annotated[Id | None, Field(description="Id of the key that saved it; null if it was not saved by API.")]
+    changed_by: Annotated[UuidText | None, Field(description="Id of the key that saved it; null if it was not saved by API.")]
 
     @classmethod
     def of(cls, row: Row[Any]) -> "SavedPolicy":

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, Principal, found, not_found
 from app.api.dependencies import EngineDep, PipeDep
-from app.api.fields import Id, Instant
+from app.api.fields import Instant, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
 from app.archive import rejects
@@ -30,7 +30,7 @@ class RejectView(BaseModel):
     id: Annotated[int, Field(description="Number of the reject; later ones have larger numbers.", examples=[1])]
     at: Annotated[Instant, Field(description="When it was rejected.")]
     bot: Annotated[str | None, Field(description="Id of the bot; null if the record cannot be read.", examples=["shop"])]
-    session_id: Annotated[Id | None, Field(description="Id of the session; null if the record cannot be read.")]
+    session_id: Annotated[UuidText | None, Field(description="Id of the session; null if the record cannot be read.")]
     error: Annotated[str, Field(description="Why it could not be archived.", examples=["value out of range for type integer"])]
 
     @classmethod

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path, Query, Request
 from msgspec import Struct
 from pydantic import BaseModel, Field
 
-from app.api.auth import Administering, Closing, Principal, Reading, found, id_of, known_bot
+from app.api.auth import Administering, ClosingSessions, Principal, Reading, found, id_of, known_bot
 from app.api.closing import CloserDep
 from app.api.dependencies import ConfigDep, EngineDep, LiveDep, SessionsDep
-from app.api.fields import BotPath, ConversationText, GivenInstant, Slug, Text
+from app.api.fields import BotPath, ConversationText, GivenInstant, IdText, SlugText
 from app.api.paging import LongPageQuery, Page, Paged, PageQuery
 from app.api.parameters import object_of
 from app.api.responses import JsonResponse, answers
@@ -44,7 +44,7 @@ _MessagePath = Annotated[
     str,
     Path(min_length=1, max_length=256, pattern=ID_PATTERN, description="Id of the message, percent-encoded.", examples=["m1"]),
 ]
-_User = Annotated[Text | None, Query(description="Id of the message's user.", examples=["ann"])]
+_User = Annotated[IdText | None, Query(description="Id of the message's user.", examples=["ann"])]
 _OpenedFrom = Annotated[GivenInstant | None, Field(description="Only those opened at or after this instant.")]
 _OpenedTo = Annotated[GivenInstant | None, Field(description="Only those opened before this instant.")]
 
@@ -59,18 +59,18 @@ _OPENAPI: dict[str, Any] = {"parameters": [METADATA_PARAMETER]}
 class FilterQuery(BaseModel):
     """Which closed sessions. An instant or a duration `…_from` is included, one `…_to` is not."""
 
-    bot: Annotated[list[Slug] | None, _any_of("Only of this bot", "shop")] = None
-    user_id: Annotated[Text | None, Field(description="Only of this user.", examples=["ann"])] = None
-    channel: Annotated[list[Slug] | None, _any_of("Only on this channel", "web")] = None
+    bot: Annotated[list[SlugText] | None, _any_of("Only of this bot", "shop")] = None
+    user_id: Annotated[IdText | None, Field(description="Only of this user.", examples=["ann"])] = None
+    channel: Annotated[list[SlugText] | None, _any_of("Only on this channel", "web")] = None
     conversation_id: Annotated[ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])] = (
         None
     )
     reason: Annotated[list[Reason] | None, _any_of("Only those closed for this reason", "inactivity")] = None
     outcome: Annotated[list[Outcome] | None, _any_of("Only those with this outcome", "completed")] = None
     trade: Annotated[Trade | None, Field(description="Only those of this trade.")] = None
-    language: Annotated[Text | None, Field(description="Only those whose last language is this.", examples=["en"])] = None
-    intent: Annotated[Text | None, Field(description="Only those whose last intent is this.", examples=["order.status"])] = None
-    tag: Annotated[Text | None, Field(description="Only those with this tag in the last set.", examples=["vip"])] = None
+    language: Annotated[IdText | None, Field(description="Only those whose last language is this.", examples=["en"])] = None
+    intent: Annotated[IdText | None, Field(description="Only those whose last intent is this.", examples=["order.status"])] = None
+    tag: Annotated[IdText | None, Field(description="Only those with this tag in the last set.", examples=["vip"])] = None
     policy_version: Annotated[
         int | None, Field(ge=0, le=2**31 - 1, description="Only those closed under this version of the policy.", examples=[2])
     ] = None
@@ -135,7 +135,7 @@ class SessionQuery(FilterQuery, PageQuery):
 class SummaryQuery(BaseModel):
     """Which closed sessions. An instant `…_from` is included, one `…_to` is not."""
 
-    channel: Annotated[Slug | None, Field(description="Only on this channel.", examples=["web"])] = None
+    channel: Annotated[SlugText | None, Field(description="Only on this channel.", examples=["web"])] = None
     opened_from: _OpenedFrom = None
     opened_to: _OpenedTo = None
     developers: Annotated[bool, Field(description="Add sessions in which a developer took part, too.")] = False
@@ -287,7 +287,9 @@ async def list_unassigned(
 
 
 @router.post("/sessions/{session_id}/close", **answers(SessionView))
-async def close_session(session_id: _SessionPath, sessions: SessionsDep, closer: CloserDep, principal: Closing) -> JsonResponse:
+async def close_session(
+    session_id: _SessionPath, sessions: SessionsDep, closer: CloserDep, principal: ClosingSessions
+) -> JsonResponse:
     """Close an open session, reason `api`. A closed one stays as it is; the answer is the session either way."""
     one = await session_of(sessions, principal, session_id)
     if one.session.closed_at_ms is None:

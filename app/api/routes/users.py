@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
-from app.api.auth import Closing, Ingesting, Reading, known_bot
+from app.api.auth import ClosingSessions, Ingesting, Reading, known_bot
 from app.api.closing import CloserDep
 from app.api.dependencies import ClockDep, ConfigDep, OwnTime, OwnTimeDep, SessionsDep, UserVariablesDep
 from app.api.fields import BotPath, UserPath
@@ -47,7 +47,7 @@ async def list_user_sessions(
 
 @router.post("/close", **answers(ClosedSessions))
 async def close_user(
-    principal: Closing, bot: BotPath, user_id: UserPath, *, config: ConfigDep, sessions: SessionsDep, closer: CloserDep
+    principal: ClosingSessions, bot: BotPath, user_id: UserPath, *, config: ConfigDep, sessions: SessionsDep, closer: CloserDep
 ) -> JsonResponse:
     """Close all open sessions of a user on all channels, reason `api`."""
     known_bot(config, bot)

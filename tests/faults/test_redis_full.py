@@ -69,7 +69,7 @@ async def _fill_and_lift(stage: Installation, tabulate: Tabulate, seconds: int, 
     assert stage.traces() == []
     assert ready == {
         "status": "ready",
-        "checks": dict.fromkeys(("redis", "durability", "configuration", "postgres", "worker"), "ok"),
+        "checks": dict.fromkeys(("redis", "durability", "configuration", "postgres", "worker", "archive"), "ok"),
     }
     assert evicted == 0
     assert left == 0

@@ -77,17 +77,17 @@ class Bot:
         """The raw reply, refused or not."""
         return self.client.put(f"{self.path}/policy", json=policy, headers={"If-Match": "*"})
 
-    def listen(self, *events: str) -> None:
+    def subscribe(self, *events: str) -> None:
         """Have webhooks sent to the receiver."""
         made = self.ask("POST", f"{self.path}/endpoints", {"url": self.receiver.url(f"/{self.name}"), "events": list(events)})
         self.secret = made["secret"]
 
-    def heard(self, *, count: int) -> list[Received]:
+    def webhooks(self, *, count: int) -> list[Received]:
         """The webhooks so far, in the order of their coming, once there are so many; each verified."""
-        heard = _until(lambda: self.receiver.at(f"/{self.name}"), count)
-        for webhook in heard:
+        received = _until(lambda: self.receiver.at(f"/{self.name}"), count)
+        for webhook in received:
             webhook.verify(self.secret)
-        return heard
+        return received
 
     def ask(self, method: str, path: str, json: object = None, *, params: dict[str, str] | None = None) -> Json:
         reply = self.client.request(method, path, json=json, params=params)
@@ -106,7 +106,7 @@ class Bot:
 
 
 def _until(read: Callable[[], list[T]], count: int) -> list[T]:
-    """What `read` gives once there is so much of it; fails if that takes too long."""
+    """The result of `read` once it has so many items; fails if that takes too long."""
     give_up = time.monotonic() + WITHIN_S
     while len(found := read()) < count:
         assert time.monotonic() < give_up, f"{len(found)} instead of {count} within {WITHIN_S} s: {found}"

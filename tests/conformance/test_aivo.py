@@ -1,5 +1,5 @@
 """Aivo's rows of docs/rules.md, through the HTTP API."""
-# ruff: noqa: N802, D403, D415  the tests are named and told as docs/rules.md has the rows
+# ruff: noqa: N802, D403, D415  the tests are named and described as docs/rules.md has the rows
 
 from tests.conformance.bot import Bot, Json, minutes, reasons
 from tests.conformance.conftest import BotMaker
@@ -156,8 +156,8 @@ def test_A13_any_number_of_searches_and_clicks(bot: BotMaker) -> None:
     """any number of searches and clicks in one session"""
     it = bot("aivo")
     answers = []
-    for turn in range(20):
-        kind = "search" if turn % 3 == 2 else "article.opened"
+    for number in range(20):
+        kind = "search" if number % 3 == 2 else "article.opened"
         answers.append(it.say("user", type=kind, source="click", channel="help", window_id="w1"))
         it.wait(minutes=4)
 

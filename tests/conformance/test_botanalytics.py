@@ -1,5 +1,5 @@
 """Botanalytics' rows of docs/rules.md, through the HTTP API."""
-# ruff: noqa: N802, D403, D415  the tests are named and told as docs/rules.md has the rows
+# ruff: noqa: N802, D403, D415  the tests are named and described as docs/rules.md has the rows
 
 from tests.conformance.bot import minutes, reasons
 from tests.conformance.conftest import BotMaker
@@ -138,7 +138,7 @@ def test_B10_conversation_ended_closes_and_groups(bot: BotMaker) -> None:
 def test_B11_entries_join_the_session_that_they_name(bot: BotMaker) -> None:
     """entries join the session whose ID they carry, also when two are interleaved"""
     it = bot("botanalytics-client")
-    answers = [it.say("user", f"{turn}", client_session_id=name) for turn in range(3) for name in ("s1", "s2")]
+    answers = [it.say("user", f"{number}", client_session_id=name) for number in range(3) for name in ("s1", "s2")]
     sessions = it.sessions(count=2)
 
     assert [answer["sequence"] for answer in answers] == [1, 1, 2, 2, 3, 3]

@@ -1,5 +1,5 @@
 """Kore.ai's rows of docs/rules.md, through the HTTP API."""
-# ruff: noqa: N802, D210, D403, D415, E501  the tests are named and told as docs/rules.md has the rows
+# ruff: noqa: N802, D210, D403, D415, E501  the tests are named and described as docs/rules.md has the rows
 
 from itertools import product
 
@@ -122,30 +122,32 @@ def test_K09_closes_silently_or_with_a_message(bot: BotMaker) -> None:
     """closes silently or with a message, whose text can be set per language"""
     silent, speaking = bot("kore"), bot("kore", closure_message={"texts": TEXTS})
     for it in (silent, speaking):
-        it.listen("session.closure_message", "session.closed")
+        it.subscribe("session.closure_message", "session.closed")
         for user, language in (("a", "pt-BR"), ("b", "pt-PT"), ("c", "de")):
             it.say("user", "oi", user_id=user, language=language)
         it.wait(minutes=15)
-    texts = {heard.event["data"]["text"] for heard in speaking.heard(count=6) if heard.type == "session.closure_message"}
+    texts = {
+        received.event["data"]["text"] for received in speaking.webhooks(count=6) if received.type == "session.closure_message"
+    }
 
     assert texts == {"Valeu", f"Tchau depois de 15 min, {speaking.name}", "Bye c"}
-    assert [heard.type for heard in silent.heard(count=3)] == ["session.closed"] * 3
+    assert [received.type for received in silent.webhooks(count=3)] == ["session.closed"] * 3
 
 
 def test_K10_message_goes_before_the_close_is_told(bot: BotMaker) -> None:
     """the message goes out before `session.closed`, only on supported channels"""
     it = bot("kore", closure_message={"texts": TEXTS, "channels": ["web"]})
-    it.listen("session.closure_message", "session.closed")
+    it.subscribe("session.closure_message", "session.closed")
     it.say("user", "hi", channel="web")
     it.say("user", "hi", channel="ivr")
     it.wait(minutes=15)
-    heard = it.heard(count=3)
+    received = it.webhooks(count=3)
 
-    assert [one.type for one in heard if one.event["data"]["session"]["channel"] == "web"] == [
+    assert [one.type for one in received if one.event["data"]["session"]["channel"] == "web"] == [
         "session.closure_message",
         "session.closed",
     ]
-    assert [one.type for one in heard if one.event["data"]["session"]["channel"] == "ivr"] == ["session.closed"]
+    assert [one.type for one in received if one.event["data"]["session"]["channel"] == "ivr"] == ["session.closed"]
 
 
 def test_K11_before_7_2_return_after_the_duration_starts_anew(bot: BotMaker) -> None:

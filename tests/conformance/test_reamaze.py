@@ -1,5 +1,5 @@
 """Re:amaze's rows of docs/rules.md, through the HTTP API."""
-# ruff: noqa: N802, D403, D415  the tests are named and told as docs/rules.md has the rows
+# ruff: noqa: N802, D403, D415  the tests are named and described as docs/rules.md has the rows
 
 from tests.conformance.bot import minutes, reasons
 from tests.conformance.conftest import BotMaker

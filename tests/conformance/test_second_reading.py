@@ -1,5 +1,5 @@
 """The rows that a second reading of the sources found, through the HTTP API."""
-# ruff: noqa: N802, D403, D415, E501  the tests are named and told as docs/rules.md has the rows
+# ruff: noqa: N802, D403, D415, E501  the tests are named and described as docs/rules.md has the rows
 
 from itertools import product
 
@@ -110,16 +110,16 @@ def test_S04_late_entries_have_a_day(bot: BotMaker) -> None:
     assert len(it.unassigned(count=1)) == 1
 
 
-def test_S04_late_entry_is_told_by_webhook(bot: BotMaker) -> None:
-    """a late entry is told as `session.updated`, with the entry, and repeated it is the same"""
+def test_S04_late_entry_is_sent_as_webhook(bot: BotMaker) -> None:
+    """a late entry is sent as `session.updated`, and a repeat of it gets the same answer"""
     it = bot("kore")
-    it.listen("session.closed", "session.updated")
+    it.subscribe("session.closed", "session.updated")
     first = it.say("user", "hi", message_id="m1")
     it.close(first)
-    it.heard(count=1)
+    it.webhooks(count=1)
     late = it.say("bot", type="resolved", message_id="m2", session_metadata={"case": 7})
     again = it.say("bot", type="resolved", message_id="m2", session_metadata={"case": 7})
-    _closed, updated = it.heard(count=2)
+    _closed, updated = it.webhooks(count=2)
     data = updated.event["data"]
 
     assert (again["duplicate"], again["sequence"], again["session"]) == (True, late["sequence"], "late")
@@ -267,29 +267,29 @@ def test_S12_containment_is_of_users_who_spoke(bot: BotMaker) -> None:
 def test_S13_goodbye_opens_nothing(bot: BotMaker, *, names_the_event: bool) -> None:
     """a bot that reports our good-bye as an ordinary message opens nothing; a day of it leaves one closure message"""
     it = bot(closure_message=GOODBYE)
-    it.listen("session.closure_message", "session.opened")
+    it.subscribe("session.closure_message", "session.opened")
     first = it.say("user", "hi")
     relayed: list[Json] = []
     for _ in range(24 * 4):
         it.wait(minutes=15)
-        for heard in it.heard(count=2)[1 + len(relayed) :]:
-            data = heard.event["data"]
+        for received in it.webhooks(count=2)[1 + len(relayed) :]:
+            data = received.event["data"]
             named = {"in_reply_to": data["event_id"]} if names_the_event else {}
             relayed.append(it.say("bot", data["text"], **named))
 
     assert [(answer["session"], answer["session_id"]) for answer in relayed] == [("late", first["session_id"])]
-    assert [heard.type for heard in it.heard(count=2)] == ["session.opened", "session.closure_message"]
+    assert [received.type for received in it.webhooks(count=2)] == ["session.opened", "session.closure_message"]
 
 
 def test_S13_no_goodbye_to_a_session_without_a_user(bot: BotMaker) -> None:
     """ruling 4: `to: all` says good-bye to everyone, the default only to users who took part"""
     for to, events in (("interactive", ["session.closed"]), ("all", ["session.closure_message", "session.closed"])):
         it = bot(closure_message={**GOODBYE, "to": to})
-        it.listen("session.closure_message", "session.closed")
+        it.subscribe("session.closure_message", "session.closed")
         it.say("bot", type="connect")
         it.wait(minutes=15)
 
-        assert [heard.type for heard in it.heard(count=len(events))] == events
+        assert [received.type for received in it.webhooks(count=len(events))] == events
 
 
 def test_S14_entry_of_a_client_session_that_ended(bot: BotMaker) -> None:

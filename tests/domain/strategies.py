@@ -1,4 +1,4 @@
-"""What the property tests draw from: entries of every kind, policies of every kind, and the time between."""
+"""Strategies of the property tests: entries of every kind, policies of every kind, and the time between."""
 
 from typing import Any, get_args
 

@@ -83,7 +83,7 @@ class Talk:
         return [(session.reason, minute(session.closed_at_ms)) for session in self.closed]
 
     @property
-    def told(self) -> list[tuple[str, str]]:
+    def emitted(self) -> list[tuple[str, str]]:
         """Type and rule of each event."""
         return [(event.type, event.rule) for event in self.events]
 

@@ -280,7 +280,7 @@ def test_refresh_keeps_what_the_refreshing_entry_tells() -> None:
 
 
 def test_live_state_is_limited() -> None:
-    """What would cross 64 KB is refused and changes nothing; what comes after is taken."""
+    """An entry that would cross 64 KB is refused and changes nothing; the next one is accepted."""
     talk = Talk()
     talk.say("user", "a", at=0)
     for number in range(7):

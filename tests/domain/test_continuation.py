@@ -1,4 +1,4 @@
-"""What an archived session collected after it was archived becomes a session of its own."""
+"""Entries that a session collected after it was archived become a session of their own."""
 
 from app.domain.policy.model import PolicyVersion
 from app.domain.policy.parse import policy_from
@@ -41,7 +41,7 @@ def test_surplus_is_a_session_of_its_own() -> None:
 
 
 def test_continuation_asked_for_twice_is_the_same() -> None:
-    """Its id is made of the session and of the first message; it tells when it opened, and is not the session's."""
+    """Its id is made of the session and of the first message; it carries its own opening, and is not the session's."""
     talk = talked()
     strand, closed = Strand("shop", "web:ann"), talk.closed[0]
     surplus = [message for _, message in talk.messages[2:]]
@@ -83,7 +83,7 @@ def test_continuation_is_billed_by_the_policy_of_its_channel() -> None:
 
 
 def test_continuation_keeps_the_trade() -> None:
-    """Who took part before takes part still."""
+    """The trade is that of the session before."""
     talk = Talk()
     talk.say("user", "a", at=0)
     talk.say("agent", "b", at=1)

@@ -1,4 +1,4 @@
-"""What every entry adds to its session: counters, instants, who takes part, what was seen last, what is billed, what is kept."""
+"""Counters of a session: entries, instants, who takes part, the values reported last, billing; and the transcript."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.domain.talk import NOON_MS, Talk, minute, nested
 
 
 def test_counters_and_instants_by_role() -> None:
-    """Each role has its own; `activity` is an entry but nobody's; events are no interactions."""
+    """Each role has its own; `activity` is an entry of no role; events are no interactions."""
     talk = Talk()
     talk.say("user", "a", at=0)
     talk.say("bot", "b", at=1)
@@ -218,7 +218,7 @@ def test_entry_is_kept_whole() -> None:
 
 
 def test_usual_entry_keeps_nothing_beside() -> None:
-    """And another channel than the session's is told."""
+    """And another channel than the session's is kept."""
     talk = Talk()
     talk.say("user", "hi", conversation_id="c", at=0)
     talk.say("user", "hi", conversation_id="c", channel="sms", source="x", at=1)
@@ -254,7 +254,7 @@ def test_number_that_cannot_be_kept_is_refused(field: str) -> None:
 
 @pytest.mark.parametrize("field", ("context", "metadata"))
 def test_depth_that_others_could_not_read_is_refused(field: str) -> None:
-    """What one reader of JSON accepts another could not read again: the entry is refused before it counts."""
+    """One reader of JSON accepts values that another could not read again: such an entry is refused before it counts."""
     talk = Talk()
     talk.say("user", "hi", **{field: {"n": nested(DEEPEST - 1)}}, at=0)
     state = talk.state

@@ -44,7 +44,7 @@ def test_end() -> None:
 
 
 def test_end_by_an_agent_who_just_joins() -> None:
-    """Nobody told of the hand-off: the agent's coming does. One who is there already ends nothing by joining again."""
+    """Without a `handoff` the agent's joining is one. An agent who is there already ends nothing by joining again."""
     talk = Talk(on_handoff="end")
     talk.say("user", "a", at=0)
     first = talk.say("agent", type="agent.joined", at=1)
@@ -82,7 +82,7 @@ def test_split_by_an_agent_who_just_joins() -> None:
     answer = talk.say("agent", type="agent.joined", at=1)
 
     assert (answer.session, answer.sequence) == ("opened", 1)
-    assert talk.told[1:] == [("session.closed", "B05"), ("session.opened", "B05")]
+    assert talk.emitted[1:] == [("session.closed", "B05"), ("session.opened", "B05")]
     closed = talk.closed[0]
     assert (closed.outcome, closed.contained, minute(closed.handed_off_at_ms)) == ("handed_off", False, 1)
     assert talk.open.trade == "agent"
@@ -103,7 +103,7 @@ def test_split_is_for_one_session() -> None:
 
 @pytest.mark.parametrize(("after", "trade"), ((DAY - MS, "agent"), (DAY, "bot")))
 def test_hand_off_waits_a_day(after: float, trade: str) -> None:
-    """Then it is forgotten."""
+    """Then it no longer counts."""
     talk = Talk(on_handoff="split")
     talk.say("user", "a", at=0)
     talk.say("bot", type="handoff", at=1)
@@ -310,7 +310,7 @@ def test_survey_sent_between_sessions() -> None:
 
 
 def test_hand_off_and_survey_are_waited_for_side_by_side() -> None:
-    """One being over does not forget the other."""
+    """One being over does not end the other."""
     talk = Talk(on_handoff="split", on_survey_answered="end")
     talk.say("system", type="survey.sent", at=0)
     talk.say("bot", type="handoff", at=60)
@@ -401,7 +401,7 @@ def test_signal_that_closes(kind: str, policy: dict[str, Any], reason: str, rule
     closed = talk.closed[0]
 
     assert (closed.reason, closed.closing_rule, closed.closed_by, closed.entries) == (reason, rule, "last", 2)
-    assert talk.told[-1] == ("session.closed", rule)
+    assert talk.emitted[-1] == ("session.closed", rule)
 
 
 @pytest.mark.parametrize(("kind", "field"), (("resolved", "resolved_at_ms"), ("escalated", "escalated_at_ms")))
@@ -445,7 +445,7 @@ def test_recent_sessions_are_bounded() -> None:
 
 
 def test_nothing_to_remember() -> None:
-    """What belongs to no session leaves nothing behind."""
+    """Entries of no session leave nothing behind."""
     talk = Talk()
     talk.say("user", type="activity", at=3)
 

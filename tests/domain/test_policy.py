@@ -1,4 +1,4 @@
-"""Policies: presets, overrides, ranges, every problem at once; and what a policy says of itself."""
+"""Policies: presets, overrides, ranges, every fault at once; and the description of a policy."""
 
 from typing import Any
 
@@ -80,13 +80,13 @@ def test_preset_is_a_policy(name: str) -> None:
     ),
 )
 def test_range_of_numbers(field: str, least: int, most: int) -> None:
-    """K08 for one: 5 and 60 accepted, 4 and 61 refused, with the range told."""
+    """K08 for one: 5 and 60 accepted, 4 and 61 refused, with the range."""
     for allowed in (least, most):
         assert getattr(policy_from({field: allowed}), field) == allowed
     for refused in (least - 1, most + 1, "15", 15.5, True, None):
-        told = problems_of({field: refused})
-        assert list(told) == [field]
-        assert f"from {least} to {most}" in told[field]
+        found = problems_of({field: refused})
+        assert list(found) == [field]
+        assert f"from {least} to {most}" in found[field]
 
 
 def test_channel_may_be_silent_for_a_day() -> None:
@@ -94,8 +94,8 @@ def test_channel_may_be_silent_for_a_day() -> None:
     for allowed in (5, 1440):
         assert policy_from({"channels": {"sms": {"inactivity_minutes": allowed}}}).on("sms").inactivity_minutes == allowed
     for refused in (4, 1441):
-        told = problems_of({"channels": {"sms": {"inactivity_minutes": refused}}})
-        assert told == {"channels.sms.inactivity_minutes": f"{refused} given; a whole number from 5 to 1440 is expected"}
+        found = problems_of({"channels": {"sms": {"inactivity_minutes": refused}}})
+        assert found == {"channels.sms.inactivity_minutes": f"{refused} given; a whole number from 5 to 1440 is expected"}
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_channel_may_be_silent_for_a_day() -> None:
     ),
 )
 def test_choices(field: str, allowed: tuple[str, ...]) -> None:
-    """Each value as told, nothing else."""
+    """Each of these values, nothing else."""
     for value in allowed:
         assert getattr(policy_from({field: value}), field) == value
-    for refused, told in (("never", '"never"'), (1, "1"), (None, "null"), (["any"], '["any"]')):
-        assert problems_of({field: refused}) == {field: f"{told} given; one of {', '.join(sorted(allowed))} is expected"}
+    for refused, found in (("never", '"never"'), (1, "1"), (None, "null"), (["any"], '["any"]')):
+        assert problems_of({field: refused}) == {field: f"{found} given; one of {', '.join(sorted(allowed))} is expected"}
 
 
 @pytest.mark.parametrize("field", ("discard_closes", "requires_bot", "bot_starts", "agent_message_joins"))
@@ -125,9 +125,9 @@ def test_yes_or_no(field: str) -> None:
     assert problems_of({field: "yes"}) == {field: '"yes" given; true or false is expected'}
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_faults_are_found_at_once() -> None:
     """In the order of the policy, each with its path; unknown fields by what there is."""
-    told = problems_of(
+    found = problems_of(
         {
             "inactivity_minutes": 4,
             "timeout": 3,
@@ -136,7 +136,7 @@ def test_all_problems_are_told_at_once() -> None:
         }
     )
 
-    assert list(told) == [
+    assert list(found) == [
         "inactivity_minutes",
         "timeout",
         "closing",
@@ -145,14 +145,14 @@ def test_all_problems_are_told_at_once() -> None:
         "channels.web.channels",
         "channels.api",
     ]
-    assert told["timeout"].startswith("there is no such field; the fields are inactivity_minutes, method, closing")
-    assert told["channels.SMS"] == (
+    assert found["timeout"].startswith("there is no such field; the fields are inactivity_minutes, method, closing")
+    assert found["channels.SMS"] == (
         '"SMS" given; 1 to 64 of a-z, 0-9, `_`, `.` and `-`, the first of them a letter or digit is expected'
     )
-    assert told["channels.api"] == "7 given; an object of fields is expected"
+    assert found["channels.api"] == "7 given; an object of fields is expected"
 
 
-def test_what_is_no_policy_at_all() -> None:
+def test_values_that_are_no_policy() -> None:
     assert problems_of([1]) == {"policy": "[1] given; an object of fields is expected"}
     assert problems_of({"channels": []}) == {"channels": "[] given; an object of channel names and their overrides is expected"}
     assert problems_of({"channels": {f"c{n}": {} for n in range(101)}}) == {
@@ -162,19 +162,19 @@ def test_what_is_no_policy_at_all() -> None:
     assert policy_from({"channels": None}).channels == {}
 
 
-def test_long_values_are_told_short() -> None:
-    told = problems_of({"method": "x" * 100})["method"]
+def test_long_values_are_shortened() -> None:
+    found = problems_of({"method": "x" * 100})["method"]
 
-    assert told.startswith('"' + "x" * 59 + "… given; one of")
+    assert found.startswith('"' + "x" * 59 + "… given; one of")
     assert problems_of({"method": "x" * 58})["method"].startswith('"' + "x" * 58 + '" given')
 
 
 def test_unknown_preset() -> None:
     """By the names that there are; the rest is still looked at."""
-    told = problems_of({"preset": "alexa", "method": "x"})
+    found = problems_of({"preset": "alexa", "method": "x"})
 
-    assert told["preset"] == f'"alexa" given; one of {", ".join(PRESETS)} is expected'
-    assert "method" in told
+    assert found["preset"] == f'"alexa" given; one of {", ".join(PRESETS)} is expected'
+    assert "method" in found
     assert problems_of({"preset": 5})["preset"].startswith("5 given; one of kore,")
     assert policy_from({"preset": None}) == Policy()
 
@@ -198,7 +198,7 @@ def test_preset_with_overrides() -> None:
 
 
 def test_preset_with_channels_that_are_none() -> None:
-    """The problem is told at its place."""
+    """The fault is at its place."""
     assert list(problems_of({"preset": "aivo", "channels": {"sms": 5}})) == ["channels.sms"]
     assert list(problems_of({"preset": "aivo", "channels": 5})) == ["channels"]
     assert policy_from({"preset": "kore", "channels": {"sms": {"inactivity_minutes": 99}}}).on("sms").inactivity_minutes == 99
@@ -276,10 +276,10 @@ def test_words_that_are_on() -> None:
     ),
 )
 def test_words_that_are_wrong(message: object, path: str, says: str) -> None:
-    told = problems_of({"closure_message": message})
+    found = problems_of({"closure_message": message})
 
-    assert list(told) == [f"closure_message{path}"]
-    assert told[f"closure_message{path}"].startswith(says)
+    assert list(found) == [f"closure_message{path}"]
+    assert found[f"closure_message{path}"].startswith(says)
 
 
 def test_texts_at_their_limits() -> None:
@@ -305,8 +305,8 @@ def test_reminder_needs_minutes_that_fit() -> None:
 
 
 @given(policies())
-def test_policy_survives_being_told(policy: Policy) -> None:
-    """What is saved as JSON is read back as the same policy."""
+def test_policy_survives_being_saved(policy: Policy) -> None:
+    """Saved as JSON it is read back as the same policy."""
     assert policy_from(policy_view(policy)) == policy
 
 
@@ -322,7 +322,7 @@ def test_terms_are_resolved_once() -> None:
 
 
 def test_notices() -> None:
-    """K25: lazy modes are deprecated, on a channel too, each told once."""
+    """K25: lazy modes are deprecated, on a channel too, each once."""
     assert notices(policy_from({})) == []
     assert notices(policy_from({"channels": {"sms": {}}})) == []
     mixed = notices(policy_from({"closing": "on_return", "channels": {"sms": {}, "web": {"closing": "on_new_intent"}}}))
@@ -409,8 +409,8 @@ def test_settings_in_words(policy: dict[str, Any], sentence: str) -> None:
 
 
 def described(**policy: Any) -> tuple[list[str], list[tuple[int, str, str]]]:  # noqa: ANN401  a policy's fields
-    told = describe(policy_from(policy))
-    return told["words"], [(step["after_minutes"], step["event"], step["what"]) for step in told["timeline"]]
+    found = describe(policy_from(policy))
+    return found["words"], [(step["after_minutes"], step["event"], step["what"]) for step in found["timeline"]]
 
 
 def test_default_policy_in_words() -> None:
@@ -491,15 +491,15 @@ def test_longest_duration_before_the_silence_in_words() -> None:
     """Then nothing is said to the user: it is not the silence that closes."""
     overrides = {"inactivity_minutes": 90, "max_duration_hours": 1, "on_handoff": "end"}
     policy = policy_from({"closure_message": {"texts": TEXTS, "channels": []}, "channels": {"sms": overrides}})
-    told = describe(policy)
-    sms = told["channels"]["sms"]
+    found = describe(policy)
+    sms = found["channels"]["sms"]
 
     assert [step["event"] for step in sms["timeline"]] == ["session.opened", "session.closed"]
     assert sms["timeline"][-1] == {"after_minutes": 60, "event": "session.closed", "what": "closes as `max_duration`"}
     assert "A hand-off to a human closes it as `handoff`." in sms["words"]
-    assert "A user who took part gets a message when silence closes it, on no channel." in told["words"]
-    assert told["policy"] == policy_view(policy)
-    assert len(told["notices"]) == 2
+    assert "A user who took part gets a message when silence closes it, on no channel." in found["words"]
+    assert found["policy"] == policy_view(policy)
+    assert len(found["notices"]) == 2
 
 
 def test_words_on_every_channel_in_words() -> None:
@@ -520,9 +520,9 @@ def test_silence_and_longest_duration_at_once_in_words() -> None:
 
 
 def test_hours_in_words() -> None:
-    told = describe(policy_from({"channels": {"sms": {"inactivity_minutes": 1440}}}))
+    found = describe(policy_from({"channels": {"sms": {"inactivity_minutes": 1440}}}))
 
-    assert told["channels"]["sms"]["words"][1].startswith("After 24 hours of silence")
+    assert found["channels"]["sms"]["words"][1].startswith("After 24 hours of silence")
 
 
 def test_channel_can_differ_in_every_field_but_channels() -> None:

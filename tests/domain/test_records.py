@@ -39,7 +39,7 @@ def test_every_field_of_an_entry_reaches_the_transcript() -> None:
 
 
 def test_every_field_of_a_session_is_public_or_internal() -> None:
-    """A field that is in neither list is forgotten."""
+    """A field that is in neither list was forgotten."""
     of_roles = {f"{role}_entries" for role in ROLES} | {f"{which}_{role}_at_ms" for role in ROLES for which in ("first", "last")}
     named = {"id", "user_id", "channel", *PUBLIC, *INTERNAL, *of_roles}
     computed = {"active_ms", "idle_ms"}

@@ -21,7 +21,7 @@ def test_first_message_opens_and_next_continues() -> None:
     assert (first.session, first.sequence) == ("opened", 1)
     assert (second.session, second.sequence, second.session_id) == ("continued", 2, first.session_id)
     assert second.closes_at_ms == talk.open.last_entry_at_ms + 15 * 60_000
-    assert talk.told == [("session.opened", "B04")]
+    assert talk.emitted == [("session.opened", "B04")]
 
 
 def test_silence_closes_at_the_deadline_whoever_notices_first() -> None:

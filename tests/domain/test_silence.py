@@ -150,7 +150,7 @@ def test_being_abandoned_decides_where_both_end_at_once() -> None:
 
 
 def test_reminder_comes_at_its_time_and_once() -> None:
-    """Before the deadline, in the user's language, with the deadline told; the close comes after it."""
+    """Before the deadline, in the user's language, with the deadline; the close comes after it."""
     talk = Talk(reminder={"minutes": 4, "texts": TEXTS})
     talk.say("user", "oi", language="pt-BR", at=0)
     wake_at_ms = talk.decisions[-1].wake_at_ms
@@ -208,7 +208,7 @@ def test_bot_that_says_the_reminder_does_not_prolong_the_session() -> None:
 
 
 def test_user_clock_keeps_the_reminder_through_a_bots_entry() -> None:
-    """What does not move the deadline does not cancel the reminder."""
+    """An entry that does not move the deadline does not cancel the reminder."""
     talk = Talk(reminder={"minutes": 4, "texts": TEXTS}, inactivity_clock="user")
     talk.say("user", "a", at=0)
     talk.say("bot", "b", at=10)
@@ -256,10 +256,10 @@ def test_closure_message_is_in_the_sessions_language(language: str, said: tuple[
     talk = Talk(closure_message={"texts": TEXTS})
     talk.say("user", "oi", language="en", at=0)
     talk.say("user", "oi", language=language, at=0)
-    told = talk.wake(at=15).events[0]
+    found = talk.wake(at=15).events[0]
 
-    assert told.data == {"language": said[0], "text": said[1]}
-    assert told.session == talk.closed[0]
+    assert found.data == {"language": said[0], "text": said[1]}
+    assert found.session == talk.closed[0]
 
 
 def test_closure_message_is_only_for_silence_and_only_where_it_shows() -> None:
@@ -312,7 +312,7 @@ def test_new_intent_after_the_silence(intent: str | None, valid: bool, expected:
     if expected == "opened":
         rule = "K05" if valid else "K06"
         assert talk.closings == [("new_intent", 15)]
-        assert talk.told == [("session.opened", "B04"), ("session.closed", rule), ("session.opened", rule)]
+        assert talk.emitted == [("session.opened", "B04"), ("session.closed", rule), ("session.opened", rule)]
 
 
 def test_first_intent_after_the_silence_is_new() -> None:
@@ -347,11 +347,11 @@ def test_return_after_the_silence() -> None:
         talk.say(role, at=15, **fields)
 
         assert talk.closings == [("returned", 15)]
-        assert talk.told[1:] == [("session.closed", "K11"), ("session.opened", "K11")]
+        assert talk.emitted[1:] == [("session.closed", "K11"), ("session.opened", "K11")]
 
 
 def test_typing_does_not_undo_a_silence_that_has_passed() -> None:
-    """Else nobody who types before sending would ever start another session. Within the silence it restarts the clock."""
+    """Else a user who types before sending would never start another session. Within the silence it restarts the clock."""
     late = Talk(preset="kore-legacy")
     late.say("user", "a", at=0)
     late.say("user", type="activity", at=20)
@@ -440,7 +440,7 @@ def test_policy_that_drops_the_reminder_drops_it_for_open_sessions() -> None:
 
 
 def test_reminder_due_before_a_close_under_the_older_policy() -> None:
-    """The old policy's words are gone with it; the close is not."""
+    """The old policy's texts no longer hold; its close does."""
     talk = Talk(reminder={"minutes": 4, "texts": TEXTS})
     talk.say("user", "hi", at=0)
     talk.change_policy(at=20)

@@ -21,7 +21,7 @@ STARTERS = {
 
 @pytest.mark.parametrize("kind", get_args(EntryType))
 def test_what_starts_a_session_and_what_does_not(kind: str) -> None:
-    """Whatever begins or says something starts one; what ends, changes or merely trails something does not."""
+    """Entries that begin or say something start one; entries that end, change or follow something do not."""
     talk = Talk()
 
     answer = talk.say("user", type=kind)
@@ -39,7 +39,7 @@ def test_a_message_of_any_role_starts_a_session(role: str, rule: str) -> None:
 
     assert (answer.session, answer.sequence) == ("opened", 1)
     assert talk.open.opening_rule == rule
-    assert talk.told == [("session.opened", rule)]
+    assert talk.emitted == [("session.opened", rule)]
 
 
 def test_a_session_knows_how_it_began() -> None:
@@ -81,7 +81,7 @@ def test_a_start_signal_supersedes_by_its_row(fields: dict[str, Any], rule: str)
     talk.say("bot", at=0, **fields)
     second = talk.open
 
-    assert talk.told[1:] == [("session.closed", rule), ("session.opened", rule)]
+    assert talk.emitted[1:] == [("session.closed", rule), ("session.opened", rule)]
     assert talk.closed[0].closed_by is None
     assert second.id != first.id
     assert second.previous_session_id == first.id
@@ -104,11 +104,11 @@ def test_refresh_opens_where_none_is_open_and_whatever_its_type() -> None:
     answer = talk.say("user", type="activity", refresh=True)
 
     assert answer.session == "opened"
-    assert talk.told == [("session.opened", "K22")]
+    assert talk.emitted == [("session.opened", "K22")]
 
 
 def test_an_entry_may_end_one_session_and_its_own() -> None:
-    """Both are told to the bot, in order."""
+    """The answer names both, in order."""
     talk = Talk()
     first = talk.say("user", "hi", at=0)
     answer = talk.say("bot", type="session.end", refresh=True, at=1)

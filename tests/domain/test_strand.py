@@ -116,7 +116,7 @@ def test_conversation_hash_fits(bot: str, conversation: str) -> None:
 
 @pytest.mark.parametrize("fields", ({"channel": "c" * 64}, {"channel": "help", "window_id": "w" * 256}))
 def test_longest_conversation(fields: dict[str, Any]) -> None:
-    """What can be asked for by its name is as long as any that comes about by itself."""
+    """The longest name that can be asked for is that of the longest default conversation."""
     longest = strand_of("shop", entry_of("user", user_id=":" * 256, **fields), ANY).conversation
 
     assert len(longest) <= LONGEST_CONVERSATION

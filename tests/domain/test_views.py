@@ -1,4 +1,4 @@
-"""Sessions, answers and explanations as they are told."""
+"""Sessions and explanations as JSON."""
 
 from typing import Any
 
@@ -114,13 +114,13 @@ def explained(talk: Talk, messages: list[Message] | None = None) -> dict[str, An
 
 
 def test_open_session_explained() -> None:
-    """What opened it, what moved its deadline, under which policy; in words and as data."""
+    """The entry that opened it, the one that moved its deadline, the policy; in words and as data."""
     talk = Talk()
     talk.say("user", "a", at=0)
     talk.say("bot", "b", at=1)
-    told = explained(talk, [message for _, message in talk.messages])
+    found = explained(talk, [message for _, message in talk.messages])
 
-    assert told["data"] == {
+    assert found["data"] == {
         "session_id": talk.open.id,
         "bot": "shop",
         "conversation_id": "web:ann",
@@ -148,7 +148,7 @@ def test_open_session_explained() -> None:
         "closed": None,
         "late_entries": 0,
     }
-    assert told["words"] == [
+    assert found["words"] == [
         "It opened at 2026-11-21T12:00:00.000Z with entry m1 (message by user): the user said something (B04).",
         (
             "Its deadline is 2026-11-21T12:16:00.000Z, set last by entry m2 (message by bot) under policy version 1: "
@@ -163,10 +163,10 @@ def test_closed_session_explained() -> None:
     talk = Talk()
     talk.say("user", "a", at=0)
     talk.say("user", type="chat.closed", at=1)
-    told = explained(talk)
+    found = explained(talk)
 
-    assert told["data"]["status"] == "closed"
-    assert told["data"]["closed"] == {
+    assert found["data"]["status"] == "closed"
+    assert found["data"]["closed"] == {
         "at": "2026-11-21T12:01:00.000Z",
         "rule": "A04",
         "because": "the user closed the window",
@@ -176,7 +176,7 @@ def test_closed_session_explained() -> None:
         "reason": "chat_closed",
         "key": None,
     }
-    assert told["words"][-1] == (
+    assert found["words"][-1] == (
         "It closed at 2026-11-21T12:01:00.000Z as `chat_closed` with entry m2: "
         "the user closed the window (A04), under policy version 1."
     )
@@ -205,15 +205,15 @@ def test_close_by_key_and_late_entries_explained() -> None:
 
 
 def test_close_by_time_after_a_change_explained() -> None:
-    """No entry closed it, and a policy moved its deadline; the reminder is told."""
+    """No entry closed it, and a policy moved its deadline; the reminder is named."""
     talk = Talk(reminder={"minutes": 1, "texts": {"default": "x"}})
     talk.say("user", "a", at=0)
     talk.change_policy(inactivity_minutes=20, reminder={"minutes": 1, "texts": {"default": "x"}}, at=1)
     talk.wake(at=20)
-    told = explained(talk)
+    found = explained(talk)
 
-    assert told["data"]["deadline"]["message_id"] is None
-    assert told["words"][1:] == [
+    assert found["data"]["deadline"]["message_id"] is None
+    assert found["words"][1:] == [
         (
             "Its deadline was 2026-11-21T12:20:00.000Z, set last by a change of the policy under policy version 2: "
             "then it would close as `inactivity` (K07)."
@@ -234,8 +234,8 @@ def test_paused_session_explained() -> None:
     assert explained(talk)["words"][2].startswith("It is paused: it was handed to a human")
 
 
-def test_rule_without_words_is_told_by_its_name() -> None:
+def test_rule_without_words_has_its_name() -> None:
     """A session may have been written by another version."""
-    told = explain(Strand("shop", "c"), Session("s", "ann", "web", NOON_MS, opened_by="m1", opening_rule="Z99"))
+    found = explain(Strand("shop", "c"), Session("s", "ann", "web", NOON_MS, opened_by="m1", opening_rule="Z99"))
 
-    assert told["data"]["opened"]["because"] == "Z99"
+    assert found["data"]["opened"]["because"] == "Z99"

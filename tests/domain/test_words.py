@@ -19,7 +19,7 @@ def test_instants() -> None:
 
 
 def test_no_instant_is_beyond_telling() -> None:
-    """An offset can put a time that was read outside the calendar: it is told as the calendar's end, in four digits of year."""
+    """An offset can put a time that was read outside the calendar: it becomes the calendar's end, in four digits of year."""
     west, east = timezone(timedelta(hours=-14)), timezone(timedelta(hours=14))
 
     assert rfc3339(ms_of(datetime(9999, 12, 31, 23, 59, 59, tzinfo=west))) == "9999-12-31T23:59:59.999Z"
@@ -59,5 +59,5 @@ def test_text_in_a_language(language: str | None, tag: str) -> None:
 
 
 def test_placeholders_are_filled_once() -> None:
-    """What is filled in is never read as a placeholder, and what is none stays."""
+    """A value is never read as a placeholder, and text in braces that is no placeholder stays."""
     assert filled("{a} {b} {c} {", {"a": "{b}", "b": "2"}) == "{b} 2 {c} {"

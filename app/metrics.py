@@ -5,7 +5,7 @@ With several processes the library keeps the values in files of `PROMETHEUS_MULT
 
 from prometheus_client import Counter, Gauge, Histogram
 
-ENTRIES = Counter("adjourn_entries_total", "Entries taken in", ["result"])
+ENTRIES = Counter("adjourn_entries_total", "Entries accepted", ["result"])
 UNASSIGNED = Counter("adjourn_unassigned_entries_total", "Entries that belong to no session", ["reason"])
 OPENED = Counter("adjourn_sessions_opened_total", "Sessions opened")
 CLOSED = Counter("adjourn_sessions_closed_total", "Sessions closed", ["reason"])
@@ -19,10 +19,12 @@ OPEN = Gauge("adjourn_sessions_open", "Sessions open now", multiprocess_mode="mo
 BACKLOG = Gauge("adjourn_stream_backlog", "Event records not archived yet", multiprocess_mode="mostrecent")
 OUTBOX = Gauge("adjourn_outbox_depth", "Deliveries waiting", multiprocess_mode="mostrecent")
 ARCHIVED = Counter("adjourn_sessions_archived_total", "Sessions written to Postgres")
-CONTINUATIONS = Counter("adjourn_continuations_total", "Archived sessions that had collected more after a rollback of Redis")
+CONTINUATIONS = Counter(
+    "adjourn_continuations_total", "Sessions made of messages that archived ones collected after a rollback of Redis"
+)
 REJECTED = Counter("adjourn_rejected_total", "Event records that were rejected because their data is bad")
 FAILURES = Counter("adjourn_job_failures_total", "Runs of a worker's job that failed", ["job"])
-DELIVERIES = Counter("adjourn_delivery_attempts_total", "Webhooks sent, by how that went", ["outcome"])
+DELIVERIES = Counter("adjourn_delivery_attempts_total", "Webhooks sent, by outcome", ["outcome"])
 DELIVERY_LATENCY = Histogram(
     "adjourn_delivery_latency_seconds",
     "From an event to the first attempt to deliver it, without sandbox bots",
@@ -33,9 +35,9 @@ DELIVERY_DURATION = Histogram(
     "How long one attempt took",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15),
 )
-REPAIRS = Counter("adjourn_repairs_total", "Invariants of the live state that did not hold and were repaired")
+REPAIRS = Counter("adjourn_repairs_total", "Repairs of the live state by the consistency check")
 UNACCOUNTED = Gauge(
     "adjourn_unaccounted",
-    "Sessions and event records that were counted in and are nowhere: must be 0",
+    "Sessions and event records that were counted and are lost: must be 0",
     multiprocess_mode="mostrecent",
 )

@@ -18,7 +18,7 @@ from sqlalchemy.sql.elements import Grouping
 from app.archive.analytics_metrics import CONTAINED, Dimension, Metric
 from app.archive.rows import message_of
 from app.archive.session_reads import SessionFilter, conditions
-from app.archive.tables import Instant, messages, sessions
+from app.archive.tables import Timestamptz, messages, sessions
 from app.domain.records import Message
 
 _BEYOND = 1_000_000
@@ -75,7 +75,7 @@ def _rows(wanted: SessionFilter, *, dimensions: Sequence[Dimension], buckets: Bu
 def _bucket(buckets: Buckets | None) -> ColumnElement[int | None]:
     if buckets is None:
         return cast(null(), Integer)
-    starts = bindparam("starts", list(buckets.starts), type_=ARRAY(Instant))
+    starts = bindparam("starts", list(buckets.starts), type_=ARRAY(Timestamptz))
     numbers = bindparam("numbers", list(buckets.numbers), type_=ARRAY(Integer))
     return Grouping(numbers)[func.width_bucket(sessions.c.opened_at, starts)]
 

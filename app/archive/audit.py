@@ -19,7 +19,7 @@ class Actor(Struct, frozen=True):
 async def record(
     conn: AsyncConnection, actor: Actor, action: str, target: str, *, bot: str | None = None, **detail: object
 ) -> None:
-    """`action` is a thing and what was done to it: `policy.changed`. `bot`: whose admins may read of it; None: of no one bot."""
+    """`action` is a thing and what was done to it: `policy.changed`. `bot`: whose admins may read it; None: of no one bot."""
     values = {"key_id": actor.key_id, "actor": actor.name, "action": action, "bot_id": bot, "target": target, "detail": detail}
     await conn.execute(insert(audit_log).values(values))
 
@@ -27,7 +27,7 @@ async def record(
 async def page(
     conn: AsyncConnection, *, bots: frozenset[str] | None, bot: str | None, before: int | None, limit: int
 ) -> list[Row[Any]]:
-    """Entries, the latest first; `bots` are those that the asker may see (None: all), `before` the last one seen."""
+    """Entries, the latest first; `bots` are those that the caller may see (None: all), `before` the last one seen."""
     wanted = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
     if bots is not None:
         wanted = wanted.where(audit_log.c.bot_id.in_(sorted(bots)))

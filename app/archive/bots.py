@@ -24,7 +24,7 @@ async def find(conn: AsyncConnection, bot: str) -> Row[Any] | None:
 
 
 async def page(conn: AsyncConnection, *, only: frozenset[str] | None, after: str, limit: int) -> list[Row[Any]]:
-    """Bots by id, those after `after`; `only` those that the asker may see (None: all)."""
+    """Bots by id, those after `after`; `only` those that the caller may see (None: all)."""
     wanted = select(bots).where(bots.c.id > after, bots.c.deleted_at.is_(None)).order_by(bots.c.id).limit(limit)
     if only is not None:
         wanted = wanted.where(bots.c.id.in_(sorted(only)))

@@ -17,7 +17,7 @@ ENDED_BADLY = ("failed", "cancelled")
 
 
 class DeliveryFilter(Struct, frozen=True, kw_only=True):
-    """Which deliveries; None: whatever. `bots`: those that the asker may see."""
+    """Which deliveries; None: all. `bots`: those that the caller may see."""
 
     bots: frozenset[str] | None = None
     bot: str | None = None
@@ -36,7 +36,7 @@ class DeliveryPlace(Struct, frozen=True):
 
 
 class TestDelivery(Struct, frozen=True, kw_only=True):
-    """A test of an endpoint, and how it went."""
+    """A test of an endpoint, and its outcome."""
 
     id: str
     endpoint_id: str
@@ -66,19 +66,19 @@ async def find(conn: AsyncConnection, delivery_id: str) -> Row[Any] | None:
 
 
 async def attempts_of(conn: AsyncConnection, delivery_id: str) -> list[Row[Any]]:
-    """In order. A number that is missing is an attempt whose worker died before it could say how it went."""
+    """In order. A number that is missing is an attempt whose worker died before it could record the outcome."""
     wanted = select(attempts).where(attempts.c.delivery_id == delivery_id).order_by(attempts.c.attempt)
     return list(await conn.execute(wanted))
 
 
 async def replay(conn: AsyncConnection, delivery_id: str, *, now_ms: int) -> bool:
-    """Make one pending again, whose schedule starts anew; False if it is pending already."""
+    """Make one pending again, with its schedule from the start; False if it is pending already."""
     changed = await conn.execute(_replayed(deliveries.c.id == delivery_id, deliveries.c.status != "pending", now_ms=now_ms))
     return changed.first() is not None
 
 
 async def replay_failed(conn: AsyncConnection, wanted: DeliveryFilter, *, room: int, now_ms: int) -> int:
-    """Make up to `room` dead letters (failed, cancelled) pending again whose endpoints still want something; gives how many.
+    """Make up to `room` dead letters (failed, cancelled) pending again whose endpoints are enabled; returns how many.
 
     `since_ms` goes by when they failed.
     """

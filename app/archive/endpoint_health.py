@@ -1,4 +1,7 @@
-"""How endpoints have been doing lately, kept for those that are not well: delivering to a healthy one writes nothing here."""
+"""Rows of endpoints whose last attempt failed: failures in a row and the circuit breaker.
+
+A delivery to a healthy endpoint writes nothing here.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -26,24 +29,24 @@ _SAVE = text("""
 """)
 
 
-class Health(Struct, frozen=True):
-    """How an endpoint has been doing: failures in a row, and its breaker (`app.delivery.retry`) where they opened it."""
+class EndpointHealth(Struct, frozen=True):
+    """Failures in a row, and the breaker (`app.delivery.retry`) if they opened it."""
 
     failures: int = 0
     opened_at_ms: int | None = None
     resume_at_ms: int | None = None
 
 
-HEALTHY = Health()
+HEALTHY = EndpointHealth()
 
 
-async def read(conn: AsyncConnection, endpoint_ids: Iterable[str]) -> dict[str, Health]:
-    """The health of these endpoints, locked till the transaction ends; a healthy one is missing."""
+async def read(conn: AsyncConnection, endpoint_ids: Iterable[str]) -> dict[str, EndpointHealth]:
+    """The health of these endpoints, locked until the transaction ends; a healthy one has none."""
     rows = await conn.execute(_READ, {"endpoints": list(endpoint_ids)})
-    return {str(row.endpoint_id): Health(row.failures, _ms(row.opened_at), _ms(row.resume_at)) for row in rows}
+    return {str(row.endpoint_id): EndpointHealth(row.failures, _ms(row.opened_at), _ms(row.resume_at)) for row in rows}
 
 
-async def save(conn: AsyncConnection, health: Mapping[str, Health]) -> None:
+async def save(conn: AsyncConnection, health: Mapping[str, EndpointHealth]) -> None:
     well = [endpoint for endpoint, state in health.items() if state == HEALTHY]
     ill = {endpoint: state for endpoint, state in health.items() if state != HEALTHY}
     if well:

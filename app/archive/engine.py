@@ -1,4 +1,4 @@
-"""Makes the engine that all of Postgres is reached through: pool, timeouts, JSON by msgspec.
+"""Makes the engine, through which everything reaches Postgres: pool, timeouts, JSON by msgspec.
 
 No statement may wait for ever: the server cuts it after `statement_timeout_s`, and asyncpg gives up a little later where the
 server itself is silent. A connection is tried before it is used, so a restart of Postgres costs no request.
@@ -32,7 +32,7 @@ def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: 
 
 
 def make_single_use_engine(database_url: str, *, statement_timeout_s: float = 600, name: str = "adjourn-migrate") -> AsyncEngine:
-    """An engine without a pool, for a job that opens one connection and goes."""
+    """An engine without a pool, for a job that opens one connection and ends."""
     return create_async_engine(
         normalised_database_url(database_url),
         poolclass=NullPool,

@@ -19,7 +19,7 @@ async def create(
     bots: list[str] | None,
     created_by: str | None = None,
 ) -> Row[Any]:
-    """Save what a new key is known by. `bots` None: all of them."""
+    """Save the digest and the rights of a new key. `bots` None: all of them."""
     values = {
         "id": key_id,
         "name": name,
@@ -55,6 +55,6 @@ async def revoke(conn: AsyncConnection, key_id: str) -> bool:
 
 
 async def any_valid(conn: AsyncConnection, scope: str) -> bool:
-    """Whether anybody holds a key with this scope: the first start makes one if not."""
+    """Whether a valid key has this scope: the first start makes one if not."""
     valid = select(api_keys.c.id).where(api_keys.c.revoked_at.is_(None), api_keys.c.scopes.contains([scope])).limit(1)
     return await conn.scalar(valid) is not None

@@ -33,7 +33,7 @@ def upgrade(database_url: str) -> None:
 
 
 async def upgrade_async(database_url: str) -> None:
-    """`upgrade`, for those who can await."""
+    """`upgrade` within an event loop."""
     engine = make_single_use_engine(database_url)
     try:
         async with engine.begin() as conn:

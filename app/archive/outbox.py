@@ -1,4 +1,4 @@
-"""The outbox as the dispatcher uses it: claim, settle, hand back.
+"""The outbox as the dispatcher uses it: claim and settle.
 
 A claim leases a delivery: it counts an attempt and is not due again before the lease ends, so a worker that dies in between
 delays it by one lease and no more. A result is recorded for its own attempt alone: one that comes too late changes nothing.
@@ -48,8 +48,8 @@ _LOCK_DUE = text("""
     FOR NO KEY UPDATE OF e SKIP LOCKED
 """)
 
-# A statement of its own, since it must see what the holder of the lock before us has leased. Endpoints take turns: everybody's
-# first delivery goes before anybody's second.
+# A statement of its own, since it must see the leases of the previous holder of the lock. Endpoints alternate: the first
+# delivery of each goes before the second of any.
 _LEASE = text("""
     WITH open AS (
         SELECT o.endpoint_id, o.max_in_flight - (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
@@ -94,7 +94,7 @@ _SETTLE = text("""
     RETURNING d.id
 """)
 
-# A delivery that waits for another would else be looked at, in vain, at each claim until that one is tried again.
+# Else each claim would read a delivery that waits for another, in vain, until that one is tried again.
 _DELAY_FOLLOWERS = text("""
     UPDATE deliveries d SET next_attempt_at = p.next_attempt_at
     FROM unnest(CAST(:ids AS uuid[])) AS s(id)
@@ -102,7 +102,7 @@ _DELAY_FOLLOWERS = text("""
     WHERE d.after_id = p.id AND d.status = 'pending' AND d.leased_until IS NULL AND d.next_attempt_at < p.next_attempt_at
 """)
 
-# Kept even if it came too late to settle anything: it happened. The join leaves out what has been deleted meanwhile.
+# Recorded even if it came too late to settle anything. The join leaves out deliveries that were deleted meanwhile.
 _KEEP_ATTEMPTS = text("""
     INSERT INTO attempts (delivery_id, attempt, started_at, duration_ms, status, error, reply)
     SELECT d.id, a.attempt, a.started_at, a.duration_ms, a.replied, a.error, a.reply
@@ -120,7 +120,7 @@ _DISABLE = text("""
 
 
 class DueEndpoint(Struct, frozen=True):
-    """An endpoint that something is due for, locked for this transaction. `failures`: how many in a row."""
+    """An endpoint with due deliveries, locked for this transaction. `failures`: failed attempts in a row."""
 
     endpoint_id: str
     url: str
@@ -149,7 +149,7 @@ class Claim(Struct, frozen=True):
 
 
 class Settled(Struct, frozen=True):
-    """How an attempt ended and what becomes of its delivery.
+    """How an attempt ended, and the next status of its delivery.
 
     `next_attempt_at_ms` is set if `status` is `pending`. `replied` is the HTTP status that came back.
     """
@@ -175,7 +175,7 @@ def valid_secrets(endpoint: Row[Any], *, now_ms: int) -> tuple[str, ...]:
 
 
 async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[DueEndpoint]:
-    """Up to `room` endpoints that have something due and may be sent to: the least busy first, then the longest waiting."""
+    """Up to `room` endpoints with due deliveries that may be sent to: the least busy first, then the longest waiting."""
     now = instant(now_ms)
     rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
     return [
@@ -187,7 +187,7 @@ async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[Due
 async def lease(
     conn: AsyncConnection, endpoints: Sequence[tuple[DueEndpoint, int]], *, room: int, now_ms: int, lease_ms: int
 ) -> list[Claim]:
-    """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have under way."""
+    """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have in flight."""
     known = {endpoint.endpoint_id: endpoint for endpoint, _ in endpoints}
     parameters = {
         "endpoints": list(known),
@@ -201,7 +201,7 @@ async def lease(
 
 
 async def settle(conn: AsyncConnection, settled: Sequence[Settled]) -> set[str]:
-    """Record how attempts ended; gives the deliveries for which that still counted."""
+    """Record how attempts ended; returns the deliveries whose status changed by it."""
     parameters = _columns(settled)
     rows = await conn.execute(_SETTLE, parameters)
     effective = {str(row.id) for row in rows}
@@ -213,7 +213,7 @@ async def settle(conn: AsyncConnection, settled: Sequence[Settled]) -> set[str]:
 
 
 async def disable_endpoint(conn: AsyncConnection, endpoint_id: str, *, reason: str, now_ms: int) -> None:
-    """Send it nothing more, and say why; nothing happens if it is disabled already."""
+    """Disable an endpoint, with the reason; nothing happens if it is disabled already."""
     disabled = await conn.execute(_DISABLE, {"endpoint": endpoint_id, "reason": reason, "now": instant(now_ms)})
     for row in disabled:
         await audit.record(conn, Actor("adjourn"), "endpoint.disabled", endpoint_id, bot=row.bot_id, reason=reason)

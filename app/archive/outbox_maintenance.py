@@ -1,4 +1,4 @@
-"""Keeps the outbox tidy: ends what will never be sent, deletes what is long over, counts what waits.
+"""Maintains the outbox: ends deliveries that will never be sent, deletes old ones, counts pending ones.
 
 Each call does a portion, within its caller's transaction; what a worker has leased is left alone.
 """
@@ -47,17 +47,17 @@ _DEPTH = text("SELECT count(*) FROM deliveries WHERE status = 'pending'")
 
 
 async def cancel_unwanted(conn: AsyncConnection, *, room: int, now_ms: int) -> int:
-    """Cancel what waits for endpoints that were disabled or deleted; gives how many it were."""
+    """Cancel pending deliveries of endpoints that were disabled or deleted; returns how many."""
     return await _count(conn, _CANCEL, {"room": room, "now": instant(now_ms)})
 
 
 async def expire(conn: AsyncConnection, *, queued_before_ms: int, room: int, now_ms: int) -> int:
-    """Give up what has waited that long behind an open breaker, where most never get as many attempts as they are due."""
+    """Give up deliveries that have waited that long behind an open breaker, where most never get all their attempts."""
     return await _count(conn, _EXPIRE, {"since": instant(queued_before_ms), "room": room, "now": instant(now_ms)})
 
 
 async def prune(conn: AsyncConnection, statuses: Sequence[str], *, created_before_ms: int, room: int) -> int:
-    """Delete deliveries that ended so and are that old; gives how many it were."""
+    """Delete deliveries of these statuses that are that old; returns how many."""
     return await _count(conn, _PRUNE, {"statuses": list(statuses), "since": instant(created_before_ms), "room": room})
 
 

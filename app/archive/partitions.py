@@ -1,4 +1,4 @@
-"""Makes the partitions of `sessions` and `messages`, when a row wants them.
+"""Makes the partitions of `sessions` and `messages`, when a row needs one.
 
 A month each for last year, this year and the next; other years, which only sandbox bots' clocks come to, are a partition each:
 a query that cannot leave any out locks all of them, so there must never be many.
@@ -85,7 +85,7 @@ async def _partitions(conn: AsyncConnection, months: list[Month]) -> set[str]:
 
 
 async def _make(conn: AsyncConnection, table: str, room: tuple[int, int | None]) -> str:
-    """Make the partition and give its name."""
+    """Make the partition; returns its name."""
     name, (year, number) = partition(table, *room), room
     first, beyond = ((year, 1), (year + 1, 1)) if number is None else ((year, number), _next((year, number)))
     await conn.execute(text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))

@@ -1,4 +1,4 @@
-"""Rows of policies: every version is kept, the latest holds."""
+"""Rows of policies: every version is kept, and the latest applies."""
 
 from datetime import datetime
 from typing import Any

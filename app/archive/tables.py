@@ -41,8 +41,8 @@ metadata = MetaData(
     }
 )
 
-Instant = TIMESTAMP(timezone=True)
-Id = Uuid(as_uuid=False)
+Timestamptz = TIMESTAMP(timezone=True)
+UuidText = Uuid(as_uuid=False)
 NOW = text("now()")
 TRUE = text("true")
 FALSE = text("false")
@@ -75,7 +75,7 @@ def _revision() -> Column[int]:
 
 
 def _created_at() -> Column[datetime]:
-    return Column("created_at", Instant, nullable=False, server_default=NOW, doc="When the row was made.")
+    return Column("created_at", Timestamptz, nullable=False, server_default=NOW, doc="When the row was made.")
 
 
 def _count(name: str, doc: str) -> Column[int]:
@@ -87,7 +87,7 @@ instance = Table(
     metadata,
     Column(
         "id",
-        Id,
+        UuidText,
         primary_key=True,
         server_default=text("gen_random_uuid()"),
         doc="Which database this is: the copy of the configuration in Redis names the one that it was made of.",
@@ -103,8 +103,8 @@ bots = Table(
     Column("sandbox", Boolean, nullable=False, server_default=FALSE, doc="Whether it has a clock of its own."),
     Column("clock_mode", Text, doc="How a sandbox bot's clock moves: `manual`, or also by `sent_at`. Null for other bots."),
     _created_at(),
-    Column("updated_at", Instant, nullable=False, server_default=NOW, doc="The last change by an admin."),
-    Column("deleted_at", Instant, doc="Null: it is not deleted. The row stays, so that its sessions keep its name."),
+    Column("updated_at", Timestamptz, nullable=False, server_default=NOW, doc="The last change by an admin."),
+    Column("deleted_at", Timestamptz, doc="Null: it is not deleted. The row stays, so that its sessions keep its name."),
     _revision(),
     CheckConstraint("(clock_mode IS NOT NULL) = sandbox AND clock_mode IN ('manual', 'sent_at')", name="clock_mode"),
 )
@@ -112,7 +112,7 @@ bots = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("id", Id, primary_key=True, doc="UUIDv7."),
+    Column("id", UuidText, primary_key=True, doc="UUIDv7."),
     Column("name", Text, nullable=False, doc="Name for people; the audit log names the key by it."),
     # The key has 256 random bits, so nothing can be guessed: no salt, no slow hash.
     Column("digest", LargeBinary, nullable=False, unique=True, doc="SHA-256 of the key. The key itself is stored nowhere."),
@@ -120,8 +120,8 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False, doc="`ingest`, `read`, `admin`."),
     Column("bots", ARRAY(Text), doc="Ids of the bots that it covers. Null: all bots."),
     _created_at(),
-    Column("created_by", Id, doc="The key that made it. Null: the command line."),
-    Column("revoked_at", Instant, doc="Null: it is valid."),
+    Column("created_by", UuidText, doc="The key that made it. Null: the command line."),
+    Column("revoked_at", Timestamptz, doc="Null: it is valid."),
     _revision(),
 )
 
@@ -131,16 +131,16 @@ policies = Table(
     Column("bot_id", Text, ForeignKey("bots.id"), primary_key=True, doc="The bot."),
     Column("version", Integer, primary_key=True, doc="From 1, one more at each change."),
     Column("policy", JSONB, nullable=False, doc="As the admin saved it: a preset's name and overrides, not the result."),
-    Column("effective_at", Instant, nullable=False, doc="From when it holds, in the bot's own time."),
-    Column("changed_at", Instant, nullable=False, server_default=NOW, doc="When it was saved."),
-    Column("changed_by", Id, doc="The key that saved it. Null: none did."),
+    Column("effective_at", Timestamptz, nullable=False, doc="From when it holds, in the bot's own time."),
+    Column("changed_at", Timestamptz, nullable=False, server_default=NOW, doc="When it was saved."),
+    Column("changed_by", UuidText, doc="The key that saved it. Null: none did."),
     _revision(),
 )
 
 endpoints = Table(
     "endpoints",
     metadata,
-    Column("id", Id, primary_key=True, doc="UUIDv7."),
+    Column("id", UuidText, primary_key=True, doc="UUIDv7."),
     Column("bot_id", Text, ForeignKey("bots.id"), nullable=False, index=True, doc="The bot whose events it receives."),
     Column("url", Text, nullable=False, doc="Where webhooks are sent."),
     Column(
@@ -153,12 +153,12 @@ endpoints = Table(
     Column("events", ARRAY(Text), nullable=False, doc="Types of the events that it receives."),
     Column("secret", Text, nullable=False, doc="Signs webhooks: `whsec_` and base64."),
     Column("previous_secret", Text, doc="The secret before it; signs as well until it expires."),
-    Column("previous_secret_expires_at", Instant, doc="When the previous secret stops signing."),
+    Column("previous_secret_expires_at", Timestamptz, doc="When the previous secret stops signing."),
     Column("enabled", Boolean, nullable=False, server_default=TRUE, doc="Whether it receives anything."),
     Column("disabled_reason", Text, doc="Why Adjourn disabled it (the endpoint answered 410). Null: it did not."),
     _created_at(),
-    Column("updated_at", Instant, nullable=False, server_default=NOW, doc="The last change."),
-    Column("deleted_at", Instant, doc="Null: it is not deleted. The row stays, since deliveries name it."),
+    Column("updated_at", Timestamptz, nullable=False, server_default=NOW, doc="The last change."),
+    Column("deleted_at", Timestamptz, doc="Null: it is not deleted. The row stays, since deliveries name it."),
     _revision(),
 )
 
@@ -166,8 +166,8 @@ sessions = Table(
     "sessions",
     metadata,
     # `opened_at` first: the id carries it, so one key serves look-ups and the order of lists.
-    Column("opened_at", Instant, primary_key=True, doc="When it opened."),
-    Column("id", Id, primary_key=True, doc="UUIDv7 of `opened_at`."),
+    Column("opened_at", Timestamptz, primary_key=True, doc="When it opened."),
+    Column("id", UuidText, primary_key=True, doc="UUIDv7 of `opened_at`."),
     Column("bot_id", Text, nullable=False, doc="The bot."),
     Column("conversation_id", Text, nullable=False, doc="The conversation that it belongs to."),
     Column(
@@ -179,7 +179,7 @@ sessions = Table(
     ),
     Column("user_id", Text, nullable=False, doc="The user."),
     Column("channel", Text, nullable=False, doc="The channel, in lower case."),
-    Column("closed_at", Instant, nullable=False, doc="When it was over, which is at its deadline if it had one."),
+    Column("closed_at", Timestamptz, nullable=False, doc="When it was over, which is at its deadline if it had one."),
     Column("reason", Text, nullable=False, doc="Why it closed."),
     Column("opening_rule", Text, nullable=False, doc="The row of the rules by which it opened."),
     Column("closing_rule", Text, nullable=False, doc="The row of the rules by which it closed."),
@@ -201,9 +201,9 @@ sessions = Table(
     _count("interactions", "Entries of type `message` by user, bot and agents."),
     _count("billing_sessions", "Started billing blocks with user activity."),
     Column("first_response_ms", BigInteger, doc="From the user's first message to the first message by bot or agent, in ms."),
-    Column("continuation_of", Id, doc="The session whose messages these are, collected after Redis lost its last moments."),
+    Column("continuation_of", UuidText, doc="The session whose messages these are, collected after Redis lost its last moments."),
     Column("detail", JSONB, nullable=False, doc="The whole record, by position (`app.domain.records.Session`)."),
-    Column("archived_at", Instant, nullable=False, server_default=NOW, doc="When the row was written first."),
+    Column("archived_at", Timestamptz, nullable=False, server_default=NOW, doc="When the row was written first."),
     Column("session_metadata", JSONB, doc="The bot's own data, merged from its entries: a JSON object."),
     Column("late_entries", Integer, nullable=False, server_default=ZERO, doc="Entries within 24 hours after the close."),
     Column(
@@ -239,11 +239,11 @@ Index(
 messages = Table(
     "messages",
     metadata,
-    Column("session_id", Id, primary_key=True, doc="The session."),
+    Column("session_id", UuidText, primary_key=True, doc="The session."),
     Column("sequence", Integer, primary_key=True, doc="Its place in the session, from 1."),
-    Column("opened_at", Instant, primary_key=True, doc="The session's, so that both fall into partitions of one month."),
+    Column("opened_at", Timestamptz, primary_key=True, doc="The session's, so that both fall into partitions of one month."),
     Column("message_id", Text, nullable=False, doc="The bot's, or the one generated for it."),
-    Column("received_at", Instant, nullable=False, doc="When it was received."),
+    Column("received_at", Timestamptz, nullable=False, doc="When it was received."),
     Column("user_id", Text, nullable=False, doc="The user of the conversation."),
     Column("role", Text, nullable=False, doc="Who it comes from: `user`, `bot`, `agent`, `system`."),
     Column("type", Text, nullable=False, doc="`message`, or which event."),
@@ -251,7 +251,7 @@ messages = Table(
     Column("intent", Text, doc="The intent that the bot recognised."),
     Column("language", Text, doc="A language tag."),
     Column("tags", ARRAY(Text), nullable=False, doc="As reported."),
-    Column("sent_at", Instant, doc="When the bot says it was sent."),
+    Column("sent_at", Timestamptz, doc="When the bot says it was sent."),
     Column("rest", JSONB, doc="The other fields of the entry, by name, that differ from their defaults."),
     Column("late", Boolean, nullable=False, server_default=FALSE, doc="Whether it came after the session had closed."),
     postgresql_partition_by="RANGE (opened_at)",
@@ -262,9 +262,11 @@ Index("ix_messages_message_id", messages.c.message_id, postgresql_using="hash")
 unassigned_entries = Table(
     "unassigned_entries",
     metadata,
-    Column("id", Id, primary_key=True, doc="uuid5 of bot, conversation, message id and instant: archived twice it is one row."),
+    Column(
+        "id", UuidText, primary_key=True, doc="uuid5 of bot, conversation, message id and instant: archived twice it is one row."
+    ),
     Column("bot_id", Text, nullable=False, doc="The bot."),
-    Column("received_at", Instant, nullable=False, doc="When the entry was received, in the bot's own time."),
+    Column("received_at", Timestamptz, nullable=False, doc="When the entry was received, in the bot's own time."),
     Column("reason", Text, nullable=False, doc="Why it belongs to no session."),
     Column("message_id", Text, nullable=False, doc="The bot's, or the one generated for it."),
     Column("entry", JSONB, nullable=False, doc="The entry as the API shows it."),
@@ -280,17 +282,20 @@ deliveries = Table(
     "deliveries",
     metadata,
     Column(
-        "id", Id, primary_key=True, doc="uuid5 of session, endpoint and event: the same event archived twice is one delivery."
+        "id",
+        UuidText,
+        primary_key=True,
+        doc="uuid5 of session, endpoint and event: the same event archived twice is one delivery.",
     ),
-    Column("endpoint_id", Id, nullable=False, doc="Where it goes."),
+    Column("endpoint_id", UuidText, nullable=False, doc="Where it goes."),
     Column("bot_id", Text, nullable=False, doc="The bot."),
-    Column("session_id", Id, doc="The session. Null: a test of the endpoint."),
+    Column("session_id", UuidText, doc="The session. Null: a test of the endpoint."),
     Column("event", Text, nullable=False, doc="Type of the event."),
     # Stored, since a signature must not depend on how JSON is written today.
     Column("body", Text, nullable=False, doc="The exact bytes to send."),
     _created_at(),
-    Column("event_at", Instant, nullable=False, server_default=NOW, doc="When the event happened, in the bot's own time."),
-    Column("queued_at", Instant, nullable=False, server_default=NOW, doc="When it was enqueued, or replayed last."),
+    Column("event_at", Timestamptz, nullable=False, server_default=NOW, doc="When the event happened, in the bot's own time."),
+    Column("queued_at", Timestamptz, nullable=False, server_default=NOW, doc="When it was enqueued, or replayed last."),
     Column(
         "status",
         Text,
@@ -306,11 +311,11 @@ deliveries = Table(
         server_default=ZERO,
         doc="Attempts that the retry schedule does not count: before the last replay, or cut short by a stop.",
     ),
-    Column("next_attempt_at", Instant, nullable=False, server_default=NOW, doc="When it is due."),
-    Column("after_id", Id, doc="The delivery that must no longer be pending before this one is tried."),
-    Column("leased_until", Instant, doc="Until then a worker has it. Null: none has."),
-    Column("delivered_at", Instant, doc="When it was accepted."),
-    Column("failed_at", Instant, doc="When it was given up or cancelled."),
+    Column("next_attempt_at", Timestamptz, nullable=False, server_default=NOW, doc="When it is due."),
+    Column("after_id", UuidText, doc="The delivery that must no longer be pending before this one is tried."),
+    Column("leased_until", Timestamptz, doc="Until then a worker has it. Null: none has."),
+    Column("delivered_at", Timestamptz, doc="When it was accepted."),
+    Column("failed_at", Timestamptz, doc="When it was given up or cancelled."),
     Column("last_status", SmallInteger, doc="HTTP status of the last reply. Null: there was none."),
     Column("last_error", Text, doc="What the last attempt failed on."),
     CheckConstraint("status IN ('pending', 'delivered', 'failed', 'cancelled')", name="status"),
@@ -327,9 +332,9 @@ Index("ix_deliveries_session", deliveries.c.session_id)
 attempts = Table(
     "attempts",
     metadata,
-    Column("delivery_id", Id, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True, doc="The delivery."),
+    Column("delivery_id", UuidText, ForeignKey("deliveries.id", ondelete="CASCADE"), primary_key=True, doc="The delivery."),
     Column("attempt", Integer, primary_key=True, doc="Its number, from 1. A missing one is of a worker that died."),
-    Column("started_at", Instant, nullable=False, doc="When it began."),
+    Column("started_at", Timestamptz, nullable=False, doc="When it began."),
     Column("duration_ms", Integer, doc="How long it took, in ms."),
     Column("status", SmallInteger, doc="HTTP status of the reply. Null: there was none."),
     Column("error", Text, doc="What it failed on. Null: it was accepted."),
@@ -340,22 +345,22 @@ endpoint_health = Table(
     "endpoint_health",
     metadata,
     # Only endpoints whose last attempt failed have a row: a delivery to a healthy one writes nothing here.
-    Column("endpoint_id", Id, primary_key=True, doc="The endpoint."),
+    Column("endpoint_id", UuidText, primary_key=True, doc="The endpoint."),
     Column("failures", Integer, nullable=False, doc="Failed attempts in a row."),
-    Column("opened_at", Instant, doc="When its circuit breaker opened. Null: it is closed."),
-    Column("resume_at", Instant, doc="When one delivery may try again. Null: the breaker is closed."),
+    Column("opened_at", Timestamptz, doc="When its circuit breaker opened. Null: it is closed."),
+    Column("resume_at", Timestamptz, doc="When one delivery may try again. Null: the breaker is closed."),
 )
 
 audit_log = Table(
     "audit_log",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True, doc="Ascending."),
-    Column("at", Instant, nullable=False, server_default=NOW, doc="When the change was made."),
-    Column("key_id", Id, doc="The key. Null: not by API; `actor` says by what."),
+    Column("at", Timestamptz, nullable=False, server_default=NOW, doc="When the change was made."),
+    Column("key_id", UuidText, doc="The key. Null: not by API; `actor` says by what."),
     Column("actor", Text, nullable=False, doc="Name of the key, `adjourn keys` or `adjourn`."),
     Column("action", Text, nullable=False, doc="A thing and what was done to it: `policy.changed`."),
     Column("bot_id", Text, doc="The bot whose admins may read it. Null: of no one bot."),
-    Column("target", Text, nullable=False, doc="Id of the thing."),
+    Column("target", Text, nullable=False, doc="UuidText of the thing."),
     Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="What else there is to say, by name."),
 )
 Index("ix_audit_log_bot", audit_log.c.bot_id, audit_log.c.id.desc())
@@ -364,9 +369,9 @@ rejects = Table(
     "rejects",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True, doc="Ascending."),
-    Column("at", Instant, nullable=False, server_default=NOW, doc="When the record was rejected."),
+    Column("at", Timestamptz, nullable=False, server_default=NOW, doc="When the record was rejected."),
     Column("bot_id", Text, doc="The bot. Null: the record cannot be read."),
-    Column("session_id", Id, index=True, doc="The session of its last event. Null: the record cannot be read."),
+    Column("session_id", UuidText, index=True, doc="The session of its last event. Null: the record cannot be read."),
     Column("error", Text, nullable=False, doc="Why it could not be archived."),
     # Bytes, since a text that Postgres refused once would be refused here too.
     Column("payload", LargeBinary, nullable=False, doc="The record and its transcripts (`app.closing.rejects`)."),

@@ -1,11 +1,11 @@
-"""A changed policy counts for open sessions too: their deadlines are moved in the background.
+"""Applies a changed policy to open sessions: moves their deadlines in the background.
 
-Every process learns of a new version within two seconds, and until then may decide by the old one: so the open sessions are
-gone through once when a worker knows of it and once more when no process can be behind. Where the boundary lies does not depend
-on that: a session's deadline under the new version is never before the change, whichever process computes it, at any time.
+Every process receives a new version within two seconds, and until then may decide by the old one. So a worker makes two passes
+over the open sessions: one when it receives the version, and one when no process can be behind. The boundary does not depend on
+that: a session's deadline under the new version is never before the change, whichever process computes it, at any time.
 
-So a conversation that cannot be decided ends no pass: every later decision on it uses the new version. A failure of Redis
-ends it; such a pass is made again, ever less often, while the passes of other bots go on.
+A conversation that cannot be decided does not end a pass: every later decision on it uses the new version. A failure of Redis
+ends it; the pass is tried again, ever less often, while the passes of other bots go on.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from app.live.pipe import Pipe, RedisUnreachable
 from app.live.sandbox import SandboxClocks
 from app.live.view import strands_in
 
-# By then every process has heard of a change.
-_ALL_KNOW_MS = 3_000
+# After this long every process has received a change.
+_RECEIVED_MS = 3_000
 _LEASE_MS = 60_000
 _AT_ONCE = 400
-_AGAIN_MS = 1_000
-_AGAIN_AT_MOST_MS = 60_000
+_SHORTEST_WAIT_MS = 1_000
+_LONGEST_WAIT_MS = 60_000
 
 
 class _Failed(Struct, frozen=True):
-    """A pass that failed: of which version, and how long and until when the next one waits."""
+    """A pass that failed: its version, and how long and until when the next pass waits."""
 
     version: int
     wait_ms: int
@@ -57,7 +57,7 @@ class PolicyChange:
         self._failed: dict[str, _Failed] = {}
 
     async def run_once(self, now_ms: int) -> int:
-        """Go through the sessions of every bot whose policy changed; returns how many deadlines were looked at.
+        """Go through the sessions of every bot whose policy changed; returns how many sessions there were.
 
         Raises the first of what failed, when all bots are done.
         """
@@ -65,20 +65,20 @@ class PolicyChange:
         if not changed:
             return 0
         applied = await self._pipe.call("HMGET", keys.POLICIES_APPLIED, *(bot.id for bot in changed))
-        looked_at = 0
+        sessions = 0
         failures: list[BaseException] = []
         for bot, version in zip(changed, applied, strict=True):
             if version == b"%d" % _version(bot):
                 self._done[bot.id] = _version(bot)
             elif not self._waits(bot, now_ms):
                 try:
-                    looked_at += await self._apply(bot, now_ms)
+                    sessions += await self._apply(bot, now_ms)
                 except RedisUnreachable:
                     raise
                 except Exception as error:  # noqa: BLE001 - raised when the others are done
                     failures.append(error)
         raise_first(failures)
-        return looked_at
+        return sessions
 
     def _waits(self, bot: BotConfig, now_ms: int) -> bool:
         failed = self._failed.get(bot.id)
@@ -87,19 +87,19 @@ class PolicyChange:
     def _put_off(self, bot: BotConfig, now_ms: int) -> None:
         failed = self._failed.get(bot.id)
         again = failed is not None and failed.version == _version(bot)
-        wait_ms = min(failed.wait_ms * 2, _AGAIN_AT_MOST_MS) if failed is not None and again else _AGAIN_MS
+        wait_ms = min(failed.wait_ms * 2, _LONGEST_WAIT_MS) if failed is not None and again else _SHORTEST_WAIT_MS
         self._failed[bot.id] = _Failed(_version(bot), wait_ms, now_ms + wait_ms)
 
     async def _apply(self, bot: BotConfig, now_ms: int) -> int:
         version, first = _version(bot), self._first_pass.get(bot.id)
         again = first is not None and first[0] == version
-        if again and first is not None and now_ms - first[1] < _ALL_KNOW_MS:
+        if again and first is not None and now_ms - first[1] < _RECEIVED_MS:
             return 0
         if not await self._pipe.call("SET", keys.policy_lease(bot.id), self._worker, "NX", "PX", _LEASE_MS):
             return 0
-        self._put_off(bot, now_ms)  # until it is known that it went well
+        self._put_off(bot, now_ms)  # until the pass has succeeded
         try:
-            looked_at, stuck = await self._pass(bot)
+            sessions, stuck = await self._pass(bot)
             if again:
                 await self._pipe.call("HSET", keys.POLICIES_APPLIED, bot.id, version)
                 self._done[bot.id] = version
@@ -109,10 +109,10 @@ class PolicyChange:
         finally:
             await self._pipe.call("DEL", keys.policy_lease(bot.id))
         raise_first(stuck)
-        return looked_at
+        return sessions
 
     async def _pass(self, bot: BotConfig) -> tuple[int, list[BaseException]]:
-        """How many were looked at, and what those raised that cannot be decided. Raises what else failed, after the rest."""
+        """How many sessions there were, and the failures of single conversations. Raises any other failure, after the rest."""
         at_ms = await self._sandboxes.stored_ms(bot.id) if bot.sandbox else None
         passes = (self._pass_shard(shard, bot.id, at_ms=at_ms) for shard in range(self._shards))
         results = await asyncio.gather(*passes, return_exceptions=True)

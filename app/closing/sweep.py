@@ -1,10 +1,10 @@
-"""Wakes the strands that are due: the ledger decides what that means and commits it.
+"""Wakes the strands that are due; the ledger decides and commits.
 
 Many workers may sweep at once: a compare-and-set that is lost changes nothing. A sandbox bot's strands are due in its own
 time; moving its clock and sweeping are the same call for it.
 
-A failure stops no other strand. A strand that cannot be decided is put off, so that it does not stand before the others for
-ever; a shard that Redis has trouble with is left for the next sweep. Both are raised when all the rest is done.
+A failure stops no other strand. A strand that cannot be decided is postponed, so that it does not stay before the others for
+ever; a shard in which Redis fails is left to the next sweep. Both are raised when all the rest is done.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.view import LiveView
 
-_PUT_OFF_MS = 60_000
+_POSTPONE_MS = 60_000
 
 
 class _Round(Struct, frozen=True):
@@ -60,7 +60,7 @@ class Sweep:
         return done.woken
 
     async def _rounds(self, now_ms: int, *, bot: str | None, shards: Sequence[int] | None) -> int:
-        """Rounds until nothing is due: what one wakes may be due again before `now_ms` (a reminder, then the close)."""
+        """Rounds until nothing is due: a strand may be due again before `now_ms` (a reminder, then the close)."""
         woken = 0
         failures: list[BaseException] = []
         left: Sequence[int] = range(self._shards) if shards is None else shards
@@ -78,15 +78,15 @@ class Sweep:
         troubled = {shard for shard, _, error in failed if not concerns_one(error)}
         failures: list[BaseException] = [*due.broken.values(), *(error for *_, error in failed)]
         try:
-            await self._due.postpone([strand for _, strand in stuck], to_ms=now_ms + _PUT_OFF_MS, bot=bot)
-        except Exception as error:  # noqa: BLE001 - raised at the end; until they are put off, a next round would find them again
+            await self._due.postpone([strand for _, strand in stuck], to_ms=now_ms + _POSTPONE_MS, bot=bot)
+        except Exception as error:  # noqa: BLE001 - raised at the end; until they are postponed, a next round would find them again
             troubled.update(shard for shard, _ in stuck)
             failures.append(error)
         woken = sum(map(len, due.strands.values())) - len(failed)
         return _Round(woken, [shard for shard in due.strands if shard not in troubled], failures)
 
     async def _wake(self, due: DueBatch, *, at_ms: int | None) -> list[tuple[int, Strand, BaseException]]:
-        """Wake them all; those that failed, each with its shard and what it raised."""
+        """Wake them all; returns those that failed, each with its shard and its error."""
         strands = [(shard, strand) for shard, of_shard in due.strands.items() for strand in of_shard]
         if not strands:
             return []

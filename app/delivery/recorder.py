@@ -12,7 +12,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import endpoint_health, outbox
-from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, EndpointHealth
 from app.archive.outbox import Claim, Settled
 from app.delivery.retry import after_failure, after_success, next_attempt_at_ms
 from app.delivery.sender import Delivered, Gone, SendOutcome, plain
@@ -131,7 +131,7 @@ def settled(attempt: Attempt, *, jitter: float) -> Settled:
             return _settled(attempt, status, next_at_ms=next_at_ms, replied=outcome.status, reply=outcome.reply, error=error)
 
 
-def health_after(health: Health, attempt: Attempt) -> Health:
+def health_after(health: EndpointHealth, attempt: Attempt) -> EndpointHealth:
     """The endpoint's health after this attempt."""
     match attempt.outcome:
         case Delivered():

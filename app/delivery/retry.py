@@ -5,7 +5,7 @@ days. A breaker is closed (`resume_at_ms` None), open until `resume_at_ms`, and 
 through, whose success closes it and whose failure opens it for twice as long.
 """
 
-from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, EndpointHealth
 from app.domain.instants import HOUR_MS, MINUTE_MS
 
 _SECOND_MS = 1_000
@@ -46,19 +46,19 @@ def next_attempt_at_ms(attempt: int, now_ms: int, *, jitter: float, retry_after_
     return now_ms + max(int(wait_ms), asked_ms)
 
 
-def after_success() -> Health:
+def after_success() -> EndpointHealth:
     """One success closes the breaker and resets the count of failures."""
     return HEALTHY
 
 
-def after_failure(health: Health, *, started_at_ms: int, ended_at_ms: int) -> Health:
+def after_failure(health: EndpointHealth, *, started_at_ms: int, ended_at_ms: int) -> EndpointHealth:
     """`started_at_ms` and `ended_at_ms` of the attempt that failed; one that began before the breaker opened is not counted."""
     if health.opened_at_ms is not None and started_at_ms < health.opened_at_ms:
         return health
     failures = health.failures + 1
     if failures < FAILURES_TO_OPEN:
-        return Health(failures)
-    return Health(failures, ended_at_ms, ended_at_ms + pause_ms(failures))
+        return EndpointHealth(failures)
+    return EndpointHealth(failures, ended_at_ms, ended_at_ms + pause_ms(failures))
 
 
 def pause_ms(failures: int) -> int:

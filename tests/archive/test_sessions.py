@@ -31,7 +31,7 @@ async def count(engine: AsyncEngine, table: str) -> int:
 
 
 async def test_a_session_is_read_as_it_was_written(engine: AsyncEngine) -> None:
-    """The record, its strand and its messages come back equal, but for what the bot was told of each message."""
+    """The record, its strand and its messages come back equal, but for the answer to each entry."""
     closed = closed_session(7, tags=("a", "b"), trade="agent", first_response_ms=1234)
     closed = structs.replace(
         closed,
@@ -61,7 +61,7 @@ async def test_a_session_is_read_as_it_was_written(engine: AsyncEngine) -> None:
 
 
 async def test_a_batch_that_is_repeated_inserts_nothing(engine: AsyncEngine) -> None:
-    """A crash before the release repeats the batch: only what is new is told, and nothing stands there twice."""
+    """A crash before the release repeats the batch: only new sessions are returned, and nothing is there twice."""
     batch = [closed_session(number) for number in range(10)]
     first = await insert(engine, *batch)
     second = await insert(engine, *batch, closed_session(10), closed_session(10))
@@ -86,7 +86,7 @@ async def test_messages_are_written_in_portions(engine: AsyncEngine, monkeypatch
 
 
 async def test_two_batches_go_into_one_transaction(engine: AsyncEngine) -> None:
-    """What was staged before is not told as new again, and an error undoes both."""
+    """Sessions staged before are not returned as new again, and an error undoes both."""
     async with engine.begin() as conn:
         first = await insert_closed(conn, [closed_session(1)])
         second = await insert_closed(conn, [closed_session(2)])
@@ -96,7 +96,7 @@ async def test_two_batches_go_into_one_transaction(engine: AsyncEngine) -> None:
 
 
 async def test_archivists_that_write_the_same_batch_at_once_insert_it_once(engine: AsyncEngine) -> None:
-    """Two workers with the same batch: every session is told as new by exactly one of them."""
+    """Two workers with the same batch: exactly one of them returns a session as new."""
     batch = [closed_session(number) for number in range(200)]
     one, other = await asyncio.gather(insert(engine, *batch), insert(engine, *batch))
 

@@ -38,7 +38,7 @@ async def test_closed_session_is_archived_with_its_messages_and_released(resourc
 async def test_crash_before_the_release_repeats_and_doubles_nothing(
     resources: Resources, worker: Worker, other: Archivist
 ) -> None:
-    """The transaction stands and the worker is gone: another one archives it again, which inserts nothing."""
+    """The transaction is committed and the worker dead: another one archives it again, which inserts nothing."""
     session = await say(resources, "hello")
     await close(resources, session)
     with patch.object(EventStream, "release", side_effect=asyncio.CancelledError), pytest.raises(asyncio.CancelledError):
@@ -127,8 +127,8 @@ async def test_records_wait_while_postgres_is_unreachable(resources: Resources, 
     """They stay in the stream, and are tried again without waiting for the time after which others may claim them."""
     session = await say(resources, "hello")
     await close(resources, session)
-    away = asyncpg.CannotConnectNowError("the database system is starting up")
-    with patch("app.archive.sessions.insert_closed", side_effect=away), pytest.raises(asyncpg.CannotConnectNowError):
+    unreachable = asyncpg.CannotConnectNowError("the database system is starting up")
+    with patch("app.archive.sessions.insert_closed", side_effect=unreachable), pytest.raises(asyncpg.CannotConnectNowError):
         await worker.archivist.run_once()
     assert await waiting(resources) == 2  # the opening, and the close
 
@@ -142,12 +142,12 @@ async def test_records_wait_while_postgres_is_unreachable(resources: Resources, 
 async def test_archivist_rests_while_postgres_is_unreachable(resources: Resources, worker: Worker) -> None:
     """It tries less and less often, and without a rest after a success."""
     await close(resources, await say(resources, "hello"))
-    away, tries = asyncpg.CannotConnectNowError("the database system is starting up"), 0
+    unreachable, tries = asyncpg.CannotConnectNowError("the database system is starting up"), 0
 
     async def write(*_: object) -> set[str]:
         nonlocal tries
         tries += 1
-        raise away
+        raise unreachable
 
     with patch.object(Archivist, "_write", write):
         async with asyncio.timeout(20):
@@ -182,7 +182,7 @@ async def say_much(resources: Resources, name: str, number: int) -> str:
 
 @pytest.mark.usefixtures("short_measure")
 async def test_long_session_goes_alone_and_last(resources: Resources, worker: Worker) -> None:
-    """One that is too long to be written at all holds up nobody but itself."""
+    """One that is too long to be written at all holds up only itself."""
     ids = {name: await say_much(resources, name, 300 if name == "long" else 2) for name in ("long", "ann", "ben")}
     with patch("app.archive.sessions.add_messages", side_effect=TimeoutError), pytest.raises(TimeoutError):
         await worker.archivist.run_once()
@@ -257,7 +257,7 @@ async def test_broken_shard_does_not_stop_the_others(resources: Resources, worke
         for each in (Strand("bot", f"web:user{number}") for number in range(100))
         if keys.shard_of(each, resources.settings.shards) != broken
     )
-    lost = await say(resources, "gone", strand=strand)
+    lost = await say(resources, "lost", strand=strand)
     await close(resources, session)
     await close(resources, lost, strand=strand)
     await resources.redis.set(keys.messages(keys.shard_of(strand, resources.settings.shards), lost), "not a transcript")

@@ -1,4 +1,4 @@
-"""What must always hold of the live state is put right where somebody broke it, and what is gone is told."""
+"""The consistency check repairs the live state where it was changed from outside, and counts what is lost."""
 
 from collections.abc import Awaitable, Callable
 
@@ -31,13 +31,13 @@ def shard(resources: Resources) -> int:
 
 @pytest.mark.usefixtures("session")
 async def test_nothing_to_repair_where_nothing_is_broken(resources: Resources, worker: Worker) -> None:
-    """The look itself changes nothing."""
+    """The check itself changes nothing."""
     assert await worker.consistency.run_once(resources.config.bots_and_deleted()) == 0
 
 
 @pytest.mark.usefixtures("session")
 async def test_open_session_without_a_deadline_gets_one(resources: Resources, worker: Worker) -> None:
-    """Somebody took it out of `due`: without a repair it would be open for ever."""
+    """Removed from `due` from outside: without a repair it would be open for ever."""
     due, member = keys.due(shard(resources)), keys.member(ANN)
     before = await resources.redis.zscore(due, member)
     await resources.redis.zrem(due, member)
@@ -84,17 +84,17 @@ async def test_a_session_that_is_not_found_by_its_user_is_added(resources: Resou
 
 
 @pytest.mark.parametrize("besides", (0, 12_000))
-async def test_record_in_nobodys_hands_is_given_out_again(
+async def test_record_that_is_neither_undelivered_nor_pending_is_delivered_again(
     resources: Resources, worker: Worker, session: str, besides: int
 ) -> None:
-    """Delivered to a consumer that somebody deleted: neither new nor pending. There may be many of them."""
+    """Delivered to a consumer that was deleted: neither new nor pending. There may be many of them."""
     await worker.archivist.run_once()
     await resources.ledger.submit(ANN, Close(session))
     events = keys.events(shard(resources))
     ((_, (_, record)),) = await resources.pipe.call("XRANGE", events, "-", "+")
     await resources.pipe.call_all([("XADD", events, "*", "e", record)] * besides)
-    await resources.redis.xreadgroup(GROUP, "gone", {events: ">"})
-    await resources.redis.xgroup_delconsumer(events, GROUP, "gone")
+    await resources.redis.xreadgroup(GROUP, "deleted", {events: ">"})
+    await resources.redis.xgroup_delconsumer(events, GROUP, "deleted")
 
     repairs = await worker.consistency.run_once(resources.config.bots_and_deleted())
     await worker.archivist.run_once()
@@ -115,8 +115,8 @@ async def test_everything_is_accounted_for_through_a_sessions_life(resources: Re
     assert [(account.open, account.pending, account.unaccounted) for account in accounts] == [(1, 0, 0), (0, 1, 0), (0, 0, 0)]
 
 
-async def test_lost_record_is_told(resources: Resources, worker: Worker, session: str) -> None:
-    """What cannot be repaired must at least be seen."""
+async def test_lost_record_is_counted(resources: Resources, worker: Worker, session: str) -> None:
+    """It cannot be repaired, so it shows in the totals."""
     await resources.ledger.submit(ANN, Close(session))
     await resources.redis.xtrim(keys.events(shard(resources)), maxlen=0, approximate=False)
 

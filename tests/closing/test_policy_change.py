@@ -73,7 +73,7 @@ async def test_session_overdue_by_the_new_policy_closes_at_the_change(
 async def test_sessions_are_gone_through_again_when_nobody_can_be_behind(
     resources: Resources, worker: Worker, save_bot: SaveBot
 ) -> None:
-    """A process that had not heard of the change may have opened sessions by the old policy; after that it is done with."""
+    """A process that had not received the change may have opened sessions by the old policy; after that it is done with."""
     await save_bot("shop", version=1, minutes=15)
     await save_bot("shop", version=2, minutes=60)
     await say(resources, ANN)
@@ -103,7 +103,7 @@ async def minutes_of(resources: Resources, session_id: str) -> int:
 async def test_conversation_that_cannot_be_decided_stops_no_change(
     resources: Resources, worker: Worker, save_bot: SaveBot
 ) -> None:
-    """It is told once a pass; the other sessions of its bot and all other bots get theirs, and the next version, too."""
+    """It is raised once a pass; the other sessions of its bot and all other bots get theirs, and the next version, too."""
     for bot in BOTS:
         await save_bot(bot, version=1, minutes=15)
     sessions = [await say(resources, strand) for strand in (BEN, Strand("a", "web:ann"), Strand("z", "web:ann"))]

@@ -42,7 +42,7 @@ async def test_rejected_record_can_be_replayed(resources: Resources, worker: Wor
     session = await say(resources, "hello", "again")
     await close(resources, session)
     async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT nobody CHECK (user_id <> 'ann')"))
+        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT no_ann CHECK (user_id <> 'ann')"))
     await worker.archivist.run_once()
     assert await archived(resources) == {}
     await resources.redis.delete(keys.messages(keys.shard_of(STRAND, resources.settings.shards), session))
@@ -51,7 +51,7 @@ async def test_rejected_record_can_be_replayed(resources: Resources, worker: Wor
     await worker.archivist.run_once()
     assert await archived(resources) == {}
     async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT nobody"))
+        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT no_ann"))
     await replay_all(resources.engine, resources.pipe, bots=None, actor=ADMIN)
     await worker.archivist.run_once()
 

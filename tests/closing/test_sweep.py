@@ -40,7 +40,7 @@ async def spoil(resources: Resources, strand: Strand) -> None:
 
 
 async def test_state_that_cannot_be_read_keeps_nobody_else_open(resources: Resources, strands: list[Strand]) -> None:
-    """It is told, and put off for a minute; its neighbours close in the same sweep."""
+    """It is raised, and postponed for a minute; its neighbours close in the same sweep."""
     await spoil(resources, strands[0])
     now_ms = resources.clock.now_ms()
 
@@ -82,7 +82,7 @@ async def test_what_is_no_conversation_of_a_shard_is_removed(resources: Resource
 
 
 async def test_shard_that_cannot_be_read_leaves_the_others(resources: Resources, strands: list[Strand]) -> None:
-    """A key of another type in place of what is due in one shard: all others close, and it is told."""
+    """A key of another type in place of what is due in one shard: all others close, and it is raised."""
     await resources.redis.delete(keys.due(0))
     await resources.redis.set(keys.due(0), "no set")
     in_shard = sum(shard_of(resources, strand) == 0 for strand in strands)

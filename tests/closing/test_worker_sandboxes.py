@@ -1,4 +1,4 @@
-"""Sandbox bots are swept one after the other, and none for the trouble of another."""
+"""Sandbox bots are swept one after the other, and a failure of one stops no other."""
 
 from collections.abc import Awaitable, Callable
 
@@ -47,7 +47,7 @@ async def spoil_clock(resources: Resources, bot: str) -> None:
 async def test_trouble_with_one_sandbox_keeps_no_other_open(
     resources: Resources, worker: Worker, *, job: str, spoil: Callable[[Resources, str], Awaitable[None]], error: type[Exception]
 ) -> None:
-    """What is wrong is told when all have been swept."""
+    """Its error is raised when all have been swept."""
     await spoil(resources, "a")
 
     with pytest.raises(error):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, EndpointHealth
 from app.delivery.retry import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_MS,
@@ -14,7 +14,7 @@ from app.delivery.retry import (
 )
 
 
-def failing(times: int, *, health: Health = HEALTHY, at_ms: int = 1_000) -> Health:
+def failing(times: int, *, health: EndpointHealth = HEALTHY, at_ms: int = 1_000) -> EndpointHealth:
     for _ in range(times):
         health = after_failure(health, started_at_ms=at_ms, ended_at_ms=at_ms)
     return health
@@ -22,12 +22,12 @@ def failing(times: int, *, health: Health = HEALTHY, at_ms: int = 1_000) -> Heal
 
 def test_it_stays_closed_for_a_few_failures() -> None:
     """One bad minute does not stop an endpoint."""
-    assert failing(FAILURES_TO_OPEN - 1) == Health(FAILURES_TO_OPEN - 1)
+    assert failing(FAILURES_TO_OPEN - 1) == EndpointHealth(FAILURES_TO_OPEN - 1)
 
 
 def test_it_opens_at_the_fifth_failure_in_a_row() -> None:
     """Its deliveries wait from that instant."""
-    assert failing(FAILURES_TO_OPEN) == Health(5, 1_000, 1_000 + FIRST_PAUSE_MS)
+    assert failing(FAILURES_TO_OPEN) == EndpointHealth(5, 1_000, 1_000 + FIRST_PAUSE_MS)
 
 
 def test_what_was_under_way_when_it_opened_is_not_counted() -> None:
@@ -42,7 +42,7 @@ def test_each_failed_probe_doubles_the_pause_up_to_a_limit() -> None:
     opened = failing(FAILURES_TO_OPEN)
     again = after_failure(opened, started_at_ms=20_000, ended_at_ms=20_500)
 
-    assert again == Health(6, 20_500, 20_500 + 2 * FIRST_PAUSE_MS)
+    assert again == EndpointHealth(6, 20_500, 20_500 + 2 * FIRST_PAUSE_MS)
     assert pause_ms(10_000) == LONGEST_PAUSE_MS
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.archive.endpoint_health import HEALTHY, Health
+from app.archive.endpoint_health import HEALTHY, EndpointHealth
 from app.archive.outbox import Claim, DueEndpoint
 from app.delivery.recorder import Attempt, Interrupted, health_after, settled
 from app.delivery.retry import DELAYS_MS
@@ -81,12 +81,12 @@ def test_the_schedule_counts_tries_and_not_attempts() -> None:
 @pytest.mark.parametrize(
     ("outcome", "before", "after"),
     (
-        (Delivered(200), Health(3), HEALTHY),
-        (Retry("5xx", "answered 500", 500), Health(1), Health(2)),
-        (Gone(), HEALTHY, Health(1)),
-        (Interrupted(), Health(3), Health(3)),
+        (Delivered(200), EndpointHealth(3), HEALTHY),
+        (Retry("5xx", "answered 500", 500), EndpointHealth(1), EndpointHealth(2)),
+        (Gone(), HEALTHY, EndpointHealth(1)),
+        (Interrupted(), EndpointHealth(3), EndpointHealth(3)),
     ),
 )
-def test_what_it_says_of_the_endpoint(outcome: SendOutcome | Interrupted, before: Health, after: Health) -> None:
+def test_what_it_says_of_the_endpoint(outcome: SendOutcome | Interrupted, before: EndpointHealth, after: EndpointHealth) -> None:
     """Success clears it, failure counts, and a stop of ours says nothing."""
     assert health_after(before, attempt(outcome)) == after

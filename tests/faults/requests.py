@@ -6,7 +6,7 @@ from typing import Any, Self
 import msgspec
 from msgspec import Struct
 
-LIMIT_S = 5.0
+LIMIT_S = 20.0  # far above the promise of 2 s, which scenarios check by themselves: the machine may be busy
 
 
 class Answered(Struct, frozen=True):

@@ -49,7 +49,7 @@ async def test_many_workers_find_the_same_sessions_due(
 async def test_workers_paused_in_the_middle(stage: Installation, tabulate: Tabulate, seconds: int) -> None:
     """Others do their work after a lease; when they go on, what they still had in hand changes nothing any more."""
     bot, log, due_s = await stage.make_bot("closing"), Log(), dict[str, float]()
-    limits: dict[str, Any] = {"database_timeout_s": 2, "delivery_concurrency": 1_000}
+    limits: dict[str, Any] = {"database_timeout_s": 2, "delivery_concurrency": 1_000, "delivery_timeout_s": 3}
     await stage.start("api")
     await stage.start("worker", **limits)
     paused = [await stage.start("worker", armed=f"{point}:2:stop", **limits) for point in STOPS]

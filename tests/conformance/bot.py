@@ -1,7 +1,7 @@
 """A sandbox bot on a running Adjourn, as its developer has it: entries in by HTTP, time moved by HTTP, sessions out by HTTP."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import httpx
 from tests.receiver import Received, Receiver
 
 Json = dict[str, Any]
-T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 WITHIN_S = 20
 
 
@@ -22,6 +22,7 @@ class Bot:
         self.receiver = receiver
         self.name = name
         self.secret = ""
+        self._closed = 0
 
     @property
     def path(self) -> str:
@@ -42,6 +43,7 @@ class Bot:
 
     def archived(self, *, count: int, **wanted: str) -> list[Json]:
         """Closed sessions of all conversations, as dashboards find them, once there are so many."""
+        self._closed = max(self._closed, count)
         return self._polled(lambda: self._listed("/v1/sessions", {"bot": self.name, **wanted}), count)
 
     def session(self, answer: Json) -> Json:
@@ -61,7 +63,13 @@ class Bot:
         return self.ask("POST", f"/v1/sessions/{answer['session_id']}/close")
 
     def summary(self, **wanted: str) -> Json:
+        """Sums over the closed sessions, once the archive holds those that `archived` found: a list shows them before it does."""
+        _until(self._summed, self._closed)
         return self.ask("GET", f"{self.path}/summary", params=wanted)
+
+    def _summed(self) -> range:
+        found = self.ask("GET", f"{self.path}/summary", params={"developers": "true"})
+        return range(found["sessions"] + found["not_counted"])
 
     def put_variable(self, name: str, value: object, *, ttl_s: float | None = None) -> None:
         body = {"value": value} if ttl_s is None else {"value": value, "ttl_s": ttl_s}
@@ -105,7 +113,7 @@ class Bot:
         return found
 
 
-def _until(read: Callable[[], list[T]], count: int) -> list[T]:
+def _until(read: Callable[[], S], count: int) -> S:
     """The result of `read` once it has so many items; fails if that takes too long."""
     give_up = time.monotonic() + WITHIN_S
     while len(found := read()) < count:

@@ -7,6 +7,7 @@ An answer never echoes a value that was sent. An unforeseen error is answered wi
 that, under the request's id.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import asyncpg
@@ -174,11 +175,24 @@ def _invalid(error: RequestValidationError) -> Invalid | UnsupportedMedia:
     # FastAPI leaves a body as bytes if its media type is not JSON, and then complains that bytes are no object.
     if isinstance(error.body, bytes) and any(item["loc"] == ("body",) for item in wrong):
         return _unread_media()
-    return Invalid("the request is not valid", hint="correct what `errors` names", faults=tuple(map(_fault, wrong)))
+    return Invalid(
+        "the request is not valid",
+        hint="correct what `errors` names",
+        faults=tuple(fault for item in wrong for fault in _faults(item)),
+    )
 
 
 def _unread_media() -> UnsupportedMedia:
     return UnsupportedMedia("cannot read a body of this kind", hint="send it with `Content-Type: application/json`")
+
+
+def _faults(item: dict[str, Any]) -> Iterator[Fault]:
+    """The faults that one of pydantic's stands for: a policy inside a body has its own."""
+    if item["type"] == "policy_faults":
+        where = _where(item["loc"], within="")
+        yield from (Fault(f"{where}.{fault.where}", fault.what, fault.hint) for fault in item["ctx"]["faults"])
+    else:
+        yield _fault(item)
 
 
 def _fault(item: dict[str, Any]) -> Fault:

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from pydantic_core import PydanticCustomError
 
 from app.domain.entry import ID_PATTERN, LONGEST_SLUG, SLUG_PATTERN
+from app.domain.errors import InvalidPolicy
 from app.domain.json_value import DEEPEST
+from app.domain.policy.parse import policy_from
 from app.domain.strand import LONGEST_CONVERSATION
 
 COMPONENT = "x-component"
@@ -101,6 +103,15 @@ def _storable(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
+
+
+def valid_policy(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a policy inside a larger body with all of its faults, so that they are reported beside the body's own."""
+    try:
+        policy_from(value)
+    except InvalidPolicy as error:
+        raise PydanticCustomError("policy_faults", "the policy is not valid", {"faults": error.faults}) from None
+    return value
 
 
 def component(name: str) -> WithJsonSchema:

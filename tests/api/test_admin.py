@@ -1,4 +1,4 @@
-"""Bots, policies, endpoints, keys: what is saved is what is told, changes are audited, and the rules of each hold."""
+"""Bots, policies, endpoints, keys: saved values are read back, changes are audited, and the rules of each hold."""
 
 import asyncio
 
@@ -65,7 +65,7 @@ async def test_the_silence_is_five_to_sixty_minutes(admin: Client, minutes: int,
 
 
 async def test_every_version_of_a_policy_is_kept_with_who_saved_it_and_when(admin: Client) -> None:
-    """The list begins with the latest; what was saved is told as it was saved, beside what it comes to."""
+    """The list begins with the latest; a version is shown as it was saved, beside the values that it resolves to."""
     await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"preset": "aivo"}})
     await admin.ok("PUT", "/v1/bots/shop/policy", {"preset": "kore", "inactivity_minutes": 20})
     saved = await admin.ok("GET", "/v1/bots/shop/policy")
@@ -100,7 +100,7 @@ async def test_a_stale_if_match_is_refused_and_changes_nothing(admin: Client) ->
 
 
 async def test_admins_that_save_at_once_overwrite_nobody(admin: Client) -> None:
-    """Ten on the same version: one succeeds, nine are told that they are late."""
+    """Ten on the same version: one succeeds, nine get 412."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     saves = (
         admin.put("/v1/bots/shop/policy", json={"inactivity_minutes": 10 + at}, headers={"if-match": '"1"'}) for at in range(10)
@@ -127,28 +127,28 @@ async def test_lazy_closing_is_answered_with_a_notice(admin: Client) -> None:
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     saved = await admin.ok("PUT", "/v1/bots/shop/policy", {"preset": "kore-legacy"})
     read = await admin.ok("GET", "/v1/bots/shop/policy")
-    told = await admin.ok("POST", "/v1/policies/validate", {"preset": "kore-legacy"})
+    shown = await admin.ok("POST", "/v1/policies/validate", {"preset": "kore-legacy"})
 
-    for answer in (saved, read, told):
+    for answer in (saved, read, shown):
         assert "deprecated" in answer["notices"][0]
 
 
 async def test_a_policy_is_explained_before_it_is_saved(admin: Client) -> None:
     """In words and as a timeline; every problem of a wrong one is named at once."""
-    told = await admin.ok("POST", "/v1/policies/validate", {"inactivity_minutes": 20})
+    shown = await admin.ok("POST", "/v1/policies/validate", {"inactivity_minutes": 20})
     wrong = await admin.refused("POST", "/v1/policies/validate", {"inactivity_minutes": 4, "closing": "never", "colour": "red"})
 
-    assert any("20 minutes" in sentence for sentence in told["words"])
-    assert told["timeline"][-1]["after_minutes"] == 20
+    assert any("20 minutes" in sentence for sentence in shown["words"])
+    assert shown["timeline"][-1]["after_minutes"] == 20
     assert {fault["where"] for fault in wrong["errors"]} == {"inactivity_minutes", "closing", "colour"}
 
 
 async def test_presets_are_told_with_what_they_come_to(admin: Client) -> None:
     """All eight, each with its own values and every field that follows."""
-    told = (await admin.ok("GET", "/v1/presets"))["presets"]
+    shown = (await admin.ok("GET", "/v1/presets"))["presets"]
 
-    assert {preset["name"]: preset["values"] for preset in told} == PRESETS
-    assert all(preset["resolved"]["max_duration_hours"] == 168 for preset in told)
+    assert {preset["name"]: preset["values"] for preset in shown} == PRESETS
+    assert all(preset["resolved"]["max_duration_hours"] == 168 for preset in shown)
 
 
 async def test_an_endpoint_lives_from_its_creation_to_its_deletion(admin: Client, resources: Resources) -> None:
@@ -232,8 +232,8 @@ async def test_a_key_is_shown_once_works_at_once_and_ends_when_revoked(admin: Cl
     await admin.ok("DELETE", f"/v1/keys/{made['id']}")
     refused = await admin.refused("GET", "/v1/sessions", headers=bearer)
     assert refused["status"] == 401
-    told = {key["id"]: key["revoked_at"] for key in (await admin.ok("GET", "/v1/keys"))["keys"]}
-    assert told[made["id"]] is not None
+    shown = {key["id"]: key["revoked_at"] for key in (await admin.ok("GET", "/v1/keys"))["keys"]}
+    assert shown[made["id"]] is not None
 
 
 async def test_without_a_key_nothing_is_told(admin: Client) -> None:
@@ -345,23 +345,23 @@ async def test_what_could_not_be_archived_is_shown_to_an_admin(admin: Client, re
             await rejects.add(conn, bot="bank", session_id=session, error="no\x00", payload=payload)
     first = await admin.ok("GET", "/v1/rejects?limit=1")
     second = await admin.ok("GET", f"/v1/rejects?limit=1&cursor={first['next']}")
-    told = [page["rejects"][0] for page in (first, second)]
-    details = [await admin.ok("GET", f"/v1/rejects/{each['id']}") for each in told]
+    shown = [page["rejects"][0] for page in (first, second)]
+    details = [await admin.ok("GET", f"/v1/rejects/{each['id']}") for each in shown]
 
     assert second["next"] is None
-    assert {(each["session_id"], each["error"]) for each in told} == {(session, "no\ufffd")}
+    assert {(each["session_id"], each["error"]) for each in shown} == {(session, "no\ufffd")}
     assert [each["record"] for each in details] == ["wQ==", ["bank", {"n": 1}]]
     assert details[0]["transcripts"] == {session: [["bank", {"n": 1}], "wQ=="]}
 
 
 @pytest.mark.parametrize("payload", (b"\xc1", b"", b"\x93\x00\xc4\x03\x81\xc0\x01\x80", b"\x93\x00\xc4\x02\xd4\x01\x80"))
 async def test_an_odd_reject_is_shown_too(admin: Client, resources: Resources, payload: bytes) -> None:
-    """Whatever it is: it hides no others."""
+    """An unreadable reject hides no others."""
     async with resources.engine.begin() as conn:
         await rejects.add(conn, bot=None, session_id=None, error="no", payload=payload)
-    (told,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
-    detail = await admin.ok("GET", f"/v1/rejects/{told['id']}")
-    again = await admin.request("POST", f"/v1/rejects/{told['id']}/replay")
+    (shown,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
+    detail = await admin.ok("GET", f"/v1/rejects/{shown['id']}")
+    again = await admin.request("POST", f"/v1/rejects/{shown['id']}/replay")
 
     assert detail["record"] is not None
     assert again.status_code in {202, 409}
@@ -374,12 +374,12 @@ async def test_what_could_not_be_archived_is_archived_when_it_is_put_back(
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     said = await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "user", "text": "hello"})
     async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT nobody CHECK (user_id <> 'ann')"))
+        await conn.execute(text("ALTER TABLE sessions ADD CONSTRAINT never CHECK (user_id <> 'ann')"))
     await admin.ok("POST", f"/v1/sessions/{said['session_id']}/close")
     await worker.archivist.run_once()
     (reject,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
     async with resources.engine.begin() as conn:
-        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT nobody"))
+        await conn.execute(text("ALTER TABLE sessions DROP CONSTRAINT never"))
 
     replies = await asyncio.gather(*(admin.request("POST", f"/v1/rejects/{reject['id']}/replay") for _ in range(3)))
     await worker.archivist.run_once()

@@ -1,4 +1,4 @@
-"""Whatever is asked is answered in one shape, and nothing that a caller sends is answered with 500."""
+"""Every request is answered in one shape, and no request of a caller is answered with 500."""
 
 import json
 import re
@@ -120,10 +120,10 @@ async def test_no_name_in_a_path_breaks_a_route(admin: Client, app: FastAPI) -> 
 
 
 async def test_no_query_parameter_breaks_a_route(admin: Client, app: FastAPI) -> None:
-    """Every parameter of every route with every nasty value, and one that nobody knows."""
+    """Every parameter of every route with every nasty value, and one that no route has."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     for method, path, names in operations(app):
-        for name in (*names, "unheard_of") if method == "GET" else ():
+        for name in (*names, "no_such_parameter") if method == "GET" else ():
             for value in NASTY:
                 await check(admin, method, f"{path.format_map(dict.fromkeys(PATH_NAMES, 'shop'))}?{name}={quoted(value)}")
 
@@ -158,7 +158,7 @@ async def test_no_json_breaks_a_route(admin: Client, app: FastAPI, data: st.Data
     await check(admin, method, path.format_map(dict.fromkeys(PATH_NAMES, bot)), json=data.draw(bodies))
 
 
-async def test_what_is_not_there_is_a_problem_too(admin: Client) -> None:
+async def test_an_unknown_route_is_a_problem_too(admin: Client) -> None:
     """An unknown route, a method that a route does not have, a body that is none."""
     unknown = await admin.refused("GET", "/v1/nothing")
     assert (unknown["status"], unknown["code"], unknown["type"]) == (404, "not_found", "urn:adjourn:problem:not_found")
@@ -170,7 +170,7 @@ async def test_what_is_not_there_is_a_problem_too(admin: Client) -> None:
 
 
 async def test_the_page_of_the_document_loads_nothing_from_elsewhere(admin: Client) -> None:
-    """It works in a closed network, and its browser, which may hold a key, asks nobody else."""
+    """It works in a closed network, and its browser, which may hold a key, contacts no other server."""
     page = await admin.get("/docs")
     loaded = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
     addresses = [src or url for src, url in loaded]
@@ -186,7 +186,7 @@ async def test_the_page_of_the_document_loads_nothing_from_elsewhere(admin: Clie
     assert (await admin.refused("GET", "/docs/assets/none.js"))["code"] == "not_found"
 
 
-def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
+def test_the_document_shows_every_refusal_as_a_problem(app: FastAPI) -> None:
     """No other shape for an answer of 400 and beyond, and nothing that refers to what the document does not hold."""
     document = app.openapi()
     answers = [
@@ -205,7 +205,7 @@ def test_the_document_tells_every_refusal_as_a_problem(app: FastAPI) -> None:
     assert "HTTPValidationError" not in referred
 
 
-def test_the_document_tells_that_an_entry_of_a_batch_may_be_refused(app: FastAPI) -> None:
+def test_the_document_says_that_an_entry_of_a_batch_may_be_refused(app: FastAPI) -> None:
     """A generated client must not break on `error` where a receipt would stand."""
     items = app.openapi()["components"]["schemas"]["BatchAnswer"]["properties"]["answers"]["items"]
 
@@ -213,7 +213,7 @@ def test_the_document_tells_that_an_entry_of_a_batch_may_be_refused(app: FastAPI
 
 
 def test_the_document_names_every_operation_once(app: FastAPI) -> None:
-    """What a client generator calls its methods."""
+    """A client generator names its methods by them."""
     names = [operation["operationId"] for methods in app.openapi()["paths"].values() for operation in methods.values()]
 
     assert len(names) == len(set(names))
@@ -221,7 +221,7 @@ def test_the_document_names_every_operation_once(app: FastAPI) -> None:
 
 
 async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> None:
-    """Each fault with where it is; what was sent may be somebody's secret."""
+    """Each fault with where it is; a value that was sent may be a secret."""
     reply = await admin.post(
         "/v1/keys", json={"name": "", "scopes": ["read", "own"], "bots": ["ok", "NOT OK"], "my-secret": "x-9"}
     )
@@ -230,6 +230,17 @@ async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> 
     assert {fault["where"] for fault in problem["errors"]} == {"name", "scopes[1]", "bots[1]", "my-secret"}
     assert "x-9" not in reply.text
     assert "NOT OK" not in reply.text
+
+
+async def test_a_body_with_several_faults_is_refused_with_all_of_them(admin: Client) -> None:
+    """Those of a policy inside it, too."""
+    policy = {"inactivity_minutes": 4, "closing": "never", "channels": {"sms": {"colour": "red"}}}
+    problem = await admin.refused(
+        "POST", "/v1/bots", {"id": "NO", "name": "", "sandbox": False, "clock_mode": "manual", "policy": policy, "more": 1}
+    )
+    policy_faults = {"policy.inactivity_minutes", "policy.closing", "policy.channels.sms.colour"}
+
+    assert {fault["where"] for fault in problem["errors"]} == {"id", "name", "clock_mode", "more"} | policy_faults
 
 
 async def test_a_parameter_that_a_route_does_not_have_is_refused(admin: Client, app: FastAPI) -> None:
@@ -244,7 +255,7 @@ async def test_a_parameter_that_a_route_does_not_have_is_refused(admin: Client, 
 
 
 async def test_parameters_are_looked_at_once_it_is_known_who_asks(clients: ClientMaker) -> None:
-    """Without the scope it is 403, whatever else is wrong."""
+    """Without the scope it is 403, also if the parameters are wrong."""
     reader = await clients("read")
 
     assert (await reader.refused("GET", "/v1/bots?limt=1"))["status"] == 403
@@ -260,7 +271,7 @@ async def test_every_answer_carries_a_request_id(admin: Client) -> None:
         assert len(unfit.headers["x-request-id"]) == 32
 
 
-async def test_what_nobody_foresaw_is_500_without_its_trace(app: FastAPI, admin: Client) -> None:
+async def test_an_unforeseen_error_is_500_without_its_trace(app: FastAPI, admin: Client) -> None:
     """The words of the error stay in the log; the answer carries the id to find it by."""
 
     @app.get("/v1/broken")
@@ -324,14 +335,14 @@ async def known_client(app: FastAPI, resources: Resources) -> Client:
 
 
 async def test_a_query_that_takes_too_long_is_cut(database_url: str) -> None:
-    """By Postgres itself, and told as 503."""
+    """By Postgres itself, and answered with 503."""
     # Long enough for what the driver asks while it connects, on a machine under load; far too short for the query.
     engine = make_engine(database_url, statement_timeout_s=2)
     async with engine.connect() as conn:
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever the driver calls it
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - the driver's own kind
             await conn.execute(text("SELECT pg_sleep(60)"))
     await engine.dispose()
-    told = error_of(caught.value)
+    shown = error_of(caught.value)
 
-    assert isinstance(told, Unavailable)
-    assert told.detail == "this took too long"
+    assert isinstance(shown, Unavailable)
+    assert shown.detail == "this took too long"

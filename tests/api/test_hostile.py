@@ -1,4 +1,4 @@
-"""What a careless or hostile caller sends is refused in its own place, and changes nothing for anybody else."""
+"""Careless and hostile requests are refused, each by itself, and change nothing for other callers."""
 
 import gzip
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ async def test_a_sandbox_clock_goes_no_further_than_it_may(admin: Client) -> Non
 
 
 async def test_a_clock_that_follows_entries_begins_with_one_that_was_sent(admin: Client) -> None:
-    """Nothing happens in 1970: until a `sent_at`, or an admin, has set the clock, an entry without one is told what it lacks."""
+    """Until a `sent_at`, or an admin, has set the clock, an entry without one is refused with the reason."""
     await admin.ok("POST", "/v1/bots", {"id": "box", "sandbox": True, "clock_mode": "sent_at"})
     timeless = {"user_id": "a", "role": "user"}
 
@@ -133,7 +133,7 @@ async def test_what_could_not_be_read_again_is_not_taken(admin: Client) -> None:
 
 @pytest.mark.parametrize("value", (r'"\ud800"', r'{"\ud800": 1}', "NaN", "1e400", "9" * 40, "[" * 400 + "]" * 400))
 async def test_a_variable_that_cannot_be_kept_is_refused(admin: Client, value: str) -> None:
-    """Once and for all, not with 503: nobody should send it again."""
+    """Once and for all, not with 503: a repeat cannot succeed."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     path = "/v1/bots/shop/conversations/web:a/variables/x"
     body = f'{{"value": {value}}}'
@@ -203,7 +203,7 @@ async def test_one_broken_entry_fails_alone(admin: Client, bad: bytes) -> None:
     ),
 )
 async def test_a_broken_batch_fails_as_a_whole(admin: Client, body: bytes) -> None:
-    """Where nobody can tell where its entries begin and end, none is taken."""
+    """If it is uncertain where its entries begin and end, none is accepted."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
 
     reply = await admin.post("/v1/bots/shop/messages/batch", content=body)
@@ -223,7 +223,7 @@ async def test_a_batch_too_long_is_refused_however_it_is_broken(admin: Client) -
 @pytest.mark.parametrize("path", ("/v1/bots/shop/messages", "/v1/bots/shop/messages/batch"))
 @pytest.mark.parametrize("method", ("GET", "PUT", "DELETE", "HEAD", "OPTIONS"))
 async def test_entries_are_posted(admin: Client, path: str, method: str) -> None:
-    """Another method is told which one there is, not that the route does not exist."""
+    """Another method is answered with the allowed one, not with 404."""
     reply = await admin.request(method, path)
 
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
@@ -231,7 +231,7 @@ async def test_entries_are_posted(admin: Client, path: str, method: str) -> None
 
 @pytest.mark.parametrize("path", ("/v1/bots/shop/messages", "/v1/bots/shop/messages/batch", "/v1/policies/validate", "/v1/bots"))
 async def test_a_body_of_the_wrong_kind_is_told_the_right_one(admin: Client, path: str) -> None:
-    """What `curl -d` sends unless it is told otherwise; without any kind it is taken for JSON."""
+    """`curl -d` sends such a type by default; without a type the body is read as JSON."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
 
     for kind in ("application/x-www-form-urlencoded", "text/plain", "x" * 5000):
@@ -254,7 +254,7 @@ async def test_a_body_of_the_wrong_kind_is_told_the_right_one(admin: Client, pat
     ),
 )
 async def test_a_byte_order_mark_is_passed_over(admin: Client, method: str, path: str, body: bytes) -> None:
-    """Windows puts one before UTF-8, and nobody sees it: every route reads what follows."""
+    """Windows puts one before UTF-8, and it is invisible: every route reads what follows."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
 
     reply = await admin.request(method, path, content=b"\xef\xbb\xbf" + body)
@@ -282,7 +282,7 @@ async def test_a_compressed_body_is_told_that_it_is(admin: Client) -> None:
     assert (reply.status_code, reply.json()["detail"]) == (415, "cannot read 'gzip'")
 
 
-async def test_what_nobody_foresaw_of_an_entry_is_a_problem_too(admin: Client, app: FastAPI) -> None:
+async def test_an_unforeseen_error_of_an_entry_is_a_problem_too(admin: Client, app: FastAPI) -> None:
     """500 with the id that the log has, in the shape of all other answers; the trace is in the log alone."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     broken = SimpleNamespace(config=app.state.resources.config, settings=app.state.resources.settings)
@@ -358,7 +358,7 @@ async def test_no_route_redirects(admin: Client) -> None:
 
 @pytest.mark.parametrize("user", ("a/b", "../..", "/", "a/variables/b", "x@host/resource", "a%2Fb", "ann?x=1#y", "é 😀", "a;b"))
 async def test_every_conversation_can_be_asked_for(admin: Client, worker: Worker, user: str) -> None:
-    """Whatever its bot has put into its id, slashes too: its sessions, its context, its variables."""
+    """Any characters of its id, slashes too: its sessions, its context, its variables."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     answer = await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": user, "role": "user", "tags": ["x"]})
     named = quote(f"web:{user}", safe="")

@@ -13,12 +13,12 @@ from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker
 
 MARK = "bank"
-"""Stands in everything of the other tenant, and in nothing of the asker."""
+"""Part of everything of the other tenant, and of nothing of the asking key's."""
 
 
 @dataclass(frozen=True)
 class Theirs:
-    """What the other tenant has, by the names that routes give it."""
+    """Things of the other tenant, by the names that routes give them."""
 
     names: dict[str, str]
     open_session: str
@@ -114,12 +114,12 @@ OPEN = {
     ("POST", "/v1/keys"),
     ("POST", "/v1/rejects/replay"),
 }
-"""Routes that concern nobody's things, or make new ones (`test_admin` holds those to the asker's own bots)."""
+"""Routes about no tenant's things, or that make new ones (`test_admin` holds those to the key's own bots)."""
 
 
 @pytest.fixture
 async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
-    """A tenant with one of everything: archived and open session, delivery, endpoint, key, variable, a record set aside."""
+    """A tenant with one of everything: archived and open session, delivery, endpoint, key, variable, a rejected record."""
     await admin.ok("POST", "/v1/bots", {"id": MARK, "sandbox": True})
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     endpoint = await admin.ok("POST", f"/v1/bots/{MARK}/endpoints", {"url": "http://127.0.0.1:9999/bank"})
@@ -159,8 +159,8 @@ def test_the_tables_name_every_route(app: FastAPI) -> None:
     assert FOREIGN.keys() | NAMING.keys() | listed | OPEN == every
 
 
-async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: ClientMaker, theirs: Theirs) -> None:
-    """404 on every route, in the words that are said of what does not exist, and for open sessions as for archived ones."""
+async def test_another_tenants_things_are_not_found(clients: ClientMaker, theirs: Theirs) -> None:
+    """404 on every route, in the same words as for a thing that does not exist, and for open sessions as for archived ones."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
     nothing = {
         name: "none" if name in {"bot", "conversation_id", "user_id", "message_id", "name"} else str(uuid4())
@@ -175,7 +175,7 @@ async def test_what_is_anothers_is_not_found_as_if_it_were_not_there(clients: Cl
             assert _unnamed(foreign, names) == _unnamed(absent, nothing), f"{method} {path}"
 
 
-async def test_naming_anothers_bot_finds_nothing(clients: ClientMaker, theirs: Theirs) -> None:
+async def test_another_tenants_bot_in_a_filter_is_not_found(clients: ClientMaker, theirs: Theirs) -> None:
     """A filter or a body that names it: 404, as for a bot that does not exist."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
     for (method, path), asked in NAMING.items():
@@ -183,8 +183,8 @@ async def test_naming_anothers_bot_finds_nothing(clients: ClientMaker, theirs: T
         assert problem["status"] == 404, f"{method} {path}"
 
 
-async def test_lists_hold_nothing_of_anothers(admin: Client, clients: ClientMaker, theirs: Theirs) -> None:
-    """What an admin of all bots finds there, a key of another bot does not."""
+async def test_lists_hold_nothing_of_another_tenant(admin: Client, clients: ClientMaker, theirs: Theirs) -> None:
+    """An admin of all bots finds the things there, a key of another bot does not."""
     stranger = await clients("admin", "read", "ingest", bots=["shop"])
     for path in LISTS:
         assert MARK in (await admin.get(path)).text, path
@@ -194,10 +194,8 @@ async def test_lists_hold_nothing_of_anothers(admin: Client, clients: ClientMake
     assert theirs.names["session_id"] not in (await stranger.get("/v1/conversations/web:bank-user/sessions")).text
 
 
-async def test_after_all_that_nothing_of_theirs_has_changed(
-    admin: Client, clients: ClientMaker, theirs: Theirs, resources: Resources
-) -> None:
-    """No route did a stranger's bidding before it said no."""
+async def test_refused_requests_change_nothing(admin: Client, clients: ClientMaker, theirs: Theirs, resources: Resources) -> None:
+    """No route changed anything before it refused."""
 
     async def everything() -> list[str]:
         paths = [path.format_map(theirs.names) for method, path in FOREIGN if method == "GET" and path != "/v1/bots/{bot}/clock"]
@@ -240,7 +238,7 @@ def _scopes(method: str, path: str) -> set[str]:
 
 
 def _unnamed(problem: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """A problem without the names that the asker gave, and without what differs between any two requests."""
+    """A problem without the names in the request, and without the parts that differ between any two requests."""
     detail = problem["detail"]
     for name in sorted(names.values(), key=len, reverse=True):
         detail = detail.replace(name, "…")

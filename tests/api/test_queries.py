@@ -50,7 +50,7 @@ async def test_a_session_has_one_shape_open_lately_closed_and_archived(admin: Cl
         SessionView.model_validate(view, extra="forbid")
 
 
-async def test_an_archived_session_is_told_from_postgres_alone(admin: Client, worker: Worker, resources: Resources) -> None:
+async def test_an_archived_session_is_read_from_postgres_alone(admin: Client, worker: Worker, resources: Resources) -> None:
     """Session, messages and explanation when Redis has forgotten everything."""
     await sandbox(admin)
     answer = await post(admin, metadata={"n": 1})
@@ -69,14 +69,14 @@ async def test_an_archived_session_is_told_from_postgres_alone(admin: Client, wo
     assert after[2]["data"]["opened"]["message_id"] == answer["message_id"]
 
 
-async def test_what_is_told_is_what_the_document_says(admin: Client, worker: Worker) -> None:
-    """The models of the OpenAPI document name every field that the domain tells, and no other."""
+async def test_answers_have_the_fields_of_the_document(admin: Client, worker: Worker) -> None:
+    """The models of the OpenAPI document name every field of the domain's JSON, and no other."""
     await sandbox(admin)
     answer = await post(admin)
-    told = closed_session(1)
+    shown = closed_session(1)
     described = set(SessionView.model_fields) - {"continuation_of"}
 
-    assert set(session_view(told.strand, told.session)) == described
+    assert set(session_view(shown.strand, shown.session)) == described
     LivePage.model_validate(await admin.ok("GET", "/v1/bots/shop/live"), extra="forbid")
     MessagePage.model_validate(await admin.ok("GET", f"/v1/sessions/{answer['session_id']}/messages"), extra="forbid")
     await advance(admin, HOUR_S)
@@ -85,7 +85,7 @@ async def test_what_is_told_is_what_the_document_says(admin: Client, worker: Wor
 
 
 async def test_closing_by_api_closes_once(admin: Client, worker: Worker) -> None:
-    """Reason `api`; asking again, also when it is archived, tells how it stands and changes nothing."""
+    """Reason `api`; asking again, also when it is archived, shows it and changes nothing."""
     await sandbox(admin)
     answer = await post(admin)
     path = f"/v1/sessions/{answer['session_id']}/close"
@@ -105,9 +105,9 @@ async def test_closing_an_earlier_session_leaves_the_present_one_open(admin: Cli
     earlier = await post(admin)
     await advance(admin, HOUR_S)
     present = await post(admin)
-    told = await admin.ok("POST", f"/v1/sessions/{earlier['session_id']}/close")
+    shown = await admin.ok("POST", f"/v1/sessions/{earlier['session_id']}/close")
 
-    assert told["reason"] == "inactivity"
+    assert shown["reason"] == "inactivity"
     assert (await admin.ok("GET", f"/v1/sessions/{present['session_id']}"))["status"] == "open"
 
 
@@ -227,9 +227,9 @@ async def test_open_sessions_are_told_with_their_deadlines(admin: Client) -> Non
     rest = await admin.ok("GET", f"/v1/bots/shop/live?limit=3&cursor={first['next']}")
 
     assert (first["open"], rest["next"]) == (4, None)
-    told = first["sessions"] + rest["sessions"]
-    assert [session["id"] for session in told] == [opened[0], opened[1], opened[3], opened[4]]
-    assert all(session["closes_at"] > session["opened_at"] and session["closed_at"] is None for session in told)
+    shown = first["sessions"] + rest["sessions"]
+    assert [session["id"] for session in shown] == [opened[0], opened[1], opened[3], opened[4]]
+    assert all(session["closes_at"] > session["opened_at"] and session["closed_at"] is None for session in shown)
 
 
 async def test_a_conversation_is_told_whole_at_every_moment(admin: Client, worker: Worker) -> None:
@@ -285,13 +285,13 @@ async def test_a_read_key_reads_and_configures_nothing(admin: Client, clients: C
 
 
 async def test_a_deleted_sandbox_bot_leaves_no_session_open(admin: Client) -> None:
-    """Its clock, which nobody moves any more, runs out: its sessions close at their own deadlines."""
+    """Its clock stands still, so it is moved past the last deadline: its sessions close at their own deadlines."""
     await sandbox(admin)
     answer = await post(admin)
     await admin.ok("DELETE", "/v1/bots/shop")
-    told = await admin.ok("GET", f"/v1/sessions/{answer['session_id']}")
+    shown = await admin.ok("GET", f"/v1/sessions/{answer['session_id']}")
 
-    assert (told["reason"], told["closed_at"]) == ("inactivity", answer["closes_at"])
+    assert (shown["reason"], shown["closed_at"]) == ("inactivity", answer["closes_at"])
 
 
 async def test_a_session_opened_while_its_sandbox_bot_is_deleted_closes_too(

@@ -60,7 +60,7 @@ async def test_an_archivist_that_stopped_is_named(client: Client, resources: Res
 
 
 async def test_readiness_falls_as_soon_as_a_stop_begins(client: Client, app: FastAPI) -> None:
-    """Before the listener closes: a load balancer sends nobody here any more."""
+    """Before the listener closes: a load balancer sends no more requests here."""
     app.state.draining = True
 
     answer = await client.get("/readyz")
@@ -85,7 +85,7 @@ async def test_readiness_falls_as_soon_as_a_stop_begins(client: Client, app: Fas
     ),
 )
 def test_each_shortcoming_is_told_once(found: Mapping[str, str], expected: str, words: str) -> None:
-    """What is at least as strong as expected is not found fault with, nor what cannot be read."""
-    told = warnings_of(found, appendfsync=expected)
+    """A setting at least as strong as expected gives no warning, nor does one that cannot be read."""
+    shown = warnings_of(found, appendfsync=expected)
 
-    assert [words in sentence for sentence in told] == ([True] if words else [])
+    assert [words in sentence for sentence in shown] == ([True] if words else [])

@@ -1,4 +1,4 @@
-"""A bot's sessions added up: what counts, what was asked for, and nobody else's."""
+"""A bot's sessions added up: sessions that count, by filter, and of no other bot."""
 
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker

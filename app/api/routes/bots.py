@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator
 from redis.exceptions import RedisError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, found
 from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep
-from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText
+from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
 from app.archive import bots, policies
@@ -19,7 +19,6 @@ from app.archive.tables import instant
 from app.closing.sweep import Sweep, close_deleted_sandbox
 from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
-from app.domain.policy.parse import policy_from
 from app.errors import AdjournError, Conflict, Invalid
 from app.live.sandbox import ClockMode, SandboxClocks
 
@@ -44,15 +43,16 @@ class NewBot(Body):
     name: Annotated[Name | None, Field(description="For people; the id if left out.", examples=["Shop"])] = None
     sandbox: _Sandbox = False
     clock_mode: _ClockMode = None
-    policy: Annotated[PolicyToSave, Field(description="Version 1 of the policy; the defaults if left out.")] = Field(
-        default_factory=dict
-    )
+    policy: Annotated[
+        PolicyToSave, AfterValidator(valid_policy), Field(description="Version 1 of the policy; the defaults if left out.")
+    ] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _only_a_sandbox_has_a_clock(self) -> "NewBot":
-        if self.clock_mode is not None and not self.sandbox:
-            raise ValueError("`clock_mode` is for sandbox bots: set `sandbox` too, or leave it out")
-        return self
+    @field_validator("clock_mode")
+    @classmethod
+    def _only_a_sandbox_has_a_clock(cls, clock_mode: ClockMode | None, info: ValidationInfo) -> ClockMode | None:
+        if clock_mode is not None and info.data.get("sandbox") is False:
+            raise ValueError("it is for sandbox bots: set `sandbox` too, or leave it out")
+        return clock_mode
 
 
 class BotChange(Body):
@@ -97,7 +97,6 @@ async def create_bot(
 ) -> BotView:
     """Create a bot. Needs a key for all bots; the id of a deleted bot is not given away again."""
     principal.require_all_bots()
-    policy_from(new.policy)
     clock_mode = (new.clock_mode or "manual") if new.sandbox else None
     # A clock that follows its entries begins at zero, so that old records can be played.
     effective_at = instant(0 if clock_mode == "sent_at" else clock.now_ms())

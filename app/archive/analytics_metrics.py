@@ -15,7 +15,7 @@ MetricKind = Literal["count", "ratio", "average", "spread"]
 EVERY = "TRUE"
 COUNTED = "s.counted"
 CONVERSED = "s.counted AND s.interactive"
-CONTAINED = "s.contained AND s.outcome NOT IN ('abandoned', 'dropped') AND s.reason NOT IN ('abandoned', 'interrupted')"
+CONTAINED = "s.contained"
 
 _HAS_EARLIER = """EXISTS (SELECT FROM sessions e WHERE e.bot_id = s.bot_id AND e.user_id = s.user_id AND e.counted
     AND e.opened_at <= s.opened_at AND (e.opened_at, e.id) < (s.opened_at, s.id))"""

@@ -52,7 +52,7 @@ def _session(random: Random, number: int) -> ClosedSession:
         counted=random.random() < 0.9,
         outcome=outcome,
         reason=reason,
-        contained=outcome not in {"escalated", "handed_off"},
+        contained=outcome in {"completed", "resolved"} and reason != "interrupted",
         entries=random.randrange(1, 40),
         user_entries=random.randrange(20),
         bot_entries=random.randrange(20),

@@ -6,13 +6,15 @@ import ast
 import pkgutil
 import re
 from importlib import import_module
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from app.api import routes
 from app.domain.entry import EntryType
-from app.domain.records import Outcome, Reason
+from app.domain.records import EventType, Outcome, Reason
+from app.main import create_app
+from app.settings import Settings
 from tests.tooling.shape import imports
 from tests.tooling.tree import DOCS, modules, texts
 
@@ -83,3 +85,19 @@ def test_every_row_that_the_code_names_is_known() -> None:
 def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
     """docs/rules.md says what an entry of each type does, and when each reason and outcome is given."""
     assert re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.]\w)", RULES)
+
+
+@pytest.mark.parametrize("event", get_args(EventType))
+def test_the_webhook_guide_names_every_event(event: str) -> None:
+    """docs/webhooks.md says when it is sent."""
+    assert f"`{event}`" in (DOCS / "webhooks.md").read_text()
+
+
+def test_the_api_guide_names_every_query_parameter() -> None:
+    """A filter that no guide names is a filter that no client uses."""
+    document: dict[str, Any] = create_app(Settings(redis_url="redis://nowhere", database_url="postgresql://nowhere/db")).openapi()
+    operations = (operation for path in document["paths"].values() for operation in path.values())
+    names = {each["name"] for operation in operations for each in operation.get("parameters", ()) if each["in"] == "query"}
+    guide = (DOCS / "api.md").read_text() + (DOCS / "metrics.md").read_text()
+
+    assert {name for name in names if not re.search(rf"[`?&]{name}\b", guide)} == set()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import json, structs
 
@@ -66,6 +66,7 @@ def test_containment_is_of_interactive_sessions() -> None:
     assert totals(rerun(said).sessions()).contained == Ratio(1, 2)
 
 
+@settings(deadline=None)
 @given(said=st.lists(st.tuples(entries(channel="web"), PAUSES), max_size=25), one=policies(), other=policies())
 def test_differences_add_up(said: list[tuple[Any, int]], one: Policy, other: Policy) -> None:
     """More less fewer is the difference of the two counts, whatever was said and whatever the policies are."""
@@ -91,6 +92,7 @@ def test_settings_are_of_the_policy_and_reasons_are_reasons() -> None:
     assert SETTINGS.keys() - {"not_counted"} <= set(Reason.__args__)  # type: ignore[attr-defined]
 
 
+@settings(deadline=None)
 @given(entry=entries(channel="web"), channel=st.sampled_from(["web", "sms"]))
 def test_an_entry_comes_back_from_its_message(entry: Any, channel: str) -> None:  # noqa: ANN401 - as drawn
     """Every field but `sent_at`, also after the message was kept as JSON."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from app.domain.errors import InvalidPolicy
 from app.domain.policy.describe import describe, notices, policy_view
@@ -304,6 +304,7 @@ def test_reminder_needs_minutes_that_fit() -> None:
     assert policy_from({"channels": {"sms": {"inactivity_minutes": 1440, "reminder": long}}}).on("sms").reminder is not None
 
 
+@settings(deadline=None)
 @given(policies())
 def test_policy_survives_being_saved(policy: Policy) -> None:
     """Saved as JSON it is read back as the same policy."""

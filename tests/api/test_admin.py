@@ -64,7 +64,7 @@ async def test_the_silence_is_five_to_sixty_minutes(admin: Client, minutes: int,
         assert reply.json()["resolved"]["inactivity_minutes"] == minutes
 
 
-async def test_every_version_of_a_policy_is_kept_with_who_saved_it_and_when(admin: Client) -> None:
+async def test_every_version_of_a_policy_is_kept_with_its_key_and_instant(admin: Client) -> None:
     """The list begins with the latest; a version is shown as it was saved, beside the values that it resolves to."""
     await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"preset": "aivo"}})
     await admin.ok("PUT", "/v1/bots/shop/policy", {"preset": "kore", "inactivity_minutes": 20})
@@ -99,7 +99,39 @@ async def test_a_stale_if_match_is_refused_and_changes_nothing(admin: Client) ->
         assert saved["version"] == version
 
 
-async def test_admins_that_save_at_once_overwrite_nobody(admin: Client) -> None:
+async def test_a_policy_is_changed_by_a_merge_patch(admin: Client) -> None:
+    """Values are set and, by null, removed, on channels too; the rest stays; `If-Match` counts as for a replacement."""
+    policy = {"preset": "kore", "inactivity_minutes": 20, "channels": {"sms": {"inactivity_minutes": 60, "closing": "proactive"}}}
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": policy})
+    patch = {"inactivity_minutes": None, "on_escalated": "end", "channels": {"sms": {"closing": None}}}
+    changed = await admin.ok("PATCH", "/v1/bots/shop/policy", patch)
+    kind = {"content-type": "application/merge-patch+json", "if-match": '"2"'}
+    again = await admin.request("PATCH", "/v1/bots/shop/policy", content=b'{"preset": "aivo"}', headers=kind)
+
+    assert changed["policy"] == {"preset": "kore", "on_escalated": "end", "channels": {"sms": {"inactivity_minutes": 60}}}
+    assert (changed["version"], changed["resolved"]["inactivity_minutes"]) == (2, 15)
+    assert (again.status_code, again.json()["version"], again.headers["etag"]) == (200, 3, '"3"')
+    assert (await admin.refused("PATCH", "/v1/bots/shop/policy", {}))["status"] == 428
+    stale = {"if-match": '"1"'}
+    assert (await admin.refused("PATCH", "/v1/bots/shop/policy", {}, headers=stale))["status"] == 412
+    wrong = await admin.refused("PATCH", "/v1/bots/shop/policy", {"inactivity_minutes": 4}, headers={"if-match": "*"})
+    assert [fault["where"] for fault in wrong["errors"]] == ["inactivity_minutes"]
+
+
+async def test_an_earlier_version_of_a_policy_is_restored(admin: Client) -> None:
+    """As the next version; one that does not exist is 404."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "policy": {"preset": "aivo"}})
+    await admin.ok("PUT", "/v1/bots/shop/policy", {"inactivity_minutes": 20})
+    path = "/v1/bots/shop/policy/versions"
+    restored = await admin.ok("POST", f"{path}/1/restore", headers={"if-match": '"2"'})
+
+    assert (restored["version"], restored["policy"]) == (3, {"preset": "aivo"})
+    assert [each["version"] for each in (await admin.ok("GET", path))["versions"]] == [3, 2, 1]
+    for version in ("9", "x", "-1"):
+        assert (await admin.refused("POST", f"{path}/{version}/restore", headers={"if-match": "*"}))["status"] == 404
+
+
+async def test_admins_that_save_at_once_overwrite_no_change(admin: Client) -> None:
     """Ten on the same version: one succeeds, nine get 412."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     saves = (

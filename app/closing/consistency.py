@@ -7,6 +7,8 @@
 
 One script writes all of it, so the product itself cannot break it. The check is for changes made to Redis from outside, and for
 sessions that version 0.1.0 opened, which had no look-up by user.
+A repair is counted only where something was broken: each difference is read at one instant, by a script, since sessions open and
+close meanwhile.
 Lost sessions and records cannot be repaired: they show in `Totals.unaccounted`, which must be 0.
 """
 
@@ -31,6 +33,7 @@ from app.metrics import BACKLOG, OPEN, REPAIRS, UNACCOUNTED
 
 log = structlog.get_logger(__name__)
 
+_WITHOUT_DEADLINE = LuaScript(read_source("app.closing", "without_deadline.lua"))
 _TOTALS = LuaScript(read_source("app.closing", "totals.lua"))
 _REDELIVER = LuaScript(read_source("app.closing", "redeliver.lua"))
 
@@ -93,13 +96,10 @@ class ConsistencyCheck:
         return repairs
 
     async def _wake_without_deadline(self, shard: int, bot: BotConfig) -> int:
-        due = keys.due(shard, bot.id if bot.sandbox else None)
+        live, due = keys.live(shard, bot.id), keys.due(shard, bot.id if bot.sandbox else None)
         woken = 0
-        async for members in pages(self._pipe, keys.live(shard, bot.id)):
-            deadlines = await self._pipe.call("ZMSCORE", due, *members)
-            without = [member for member, deadline in zip(members, deadlines, strict=True) if deadline is None]
-            lost = strands_in(without, of=keys.live(shard, bot.id))
-            # A session that closed between the two reads is woken for nothing, which changes nothing.
+        async for members in pages(self._pipe, live):
+            lost = strands_in(await _WITHOUT_DEADLINE.call(self._pipe, [live, due], *members), of=live)
             at_ms = 0 if bot.sandbox else None
             wakes = (self._ledger.submit(strand, Wake(), at_ms=at_ms) for strand in lost)
             results = await asyncio.gather(*wakes, return_exceptions=True)

@@ -14,6 +14,7 @@ from app.live.view import state_from, strands_in
 
 _PAGE_SIZE = 1_000
 _INDEX = LuaScript(read_source("app.live", "index_users.lua"))
+_UNINDEX = LuaScript(read_source("app.live", "unindex_users.lua"))
 
 
 async def repair_users(pipe: Pipe, shard: int, bot: str) -> int:
@@ -41,9 +42,8 @@ async def pages(pipe: Pipe, name: str) -> AsyncIterator[list[bytes]]:
 
 
 async def _delete_closed(pipe: Pipe, live: str, users: str, members: list[bytes], *, bot: str) -> int:
-    scores = await pipe.call("ZMSCORE", live, *(keys.live_member(bot, member) for member in members))
-    closed = [member for member, score in zip(members, scores, strict=True) if score is None]
-    return int(await pipe.call("ZREM", users, *closed)) if closed else 0
+    pairs = [part for member in members for part in (keys.live_member(bot, member), member)]
+    return int(await _UNINDEX.call(pipe, [live, users], *pairs))
 
 
 async def _add_missing(pipe: Pipe, shard: int, bot: str, members: list[bytes]) -> int:

@@ -4,11 +4,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from app.closing.consistency import ConsistencyCheck
 from app.domain.entry import Entry
 from app.domain.records import Close, Receive
 from app.domain.strand import Strand
 from app.live import keys
 from app.live.event_stream import GROUP
+from app.live.pipe import Argument, Pipe, RedisReply
+from app.live.user_index import repair_users
 from app.resources import Resources
 from app.worker import Worker
 
@@ -46,6 +49,50 @@ async def test_open_session_without_a_deadline_gets_one(resources: Resources, wo
 
     assert repairs == 1
     assert await resources.redis.zscore(due, member) == before
+
+
+class Interrupted(Pipe):
+    """A pipe on which other processes act between commands: one action after each, from the first scan of `name` on."""
+
+    def __init__(self, pipe: Pipe, name: str, *actions: Callable[[], Awaitable[object]]) -> None:
+        self._pipe = pipe
+        self._scan = "ZSCAN", name
+        self._actions = list(actions)
+        self._scanned = False
+
+    async def call(self, *args: Argument) -> RedisReply:
+        reply = await self._pipe.call(*args)
+        self._scanned = self._scanned or args[:2] == self._scan
+        if self._scanned and self._actions:
+            await self._actions.pop(0)()
+        return reply
+
+
+async def test_session_that_closes_during_the_check_is_no_repair(resources: Resources, session: str) -> None:
+    """It has no deadline since it is closed: 200 such repairs were counted while many sessions closed."""
+    live = keys.live(shard(resources), "shop")
+    pipe = Interrupted(resources.pipe, live, lambda: resources.ledger.submit(ANN, Close(session)))
+    check = ConsistencyCheck(pipe=pipe, ledger=resources.ledger, shards=resources.settings.shards)
+
+    assert await check.run_once(resources.config.bots_and_deleted()) == 0
+
+
+async def test_session_that_opens_during_the_check_is_still_found_by_its_user(resources: Resources, session: str) -> None:
+    """The conversation is closed when its member is read, and open again when it would be deleted."""
+
+    def close() -> Awaitable[object]:
+        return resources.ledger.submit(ANN, Close(session))
+
+    def reopen() -> Awaitable[object]:
+        return resources.ledger.submit(ANN, Receive(Entry(user_id="ann", role="user", text="again"), "m2"))
+
+    users = keys.users(shard(resources), "shop")
+    await resources.redis.zadd(users, {keys.user_member("bob", Strand("shop", "web:bob")): 0})
+
+    repairs = await repair_users(Interrupted(resources.pipe, users, close, reopen), shard(resources), "shop")
+
+    assert repairs == 1
+    assert len(await resources.live.sessions_of_user("shop", "ann")) == 1
 
 
 @pytest.mark.usefixtures("session")

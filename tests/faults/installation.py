@@ -88,6 +88,11 @@ class Installation:
             await self._until_ready(part, process)
         return process
 
+    async def revive(self, server: RedisServer | PostgresServer) -> None:
+        """Start a server again; the traffic goes on meanwhile, since only this coroutine waits."""
+        server.launch()
+        await asyncio.to_thread(server.wait_ready)
+
     async def _until_ready(self, part: Part, process: Process) -> None:
         async with asyncio.timeout(START_S):
             while not (process.ready.is_set() or process.over.is_set()):

@@ -34,7 +34,7 @@ async def test_redis_killed_under_load(stage: Installation, tabulate: Tabulate, 
             await asyncio.gather(until_said(log, 20), asyncio.sleep(rng.uniform(0.3, 1.0)))
             stage.redis.kill()
             await asyncio.sleep(rng.uniform(0.1, 1.0))
-            stage.redis.start()
+            await stage.revive(stage.redis)
             down_s.append(await back_after_s(log, time.monotonic()))
     await close_all(stage, bot)
     verdict = await judge(stage, log)
@@ -67,7 +67,7 @@ async def test_redis_comes_back_without_its_last_second(stage: Installation, tab
             piece = append_only_file.cut(path, to=max(size for at_s, size in sizes if at_s < before_s), known=known)
             known = piece.kept
             cut |= (piece.message_ids & acknowledged) - archived
-            stage.redis.start()
+            await stage.revive(stage.redis)
             sizes.clear()
             down_s.append(await back_after_s(log, time.monotonic()))
     await end_all(stage, bot, log)

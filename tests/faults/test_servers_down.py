@@ -35,14 +35,14 @@ async def test_postgres_stopped_under_load(stage: Installation, tabulate: Tabula
         await stage.start(part)
     async with chatter(stage.caller, bot, log, talkers=4, ends=0.2, pace_s=PACE_S):
         await asyncio.gather(until_said(log, 100), asyncio.sleep(before_s))
-        stage.postgres.stop()
+        await asyncio.to_thread(stage.postgres.stop)
         began_s = time.monotonic()
         await asyncio.sleep(seconds / 2)
         newcomer = await stage.start("api", descriptor=stage.apart.fileno())
         await asyncio.gather(_talk_to_newcomer(stage, bot, alone), asyncio.sleep(seconds / 2))
         refused = await _sessions_status(stage)
         ended_s = time.monotonic()
-        stage.postgres.start()
+        await stage.revive(stage.postgres)
     log.said += alone.said
     await close_all(stage, bot)
     drained_s = time.monotonic() - ended_s
@@ -80,7 +80,7 @@ async def test_postgres_killed_under_load(stage: Installation, tabulate: Tabulat
             await asyncio.gather(until_said(log, 20), asyncio.sleep(rng.uniform(0.3, 1.0)))
             stage.postgres.kill()
             await asyncio.sleep(rng.uniform(0.1, 1.0))
-            stage.postgres.start()
+            await stage.revive(stage.postgres)
             back_s.append(await _archives_again_s(stage))
     await close_all(stage, bot)
     verdict = await judge(stage, log)

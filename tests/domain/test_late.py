@@ -76,7 +76,8 @@ def test_late_entries_have_24_hours() -> None:
 def test_entry_without_a_session_is_kept_with_none(policy: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
     """S04: with the reason, and everything that its session would say of it."""
     talk = Talk(**policy)
-    answer = talk.say(fields.pop("role", "user"), "x", channel="sms", conversation_id="c", at=0, **fields)
+    fields = {"role": "user", "channel": "sms", "conversation_id": "c"} | fields
+    answer = talk.say(fields.pop("role"), "x", at=0, **fields)
     decision = talk.decisions[-1]
     (entry,) = decision.unassigned
 

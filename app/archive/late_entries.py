@@ -118,7 +118,8 @@ def _place(target: _Target, event: Event) -> Event:
     """Take a late entry in, unless the archive holds it; gives its event."""
     message = message_of_view((event.data or {})["message"], event.session.id)
     if message.message_id not in target.taken.values():
-        if message.sequence in target.taken:
+        # After a rollback the session in Redis may have had another number of entries when it closed again.
+        if message.sequence in target.taken or message.sequence != target.session.entries + event.session.late_entries:
             event, message = _renumbered(target, event, message)
         target.taken[message.sequence] = message.message_id
         target.new.append(message)
@@ -127,9 +128,9 @@ def _place(target: _Target, event: Event) -> Event:
 
 
 def _renumbered(target: _Target, event: Event, message: Message) -> tuple[Event, Message]:
-    number = target.session.late_entries + 1
+    sequence = max((target.session.entries, *target.taken)) + 1
+    number = sequence - target.session.entries
     log.warning("late entry renumbered after a rollback", session=event.session.id, number=number)
-    sequence = max(target.taken) + 1
     placed = structs.replace(message, sequence=sequence)
     session = structs.replace(event.session, late_entries=number)
     return structs.replace(event, session=session, data={"message": message_view(placed)}), placed

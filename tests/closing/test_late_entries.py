@@ -179,6 +179,27 @@ async def test_late_entries_after_a_rollback_are_neither_lost_nor_made_a_session
     assert await sessions(resources) == [(2, "resolved", ["1 ann-hello", "2 l1 late", "3 l2 late"])]
 
 
+async def test_a_late_entry_of_a_session_that_closed_again_after_a_rollback(resources: Resources, worker: Worker) -> None:
+    """Redis came back with the session open and shorter: the number of its late entry belongs to a message in the archive."""
+    session = await say(resources, "one")
+    redis, shard = resources.redis, keys.shard_of(STRAND, resources.settings.shards)
+    names = [keys.state(shard, keys.member(STRAND)), keys.messages(shard, session)]
+    before = [await redis.dump(name) for name in names]
+    await say(resources, "two")
+    await close(resources, session)
+    await worker.archivist.run_once()
+    for name, value in zip(names, before, strict=True):
+        await redis.restore(name, 0, value or b"", replace=True)
+    resources.ledger._cache.clear()
+
+    await close(resources, session)
+    await signal(resources, "survey.sent", "l1")
+    await worker.archivist.run_once()
+
+    ((late, _, messages),) = await sessions(resources)
+    assert (late, messages) == (1, ["1 ann-one", "2 ann-two", "3 l1 late"])
+
+
 async def test_late_entries_are_archived_in_any_order(resources: Resources, worker: Worker) -> None:
     """Two workers have one each: the later one is archived first."""
     await close(resources, await say(resources, "hello"))

@@ -257,6 +257,19 @@ def test_after_the_agent_left_the_next_session_is_of_the_bot() -> None:
     assert talk.closings == [("handoff", 1), ("handoff", 5)]
     assert [session.trade for session in [*talk.closed, talk.open]] == ["bot", "agent", "bot"]
     assert (left.session, opened.session, talk.open.agent_present) == ("continued", "opened", False)
+    assert talk.closed[1].closed_by == "m6"
+
+
+def test_agent_who_speaks_after_leaving_joins_again() -> None:
+    """Under `pause` the leaving starts the clock, and the next message of an agent stops it."""
+    talk = Talk(on_handoff="pause")
+    talk.say("user", "a", at=0)
+    paused = []
+    for at, fields in enumerate(({"text": "hi"}, {"type": "agent.left"}, {"text": "one more thing"}), start=1):
+        talk.say("agent", at=at, **fields)
+        paused.append((talk.open.paused, talk.open.agent_present))
+
+    assert paused == [(True, True), (False, False), (True, True)]
 
 
 @pytest.mark.parametrize("on_survey_answered", ("end", "continue"))

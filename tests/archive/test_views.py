@@ -118,3 +118,17 @@ def test_positions_of_the_record_are_those_of_its_fields() -> None:
         if "detail->>" in sql:
             position = int(sql.split("detail->>")[1].split(")")[0])
             assert fields[position].removesuffix("_ms") == name, name
+
+
+async def test_the_guide_s_statements_run(engine: AsyncEngine, rows: dict[str, dict[str, Any]]) -> None:
+    """The user that it makes runs the query that it shows."""
+    make_user, query = [block.split("```")[0] for block in GUIDE.split("```sql\n")[1:]]
+    async with engine.connect() as conn:
+        for statement in make_user.strip().split(";\n"):
+            await conn.execute(text(statement))
+        await conn.execute(text("SET ROLE reports"))
+        found = (await conn.execute(text(query.replace("now()", "TIMESTAMPTZ '2026-11-20'")))).all()
+        await conn.rollback()
+
+    assert rows
+    assert [tuple(row)[1:] for row in found] == [("web", 1)]

@@ -20,7 +20,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from app.domain.errors import DomainError, Fault, StateTooLarge
-from app.domain.json_value import DEEPEST
 from app.errors import AdjournError, Conflict, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
 from app.failures import CONSTRAINT, QUERY_CANCELED, failure_of, sqlstate_of
 
@@ -49,7 +48,7 @@ _HINTS = {
     "string_pattern_mismatch": "a text that matches {pattern}",
     "too_short": "{min_length} items or more",
     "too_long": "{max_length} items at most",
-    "not_storable": f"texts without NUL and halves of characters, numbers that JSON has, {DEEPEST} levels at most",
+    "not_storable": "{hint}",
     "value_error": "see the fields of this body in /docs",
     **dict.fromkeys(("datetime_type", "datetime_parsing", "datetime_from_date_parsing", "timezone_aware"), _INSTANT),
 }

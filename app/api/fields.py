@@ -4,7 +4,6 @@ A type carries what the OpenAPI document says of every field that has it. Exampl
 are derived from their types (`app.api.openapi`), so no field writes them again.
 """
 
-import math
 import re
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,12 +14,11 @@ from pydantic_core import PydanticCustomError
 
 from app.domain.entry import ID_PATTERN, LONGEST_SLUG, SLUG_PATTERN
 from app.domain.errors import InvalidPolicy
-from app.domain.json_value import DEEPEST
+from app.domain.json_value import JsonCheck
 from app.domain.policy.parse import policy_from
 from app.domain.strand import LONGEST_CONVERSATION
 
 COMPONENT = "x-component"
-_LARGEST_INTEGER = 2**63
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
 
 UuidText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
@@ -77,32 +75,12 @@ def text_of(given: UUID | None) -> str | None:
 
 
 def storable(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """Refuse JSON that Postgres cannot hold or that other JSON readers refuse; `within` says where it stands."""
-    left = [("", value, 0)]
-    while left:
-        where, item, depth = left.pop()
-        if depth > DEEPEST:
-            raise _not_storable(where, f"it is nested deeper than {DEEPEST} levels")
-        if isinstance(item, dict):
-            left.extend((f"{where}.{key}".lstrip("."), inner, depth + 1) for key, inner in item.items())
-            left.extend((where, key, depth) for key in item)
-        elif isinstance(item, list):
-            left.extend((f"{where}[{at}]", inner, depth + 1) for at, inner in enumerate(item))
-        elif not _storable(item):
-            raise _not_storable(where, "it holds a character or number that cannot be stored")
+    """Refuse JSON beyond the limits of `app.domain.json_value`; `within` says where it stands."""
+    fault = JsonCheck().fault(value)
+    if fault is not None:
+        context = {"what": fault.what, "hint": fault.hint, "within": fault.where.lstrip(".")}
+        raise PydanticCustomError("not_storable", "{what}", context)
     return value
-
-
-def _not_storable(where: str, what: str) -> PydanticCustomError:
-    return PydanticCustomError("not_storable", "{what}", {"what": what, "within": where.removeprefix(".")})
-
-
-def _storable(value: object) -> bool:
-    if isinstance(value, str):
-        return "\x00" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return not isinstance(value, int) or -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
 
 
 def valid_policy(value: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +97,6 @@ def component(name: str) -> WithJsonSchema:
     return WithJsonSchema({COMPONENT: name})
 
 
-StorableJson = Annotated[Any, AfterValidator(storable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(storable)]
 PolicyToSave = Annotated[JsonObject, component("PolicyToSave")]
 """A policy in a request. Any JSON object is decoded: the domain then names every fault in it."""

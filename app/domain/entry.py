@@ -125,13 +125,19 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
         Meta(description="A set of tags: it replaces the current set.", examples=[["vip"]]),
     ] = ()
     sentiment: Annotated[
-        Annotated[dict[str, float], Meta(extra={"expected": 'an object of tones and their levels, such as {"angry": 0.7}'})]
+        Annotated[
+            dict[str, float],
+            Meta(max_length=64, extra={"expected": 'an object of tones and their levels, such as {"angry": 0.7}'}),
+        ]
         | None,
         Meta(description="Level by tone.", examples=[{"angry": 0.7}]),
     ] = None
     context: Annotated[
         dict[str, Any] | None,
-        Meta(description="Topic and details of the dialog, up to 32 levels deep.", examples=[{"topic": "order"}]),
+        Meta(
+            description="Topic and details of the dialog, up to 8 levels deep, with 64 keys an object and 2,000 values an entry.",
+            examples=[{"topic": "order"}],
+        ),
     ] = None
     sent_at: Annotated[
         SentAt | None,
@@ -164,7 +170,10 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
     ] = None
     metadata: Annotated[
         dict[str, Any] | None,
-        Meta(description="Your own data of the message, up to 32 levels deep.", examples=[{"page": "/cart"}]),
+        Meta(
+            description="Your own data of the message, up to 8 levels deep, with 64 keys an object and 2,000 values an entry.",
+            examples=[{"page": "/cart"}],
+        ),
     ] = None
     session_metadata: Annotated[
         dict[str, Any] | None,

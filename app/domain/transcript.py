@@ -11,7 +11,7 @@ from typing import Any
 from app.domain.entry import Entry
 from app.domain.errors import Fault, InvalidEntry
 from app.domain.instants import ms_of
-from app.domain.json_value import unstorable, unstorable_as_json
+from app.domain.json_value import JsonCheck
 from app.domain.records import Answer, Message, Session
 
 # Kept by name where the session does not say it already.
@@ -22,7 +22,7 @@ _RARE = tuple(
 )
 _rare_of = attrgetter(*_RARE)
 _DEFAULTS = _rare_of(Entry(user_id="-", role="user"))
-_JSON_FIELDS = (("context", unstorable), ("metadata", unstorable), ("session_metadata", unstorable_as_json))
+_JSON_FIELDS = (("context", JsonCheck.fault), ("metadata", JsonCheck.fault), ("session_metadata", JsonCheck.fault_as_json))
 _DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
 
 
@@ -77,8 +77,9 @@ def check(entry: Entry) -> None:
 def unstorable_fields(entry: Entry | Mapping[str, Any]) -> list[Fault]:
     """The faults of an entry's JSON that cannot be stored; also of one, as decoded JSON, that is no `Entry` for other reasons."""
     value_of = entry.get if isinstance(entry, Mapping) else partial(getattr, entry)
-    found = ((field, fault_of(value_of(field))) for field, fault_of in _JSON_FIELDS)
-    return [Fault(field, *fault) for field, fault in found if fault is not None]
+    check = JsonCheck()
+    found = ((field, fault_in(check, value_of(field))) for field, fault_in in _JSON_FIELDS)
+    return [Fault(field, fault.what, fault.hint) for field, fault in found if fault is not None]
 
 
 def _rest(entry: Entry, session: Session | None) -> dict[str, Any] | None:

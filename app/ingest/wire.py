@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from app.domain.entry import Entry
 from app.errors import Invalid, TooLarge
-from app.ingest.faults import unreadable
+from app.ingest.faults import check_texts, unreadable
 
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
@@ -21,6 +21,8 @@ _decode_raw = msgspec.json.Decoder(list[Raw]).decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Some programs put a byte order mark before UTF-8. Python's JSON reader, which all other routes use, skips it.
 _MARK = b"\xef\xbb\xbf"
+# The only way to write NUL in JSON: a body without it needs no look into its texts.
+_NUL = rb"\u0000"
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
 _MOST_TOKENS = 100_000  # splitting a body of nothing but brackets would block the process for a third of a second
 _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
@@ -30,9 +32,12 @@ def entry_from(body: bytes) -> Entry:
     """One entry. Raises `Invalid` with every fault."""
     body = body.removeprefix(_MARK)
     try:
-        return _decode_entry(body)
+        entry = _decode_entry(body)
     except _UNREADABLE as error:
         raise unreadable(body, error) from error
+    if _NUL in body:
+        check_texts(entry)
+    return entry
 
 
 def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Invalid]:
@@ -51,6 +56,8 @@ def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Inval
 
 
 def _decode_whole(body: bytes) -> list[Entry] | None:
+    if _NUL in body:
+        return None
     try:
         return _decode_entries(body)
     except _UNREADABLE:

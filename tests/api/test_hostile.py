@@ -316,7 +316,7 @@ async def test_a_refusal_is_no_longer_than_somebody_reads(admin: Client) -> None
             "/v1/policies/validate",
             '{"closure_message": {"texts": {"de": "\\ud800"}}}',
             "closure_message.texts.de",
-            "it holds a character",
+            "it holds half of a surrogate pair",
         ),
         (
             "/v1/bots",

@@ -239,17 +239,28 @@ def test_received_time_rules_live_sessions() -> None:
 
 @pytest.mark.parametrize("field", ("context", "metadata"))
 def test_number_that_cannot_be_kept_is_refused(field: str) -> None:
-    """More than 64 bits would be lost further on; the refusal changes nothing and names the field."""
+    """Beyond 2^53 other readers of JSON round; the refusal changes nothing and names the field."""
     talk = Talk()
-    talk.say("user", "hi", **{field: {"n": 2**64 - 1}}, at=0)
+    talk.say("user", "hi", **{field: {"n": 2**53}}, at=0)
     state = talk.state
 
     with pytest.raises(InvalidEntry) as refused:
-        talk.say("user", "hi", **{field: {"n": [2**64]}}, at=1)
+        talk.say("user", "hi", **{field: {"n": [2**53 + 1]}}, at=1)
     assert refused.value.field == field
-    assert refused.value.message == "it holds a whole number of more than 64 bits"
+    assert refused.value.message == "it holds a whole number beyond 2^53"
     assert refused.value.hint == "send such a number as a string"
     assert talk.state is state
+
+
+def test_the_values_of_an_entry_are_counted_together() -> None:
+    """Each of the two fields is within the limit by itself."""
+    talk = Talk()
+    talk.say("user", "hi", context={"n": [0] * 990}, metadata={"n": [0] * 990}, at=0)
+
+    with pytest.raises(InvalidEntry) as refused:
+        talk.say("user", "hi", context={"n": [0] * 1_000}, metadata={"n": [0] * 1_000}, at=1)
+    assert refused.value.field == "metadata"
+    assert refused.value.message == "it holds more than 2000 values"
 
 
 @pytest.mark.parametrize("field", ("context", "metadata"))
@@ -262,6 +273,6 @@ def test_depth_that_others_could_not_read_is_refused(field: str) -> None:
     with pytest.raises(InvalidEntry) as refused:
         talk.say("user", "hi", **{field: {"n": nested(DEEPEST)}}, at=1)
     assert refused.value.field == field
-    assert refused.value.message == "it is nested deeper than 32 levels"
+    assert refused.value.message == "it is nested deeper than 8 levels"
     assert refused.value.hint == "flatten it, or send it as a string"
     assert talk.state is state

@@ -100,6 +100,27 @@ def test_a_refusal_by_the_domain_is_completed() -> None:
     assert [fault.where for fault in complete(refused, entry).faults] == ["client_session_id", "context", "metadata"]
 
 
+def test_a_text_with_nul_is_refused_alone() -> None:
+    """Postgres cannot store it. An escaped backslash before `u0000` is no NUL."""
+    bad = rb'{"user_id": "a", "role": "user", "text": "a\u0000b", "tags": ["\u0000"], "sentiment": {"\u0000": 1}}'
+    good = rb'{"user_id": "a", "role": "user", "text": "a\\u0000b"}'
+
+    assert [where for where, *_ in faults_of(bad)] == ["text", "tags", "sentiment"]
+    assert [where for where, *_ in faults_of(bad.replace(b'"role": "user"', b'"role": 1'))] == [
+        "role", "text", "tags", "sentiment",
+    ]  # fmt: skip
+    refused, taken = entries_from(b"[" + bad + b"," + good + b"]", ndjson=False, limit=5)
+    assert isinstance(refused, Invalid)
+    assert isinstance(taken, Entry)
+
+
+def test_an_entry_of_many_unknown_fields_has_one_fault() -> None:
+    """A fault for each, with the names of all fields, would be many times as long as the body."""
+    body = json.dumps({"user_id": "a", "role": "user"} | {f"f{number}": 1 for number in range(100_000)})
+
+    assert [where for where, *_ in faults_of(body.encode())] == ["body"]
+
+
 def test_an_empty_batch_has_no_entries() -> None:
     assert entries_from(b" [] ", ndjson=False, limit=5) == []
     assert entries_from(b"\n\n", ndjson=True, limit=5) == []

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.domain.entry import Entry, EntryType
 from app.domain.errors import InvalidEntry
-from app.domain.json_value import unstorable_as_json
+from app.domain.json_value import JsonCheck
 from app.domain.records import Session
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
@@ -71,9 +71,9 @@ def merged_metadata(session: Session, entry: Entry) -> dict[str, Any] | None:
     if entry.session_metadata is None:
         return session.session_metadata
     merged = {**(session.session_metadata or {}), **entry.session_metadata}
-    fault = unstorable_as_json(merged)
+    fault = JsonCheck().fault_as_json(merged)
     if fault is not None:
-        raise InvalidEntry("session_metadata", f"merged into the session's, {fault[0]}", fault[1])
+        raise InvalidEntry("session_metadata", f"merged into the session's, {fault.what}", fault.hint)
     return merged
 
 

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from app.domain.errors import InvalidVariable
 from app.domain.instants import DAY_MS
-from app.domain.json_value import unstorable_as_json
+from app.domain.json_value import JsonCheck
 from app.domain.records import DeleteVariable, SetVariable, Variable
 from app.domain.rules.transition import Transition
 
@@ -47,6 +47,6 @@ def check(command: SetVariable) -> None:
         raise InvalidVariable("name", f"a name has 1 to {LONGEST_NAME} characters, all of them printable", "choose another")
     if command.ttl_ms is not None and not 1 <= command.ttl_ms <= LONGEST_TTL_MS:
         raise InvalidVariable("ttl_s", f"a TTL is more than 0 and at most {LONGEST_TTL_MS // 1_000} seconds", "choose another")
-    fault = unstorable_as_json(command.value)
+    fault = JsonCheck().fault_as_json(command.value)
     if fault is not None:
-        raise InvalidVariable("value", *fault)
+        raise InvalidVariable("value", fault.what, fault.hint)

@@ -190,5 +190,5 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
         if self.channel != "web":
             force_setattr(self, "channel", self.channel.lower())
         sent_at: object = self.sent_at
-        if isinstance(sent_at, int):
+        if sent_at is not None and isinstance(sent_at, int):
             force_setattr(self, "sent_at", instant_of(sent_at))

@@ -25,7 +25,7 @@ EVENT_NAMESPACE = UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11")
 LONGEST_CONVERSATION = len(HELP) + 1 + 3 * 256 + 1 + 256  # a default one, every character of its user written as `%3A`
 
 
-class Strand(Struct, frozen=True, gc=False, order=True):
+class Strand(Struct, frozen=True, gc=False, order=True, cache_hash=True):
     """`thread` is empty, the client's session id (method `client`) or the window (channel `help`).
 
     In a conversation that the bot names, the channel comes before it, unless it is `web`: `sms`, `sms:<client's session>`.

@@ -29,20 +29,20 @@ _DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
 def message_of(entry: Entry, message_id: str, *, session: Session | None, answer: Answer, late: bool = False) -> Message:
     """The message to store in `session`, or with no session."""
     return Message(
-        sequence=answer.sequence,
-        message_id=message_id,
-        received_at_ms=answer.received_at_ms,
-        role=entry.role,
-        type=entry.type,
-        text=entry.text,
-        answer=answer,
-        user_id=entry.user_id,
-        intent=entry.intent,
-        language=entry.language,
-        tags=entry.tags,
-        sent_at_ms=None if entry.sent_at is None else ms_of(entry.sent_at),
-        rest=_rest(entry, session),
-        late=late,
+        answer.sequence,
+        message_id,
+        answer.received_at_ms,
+        entry.role,
+        entry.type,
+        entry.text,
+        answer,
+        entry.user_id,
+        entry.intent,
+        entry.language,
+        entry.tags,
+        None if entry.sent_at is None else ms_of(entry.sent_at),
+        _rest(entry, session),
+        late,
     )
 
 

@@ -163,14 +163,14 @@ class Fold:
 
     def settle(self) -> None:
         """Give every command its outcome: the commit was made."""
-        outcomes: dict[int, CommandOutcome] = {}
         for pending, decision in self.decided:
-            outcome = outcomes[id(pending)] = CommandOutcome(decision.answer)
-            pending.settle(outcome)
+            pending.settle(CommandOutcome(decision.answer))
+        if not self.repeated:
+            return
+        answers = {id(pending): decision.answer for pending, decision in self.decided}
         for pending, earlier in self.repeated:
-            known = outcomes.get(id(earlier))
-            if known is not None:
-                pending.settle(CommandOutcome(known.answer, duplicate=True))
+            if id(earlier) in answers:
+                pending.settle(CommandOutcome(answers[id(earlier)], duplicate=True))
 
     def drop_repeats(self, stored: dict[str, bytes]) -> None:
         """Answer the commands whose entries are stored already, and remove them from the fold."""

@@ -32,6 +32,7 @@ _COMMANDS_A_FOLD = 500
 _BYTES_A_COMMIT = 4 << 20
 # Of several writers to one strand one always wins, so the loop ends; no caller waits that long.
 _PATIENCE_MS = 5_000
+_CLOSES = (Wake, Close, ApplyPolicy)
 
 
 class BotContext(Struct, frozen=True):
@@ -206,7 +207,7 @@ class Ledger:
             known = self._cache.get(fold.strand)
             if known is not None:
                 fold.version, fold.state = known
-            elif not isinstance(fold.pending[0].command, Wake | Close | ApplyPolicy):
+            elif not _closes(fold.pending[0]):
                 continue
             else:
                 unknown.append(fold)
@@ -230,7 +231,7 @@ def _count(fold: Fold, *, now_ms: int) -> None:
 
 
 def _closes(pending: PendingCommand) -> bool:
-    return isinstance(pending.command, Wake | Close | ApplyPolicy)
+    return isinstance(pending.command, _CLOSES)
 
 
 def _fail(folds: list[Fold], error: Exception) -> None:

@@ -133,6 +133,7 @@ class Terms(Struct, frozen=True):
     max_duration_ms: int
     billing_block_ms: int
     epilogue_ms: int
+    discards_by_text: bool
     discard_utterances: frozenset[str]
     discard_all_utterances: frozenset[str]
 
@@ -183,6 +184,7 @@ def _terms(saved: PolicyVersion, policy: Policy) -> Terms:
         max_duration_ms=policy.max_duration_hours * HOUR_MS,
         billing_block_ms=policy.billing_block_minutes * MINUTE_MS,
         epilogue_ms=policy.epilogue_seconds * SECOND_MS,
+        discards_by_text=bool(policy.discard_utterances or policy.discard_all_utterances),
         discard_utterances=frozenset(map(folded, policy.discard_utterances)),
         discard_all_utterances=frozenset(map(folded, policy.discard_all_utterances)),
     )

@@ -33,18 +33,21 @@ def count(transition: Transition, session: Session, entry: Entry, changes: Chang
         changes[first] = transition.now_ms
     if entry.type == "message" and entry.role != "system":
         changes["interactions"] = session.interactions + 1
-        changes["unanswered"] = entry.role == "user"
+        if session.unanswered != (entry.role == "user"):
+            changes["unanswered"] = not session.unanswered
         _time_response(transition, session, entry, changes)
 
 
 def take_part(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
     """K14 to K17: the user's first makes a session interactive. R03: a bot's counts. K19: a developer's is flagged."""
     if is_interaction_by_user(entry):
-        changes["interactive"] = True
+        if not session.interactive:
+            changes["interactive"] = True
     elif entry.type == "activity":
         pass
     elif entry.role == "bot":
-        changes["counted"] = True
+        if not session.counted:
+            changes["counted"] = True
     elif _is_word_of_agent(transition, session, entry):
         changes["trade"] = "agent"
     if entry.developer:
@@ -103,7 +106,8 @@ def _is_word_of_agent(transition: Transition, session: Session, entry: Entry) ->
 
 def _see_intent_of_user(session: Session, entry: Entry, changes: Changes) -> None:
     """Ruling 9 compares with the last; `intents` is their order, without repeats in a row."""
-    changes["user_intent"] = entry.intent
+    if entry.intent != session.user_intent:
+        changes["user_intent"] = entry.intent
     intents = session.intents
     if entry.intent is not None and len(intents) < MOST_INTENTS and intents[-1:] != (entry.intent,):
         changes["intents"] = (*intents, entry.intent)

@@ -146,7 +146,9 @@ def _receive_between(transition: Transition, command: Receive, kind: EntryType) 
 def _end_before(transition: Transition, entry: Entry, kind: EntryType) -> str | None:
     """End the open session if the entry starts anew; the row by which it does."""
     session = transition.session
-    if session is None or signals.is_relay(transition, entry):
+    if session is None or (kind == "message" and not entry.refresh and not transition.terms.lazy):
+        return None  # nearly always: a plain message ends no session, unless the policy closes lazily
+    if signals.is_relay(transition, entry):
         return None
     for rule in ENDED_BEFORE:
         verdict = rule(transition, session, entry, kind)
@@ -190,12 +192,6 @@ def _decision(transition: Transition, answer: Answer | None) -> Decision:
     if transition.grew:
         retention.check_size(state)
     session = state.session
-    return Decision(
-        state=state,
-        wake_at_ms=None if session is None else silence.wake_at_ms(session),
-        keep_until_ms=retention.keep_until_ms(state),
-        messages=transition.messages,
-        events=transition.events,
-        answer=answer,
-        unassigned=transition.unassigned,
-    )
+    wake_at_ms = None if session is None else silence.wake_at_ms(session)
+    keep_until_ms = retention.keep_until_ms(state)
+    return Decision(state, wake_at_ms, keep_until_ms, transition.messages, transition.events, answer, transition.unassigned)

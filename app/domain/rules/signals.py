@@ -33,7 +33,7 @@ def kind_of(entry: Entry, session: Session | None, terms: Terms) -> EntryType:
         if tag in entry.tags:
             return kind
     if entry.role == "user":
-        return _said(entry.text, terms)
+        return _said(entry.text, terms) if terms.discards_by_text else "message"
     if entry.role == "agent" and terms.policy.agent_message_joins and (session is None or not session.agent_present):
         return "agent.joined"
     return "message"
@@ -117,7 +117,7 @@ def resolved(session: Session, at_ms: int) -> Session:
 
 def _said(text: str | None, terms: Terms) -> EntryType:
     """The user's words for "discard", if they are all that the message says (S01)."""
-    if text is not None and (terms.discard_utterances or terms.discard_all_utterances):
+    if text is not None:
         said = folded(text)
         if said in terms.discard_all_utterances:
             return "discard.all"

@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     install_error_handlers(app)
-    install_middleware(app, max_body_bytes=known.max_body_bytes)
+    install_middleware(app)
     install_docs_page(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -25,9 +25,9 @@ from app.failures import CONSTRAINT, QUERY_CANCELED, failure_of, sqlstate_of
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
-MOST_FAULTS = 50
+MOST_FAULTS = 20
 LONGEST_WHERE = 200
-LONGEST_WHAT = 500
+LONGEST_WHAT = 200
 Headers = list[tuple[bytes, bytes]]
 
 _log = structlog.get_logger()
@@ -101,7 +101,7 @@ def problem_of(
         "hint": refusal.hint,
         "errors": [_shortened(fault) for fault in refusal.faults[:MOST_FAULTS]],
         "retry_after_s": refusal.retry_after_s,
-        "instance": instance,
+        "instance": instance[:LONGEST_WHERE] if instance else None,
         "request_id": request_id,
     }
     return {name: value for name, value in problem.items() if value or name == "status"}

@@ -22,9 +22,13 @@ _PROCESS = token_hex(12)
 _COUNT = count()
 
 
-def install_middleware(app: FastAPI, *, max_body_bytes: int) -> None:
+ADMIN_BODY_BYTES = 65_536
+"""Longest body of the routes behind this middleware: all but those that take entries."""
+
+
+def install_middleware(app: FastAPI) -> None:
     """Request ids are outermost, so that a body over the limit is answered with one, too."""
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=ADMIN_BODY_BYTES)
     app.add_middleware(RequestIds)
 
 

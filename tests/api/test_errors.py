@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from app.api.errors import error_of
+from app.api.middleware import ADMIN_BODY_BYTES
 from app.archive.engine import make_engine
 from app.config.publish import move
 from app.config.records import BotRecord, KeyConfig, Mark
@@ -286,10 +287,20 @@ async def test_an_unforeseen_error_is_500_without_its_trace(app: FastAPI, admin:
     assert "private words" not in reply.text
 
 
-async def test_a_body_over_the_limit_is_refused(admin: Client, settings: Settings) -> None:
-    """Configuration is no way around the limit that entries have."""
-    body = {"id": "shop", "policy": {"closure_message": {"texts": {"default": "x" * settings.max_body_bytes}}}}
+async def test_a_body_over_the_limit_is_refused(admin: Client) -> None:
+    """Configuration is small: 64 KB, whatever the limit of entries."""
+    body = {"id": "shop", "policy": {"closure_message": {"texts": {"default": "x" * ADMIN_BODY_BYTES}}}}
     assert (await admin.refused("POST", "/v1/bots", body))["status"] == 413
+
+
+async def test_a_refusal_quotes_little_of_the_request(admin: Client) -> None:
+    """20 faults at most, and 200 characters of a path or a name."""
+    many = {f"field{number}": 1 for number in range(100)} | {"x" * 900: 1}
+    faults = (await admin.refused("POST", "/v1/bots", many))["errors"]
+    lost = await admin.refused("GET", "/v1/" + "y" * 900)
+
+    assert len(faults) == 20
+    assert len(lost["instance"]) == 200
 
 
 async def test_without_postgres_queries_say_when_to_come_back_and_ingest_goes_on(redis_url: str) -> None:

@@ -102,7 +102,7 @@ def _assemble(
         clock=clock,
         shards=shards,
         context_of=config.context_of,
-        cache_size=settings.state_cache_size,
+        cache_bytes=settings.state_cache_bytes,
     )
     sandboxes = SandboxClocks(pipe, clock)
     return Resources(

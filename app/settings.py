@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     max_skew_ms: int = Field(
         default=500, ge=1, description="Largest accepted difference between a commit's clock and Redis's, in milliseconds."
     )
-    state_cache_size: int = Field(default=50_000, ge=0, description="Live states that a process caches, in conversations.")
+    state_cache_bytes: int = Field(default=64 << 20, ge=0, description="Live states that a process caches, in bytes.")
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
 

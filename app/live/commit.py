@@ -42,10 +42,14 @@ CommitRefusal = VersionConflict | Repeats | UnreadableState
 
 
 class Commit(Struct, frozen=True):
-    """The arguments of one fold. `version` is stored if it succeeds: where Redis holds that version, this commit was made."""
+    """The arguments of one fold. `version` is stored if it succeeds: where Redis holds that version, this commit was made.
+
+    `state` is the encoded state that it writes, empty if it writes none.
+    """
 
     args: list[Argument]
     version: str
+    state: bytes
 
 
 class CommitCall(Struct, frozen=True):
@@ -127,11 +131,12 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     types = [event.type for event in events]
     leave, join = _users(fold, last)
     written = _changes(fold, last) or any(isinstance(pending.command, Wake) for pending, _ in fold.decided)
+    stored = encode(last.state) if written else b""
     args: list[Argument] = [
         names[keys.state(shard, member)],
         fold.version,
         version if written else fold.version,
-        encode(last.state) if written else b"",
+        stored,
         names[keys.due(shard, strand.bot if fold.sandbox else None)],
         names[keys.live(shard, strand.bot)],
         names[keys.users(shard, strand.bot)] if leave or join else "",
@@ -147,7 +152,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     _add_checks(args, fold, names)
     _add_messages(args, fold, names)
     _add_records(args, fold, [event for event in events if event.type not in silent])
-    return Commit(args, version if written else fold.version)
+    return Commit(args, version if written else fold.version, stored)
 
 
 def _changes(fold: Fold, last: Decision) -> bool:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from app.clock import Clock, monotonic_ms
-from app.domain.records import ApplyPolicy, BotRules, Close, Command, State, Wake
+from app.domain.records import ApplyPolicy, BotRules, Close, Command, Wake
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live import keys
@@ -28,6 +28,7 @@ from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED, UNASSIGNED
 
 _STRANDS_A_COMMIT = 200
 _COMMANDS_A_FOLD = 500
+_CACHE_OVERHEAD_BYTES = 500
 # More would block Redis, and every caller on this process's connection; a single command goes out whatever its size.
 _BYTES_A_COMMIT = 4 << 20
 # Of several writers to one strand one always wins, so the loop ends; no caller waits that long.
@@ -54,7 +55,7 @@ class Ledger:
         clock: Clock,
         shards: int,
         context_of: Callable[[str], BotContext],
-        cache_size: int = 50_000,
+        cache_bytes: int = 64 << 20,
     ) -> None:
         self._pipe = pipe
         self._script = script
@@ -63,8 +64,10 @@ class Ledger:
         self._context_of = context_of
         self._waiting: list[list[PendingCommand]] = [[] for _ in range(shards)]
         self._writers: list[asyncio.Task[None] | None] = [None] * shards
-        self._cache: OrderedDict[Strand, tuple[str, State]] = OrderedDict()
-        self._cache_size = cache_size
+        # States as encoded: decoded ones may take 60 times as much memory as their bytes.
+        self._cache: OrderedDict[Strand, tuple[str, bytes]] = OrderedDict()
+        self._cached_bytes = 0
+        self._cache_bytes = cache_bytes
 
     def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[CommandOutcome]:
         """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a clock of its own.
@@ -189,16 +192,22 @@ class Ledger:
                     if fold.pending:
                         again.append(fold)
                 case _:
-                    self._remember(fold.strand, commit.version, fold.decided[-1][1].state)
+                    self._remember(fold.strand, commit)
                     fold.settle()
                     _count(fold, now_ms=now_ms)
         return again
 
-    def _remember(self, strand: Strand, version: str, state: State) -> None:
-        self._cache[strand] = version, state
-        self._cache.move_to_end(strand)
-        if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+    def _remember(self, strand: Strand, commit: Commit) -> None:
+        if not commit.state:
+            return  # nothing was written, so a cached state is still the last one
+        known = self._cache.pop(strand, None)
+        if known is not None:
+            self._cached_bytes -= _cached_size(strand, known[1])
+        self._cache[strand] = commit.version, commit.state
+        self._cached_bytes += _cached_size(strand, commit.state)
+        while self._cache and self._cached_bytes > self._cache_bytes:
+            oldest, (_, state) = self._cache.popitem(last=False)
+            self._cached_bytes -= _cached_size(oldest, state)
 
     async def _recall(self, shard: int, folds: list[Fold]) -> None:
         """Base the folds on cached states. A strand that is not cached is taken for new, except for a close, which reads it."""
@@ -206,7 +215,7 @@ class Ledger:
         for fold in folds:
             known = self._cache.get(fold.strand)
             if known is not None:
-                fold.version, fold.state = known
+                fold.base_on(*known)
             elif not _closes(fold.pending[0]):
                 continue
             else:
@@ -228,6 +237,11 @@ def _count(fold: Fold, *, now_ms: int) -> None:
             CLOSED.labels(event.session.reason).inc()
             if not fold.sandbox:
                 CLOSE_LAG.observe(max(now_ms - event.at_ms, 0) / 1000)
+
+
+def _cached_size(strand: Strand, state: bytes) -> int:
+    """About the bytes that a cached state takes: its own, those of its key, and those of the objects around them."""
+    return len(state) + sum(map(len, (strand.bot, strand.conversation, strand.thread))) + _CACHE_OVERHEAD_BYTES
 
 
 def _closes(pending: PendingCommand) -> bool:

@@ -96,7 +96,7 @@ def _ledger(pipe: Pipe, rules: BotRules) -> Ledger:
     clock = Clock()
     context = BotContext(rules, sandbox=True)
     script = CommitScript(pipe, clock, max_skew_ms=500)
-    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, context_of=lambda _: context, cache_size=2)
+    return Ledger(pipe=pipe, script=script, clock=clock, shards=SHARDS, context_of=lambda _: context, cache_bytes=2_000)
 
 
 async def _outcome(redis: Redis) -> Outcome:

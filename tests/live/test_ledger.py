@@ -129,6 +129,27 @@ async def test_repeat_of_an_entry_of_the_session_before_is_known(make_ledger: Ma
     assert repeat == CommandOutcome(first.answer, duplicate=True)
 
 
+async def test_cached_states_are_bounded_by_their_bytes(redis: Redis) -> None:
+    """Ten states of some 40 KB are not cached in 100 KB; those that were dropped are read again and continue."""
+    pipe, clock = Pipe(redis, timeout_s=5), Clock()
+    script = CommitScript(pipe, clock, max_skew_ms=500)
+    ledger = Ledger(
+        pipe=pipe, script=script, clock=clock, shards=SHARDS, context_of=lambda _: BotContext(RULES), cache_bytes=100_000
+    )
+    strands = [Strand("bot", f"web:user{number}") for number in range(10)]
+    large = Receive(Entry(user_id="ann", role="user", context={"long": "x" * 40_000}), "m1")
+
+    for strand in strands:
+        await ledger.submit(strand, large)
+    cached = [len(state) for _, state in ledger._cache.values()]
+    again = [await ledger.submit(strand, said("again")) for strand in strands]
+    await pipe.stop()
+
+    assert len(cached) == 2
+    assert sum(cached) < 100_000
+    assert [outcome.answer.sequence for outcome in again if outcome.answer] == [2] * 10
+
+
 async def test_processes_that_write_at_once_agree(make_ledger: MakeLedger) -> None:
     """A lost compare-and-set is decided again: no sequence number is skipped or given twice."""
     ledgers = [make_ledger() for _ in range(4)]

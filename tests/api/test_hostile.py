@@ -326,7 +326,7 @@ async def test_a_refusal_is_no_longer_than_somebody_reads(admin: Client) -> None
         ),
         ("/v1/bots", '{"id": "b", "nme": "B"}', "nme", "there is no such field"),
         ("/v1/bots", '{"name": "B"}', "id", "it is required"),
-        ("/v1/bots", '{"id": "b", "clock_mode": "manual"}', "body", "`clock_mode` is for sandbox bots"),
+        ("/v1/bots", '{"id": "b", "clock_mode": "manual"}', "clock_mode", "it is for sandbox bots"),
         ("/v1/bots", '{"id": ', "body", "it is no JSON from character 7 on: Expecting value"),
     ),
 )

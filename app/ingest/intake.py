@@ -5,7 +5,7 @@ Promised: a receipt is given only for an entry that is committed. An entry that 
 
 import asyncio
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from secrets import token_hex
 from typing import Annotated
 
@@ -28,6 +28,8 @@ from app.live.sandbox import SandboxClocks, followed_ms
 from app.metrics import ENTRIES
 
 EntryRefusal = AdjournError | DomainError
+
+_counter_of = cache(ENTRIES.labels)
 
 encode = msgspec.json.Encoder().encode
 """An answer's JSON."""
@@ -175,6 +177,6 @@ async def _result(message_id: str, future: asyncio.Future[CommandOutcome]) -> Re
 def _count(results: Sequence[Receipt | EntryRefusal]) -> None:
     for result in results:
         if isinstance(result, Receipt):
-            ENTRIES.labels("duplicate" if result.duplicate else result.session).inc()
+            _counter_of("duplicate" if result.duplicate else result.session).inc()
         else:
-            ENTRIES.labels("refused").inc()
+            _counter_of("refused").inc()

@@ -81,7 +81,7 @@ class CommitScript:
             _commit(fold, names, version=self._new_version(), now_ms=now_ms, silent=types)
             for fold, types in zip(folds, silent, strict=True)
         ]
-        return CommitCall(names.keys, now_ms, closing, commits)
+        return CommitCall(list(names), now_ms, closing, commits)
 
     async def send(self, call: CommitCall) -> dict[int, CommitRefusal] | None:
         """By index, the commits that wrote nothing; None if `now_ms` was too far off and none did.
@@ -107,30 +107,26 @@ class CommitScript:
             raise Unavailable(f"Redis refused a commit: {error}", retry_after_s=1) from error
 
 
-class _Names:
-    """The script's KEYS: each name once; commits refer to it by its index."""
+class _Names(dict[str, int]):
+    """The script's KEYS: each name once, with the index by which commits refer to it. Naming it adds it."""
 
     def __init__(self, shard: int) -> None:
+        super().__init__({keys.events(shard): 1, keys.counts(shard): 2})
         self.shard = shard
-        self._index: dict[str, int] = {keys.events(shard): 1, keys.counts(shard): 2}
 
-    def __getitem__(self, name: str) -> int:
-        return self._index.setdefault(name, len(self._index) + 1)
-
-    @property
-    def keys(self) -> list[str]:
-        return list(self._index)
+    def __missing__(self, name: str) -> int:
+        index = self[name] = len(self) + 1
+        return index
 
 
 def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: frozenset[str]) -> Commit:
     shard, strand = names.shard, fold.strand
     member = keys.member(strand)
     last = fold.decided[-1][1]
-    # A wake that changed nothing is written as well: it corrects `due`, in case a wrong deadline there caused it.
     events = fold.events()
     types = [event.type for event in events]
-    leave, join = _users(fold, last)
-    written = _changes(fold, last) or any(isinstance(pending.command, Wake) for pending, _ in fold.decided)
+    opened, leave, join = _opened(fold, last)
+    written = _is_written(fold, last)
     stored = encode(last.state) if written else b""
     args: list[Argument] = [
         names[keys.state(shard, member)],
@@ -144,7 +140,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         leave,
         join,
         last.wake_at_ms if last.wake_at_ms is not None else "",
-        _opened(fold, last),
+        opened,
         _keep_ms(fold, last, now_ms=now_ms),
         types.count("session.opened"),
         types.count("session.closed"),
@@ -155,27 +151,23 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     return Commit(args, version if written else fold.version, stored)
 
 
-def _changes(fold: Fold, last: Decision) -> bool:
-    return last.state != fold.state or any(
-        decision.messages or decision.events or decision.unassigned for _, decision in fold.decided
-    )
+def _is_written(fold: Fold, last: Decision) -> bool:
+    """Whether anything changed. A wake is written in any case: it corrects `due`, in case a wrong deadline there caused it."""
+    for pending, decision in fold.decided:
+        if decision.messages or decision.events or decision.unassigned or isinstance(pending.command, Wake):
+            return True
+    return last.state != fold.state
 
 
-def _opened(fold: Fold, last: Decision) -> Argument:
-    before, after = fold.state.session, last.state.session
-    if after is None:
-        return "-" if before is not None else ""
-    return after.opened_at_ms if before is None or before.id != after.id else ""
-
-
-def _users(fold: Fold, last: Decision) -> tuple[Argument, Argument]:
-    """The members to delete from and to add to the sessions by user."""
+def _opened(fold: Fold, last: Decision) -> tuple[Argument, Argument, Argument]:
+    """`opened_at`, and the members to delete from and to add to the sessions by user."""
     before, after = fold.state.session, last.state.session
     if before is after or (before is not None and after is not None and before.id == after.id):
-        return "", ""
+        return "", "", ""  # nearly always
     leave = keys.user_member(before.user_id, fold.strand) if before else ""
-    join = keys.user_member(after.user_id, fold.strand) if after else ""
-    return leave, join
+    if after is None:
+        return "-", leave, ""
+    return after.opened_at_ms, leave, keys.user_member(after.user_id, fold.strand)
 
 
 def _keep_ms(fold: Fold, last: Decision, *, now_ms: int) -> Argument:

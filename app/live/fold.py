@@ -4,10 +4,9 @@ It owns what a caller waits for (`PendingCommand`) and the decisions on it. It w
 """
 
 import asyncio
-from dataclasses import dataclass, field
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, field
 
 from app.domain.errors import DomainError
 from app.domain.records import Answer, BotRules, Command, Decision, Event, Receive, State, UnassignedEntry
@@ -47,8 +46,7 @@ def size_of(command: Command) -> int:
     return size
 
 
-@dataclass(slots=True, eq=False)
-class PendingCommand:
+class PendingCommand(Struct, eq=False):
     """A command that waits for its outcome. `at_ms` is its instant, for a bot with a clock of its own."""
 
     strand: Strand
@@ -65,8 +63,7 @@ class PendingCommand:
             self.future.set_exception(error)
 
 
-@dataclass(slots=True)
-class Fold:
+class Fold(Struct, eq=False):
     """Commands of one strand on their way to one commit.
 
     The decisions are based on `version` and `state`; a conflict replaces both and everything is decided again.
@@ -78,8 +75,8 @@ class Fold:
     pending: list[PendingCommand]
     version: str = ""
     state: State = field(default_factory=State)
-    decided: list[tuple[PendingCommand, Decision]] = field(default_factory=list)
-    repeated: list[tuple[PendingCommand, PendingCommand]] = field(default_factory=list)
+    decided: list[tuple[PendingCommand, Decision]] = []
+    repeated: list[tuple[PendingCommand, PendingCommand]] = []
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
     def decide(self, now_ms: int) -> None:
@@ -150,9 +147,10 @@ class Fold:
         """Sessions whose messages may hold an earlier entry with the same id."""
         state = self.state
         sessions = [session for session, _ in state.recent]
-        for session in (state.session, state.last):
-            if session is not None and session.id not in sessions:
-                sessions.append(session.id)
+        if state.session is not None:
+            sessions.append(state.session.id)
+        if state.last is not None and state.last.id not in sessions:
+            sessions.append(state.last.id)
         return sessions
 
     def events(self) -> list[Event]:

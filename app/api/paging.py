@@ -21,6 +21,9 @@ from app.errors import Invalid
 LONGEST_CURSOR = 4_500
 """Of open sessions the place is a strand: user, window and thread, each of up to 256 characters of four bytes."""
 
+LARGEST_PAGE = 4 << 20
+"""Bytes of the rows of a page whose rows hold entries: each may be as large as a body."""
+
 _DIGEST_BYTES = 8
 _EXAMPLE = "wOslghr6j1EF"
 
@@ -69,6 +72,20 @@ class Page(Generic[Place]):
         """Of `probe` rows those to show, and the cursor of the following page."""
         shown = rows[: self.limit]
         return shown, self.next(place(shown[-1])) if len(rows) > self.limit else None
+
+    def fit(
+        self, rows: Sequence[Item], place: Callable[[Item], Place], view: Callable[[Item], object]
+    ) -> tuple[list[msgspec.Raw], str | None]:
+        """Like `cut`, but rows as JSON, and no more than fit into `LARGEST_PAGE`; a row that is larger has a page of its own."""
+        shown: list[msgspec.Raw] = []
+        size = 0
+        for row in rows[: self.limit]:
+            encoded = msgspec.json.encode(view(row))
+            size += len(encoded)
+            if shown and size > LARGEST_PAGE:
+                break
+            shown.append(msgspec.Raw(encoded))
+        return shown, self.next(place(rows[len(shown) - 1])) if len(rows) > len(shown) else None
 
     def next(self, last: Place | None) -> str | None:
         """The cursor of the page after the row at `last`; None if no page follows."""

@@ -193,6 +193,20 @@ async def test_a_cursor_is_good_for_its_own_list_alone(admin: Client, resources:
         assert (problem["status"], problem["errors"][0]["where"]) == (422, "cursor"), path
 
 
+async def test_a_page_of_messages_ends_by_its_bytes(admin: Client) -> None:
+    """Six messages of 900 KB are two pages; a thousand of them would be one answer of 900 MB."""
+    await sandbox(admin)
+    answers = [await post(admin, "hi", metadata={"long": "x" * 900_000}) for _ in range(6)]
+    path = f"/v1/sessions/{answers[0]['session_id']}/messages"
+
+    first = await admin.ok("GET", path)
+    second = await admin.ok("GET", path, params={"cursor": first["next"]})
+
+    assert [message["sequence"] for message in first["messages"]] == [1, 2, 3, 4]
+    assert [message["sequence"] for message in second["messages"]] == [5, 6]
+    assert second["next"] is None
+
+
 async def test_messages_are_walked_in_order_live_and_archived(admin: Client, worker: Worker) -> None:
     """Seven messages by pages of three; every one once, in the order of its sequence."""
     await sandbox(admin)

@@ -252,8 +252,8 @@ async def list_messages(
     session = (await session_of(sessions, principal, session_id)).session
     page = Page(asked, of=["messages", session.id], place=int)
     stored = await sessions.messages(session, after=page.after or 0, limit=page.probe)
-    shown, following = page.cut(stored, lambda message: message.sequence)
-    return JsonResponse({"messages": [message_view(message) for message in shown], "next": following})
+    shown, following = page.fit(stored, lambda message: message.sequence, message_view)
+    return JsonResponse({"messages": shown, "next": following})
 
 
 @router.get("/sessions/{session_id}/explanation", **answers(Explanation))
@@ -281,8 +281,11 @@ async def list_unassigned(
     known_bot(config, bot)
     page = Page(asked, of=["unassigned", bot], place=UnassignedPlace)
     rows = await sessions.unassigned(bot, after=page.after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: UnassignedPlace(ms_of(row.received_at), str(row.id)))
-    entries = [{"reason": row.reason, "message": row.entry} for row in shown]
+    entries, following = page.fit(
+        rows,
+        lambda row: UnassignedPlace(ms_of(row.received_at), str(row.id)),
+        lambda row: {"reason": row.reason, "message": row.entry},
+    )
     return JsonResponse({"entries": entries, "next": following})
 
 

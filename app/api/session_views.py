@@ -1,16 +1,19 @@
 """Sessions, messages and explanations as answers and webhooks show them, for the OpenAPI document.
 
-The domain makes this JSON (`app.domain.session_view`); the models only describe it, and a test holds the two equal.
+The domain makes this JSON (`app.domain.session_view`); the models only describe it, and a test holds the two equal. The fields
+that the record of a session describes are taken from it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from app.api.described import described
 from app.api.fields import Instant, UuidText
 from app.api.paging import Next
 from app.domain.entry import EntryType, Role
-from app.domain.records import Outcome, Reason, Trade, UnassignedReason
+from app.domain.records import Reason, Session, UnassignedReason
+from app.domain.session_view import public_fields
 
 
 class CountByRole(BaseModel):
@@ -31,8 +34,8 @@ class InstantByRole(BaseModel):
     system: Annotated[Instant | None, Field(description="The system's.")]
 
 
-class SessionSnapshot(BaseModel):
-    """A session as it was at the instant of an event."""
+class SessionBase(BaseModel):
+    """The fields that identify a session, say whether it is open, or count by role."""
 
     id: Annotated[UuidText, Field(description="Id of the session.")]
     bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
@@ -43,56 +46,20 @@ class SessionSnapshot(BaseModel):
     user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
     channel: Annotated[str, Field(description="The channel.", examples=["web"])]
     status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
-    opened_at: Annotated[Instant, Field(description="When it opened.")]
-    opened_by: Annotated[str, Field(description="Id of the message that opened it.", examples=["m1"])]
-    opening_rule: Annotated[str, Field(description="The rule by which it opened.", examples=["B04"])]
-    previous_session_id: Annotated[UuidText | None, Field(description="Id of the conversation's session before.")]
     closes_at: Annotated[Instant | None, Field(description="When it closes if nothing more comes; null if it is closed.")]
-    closed_at: Annotated[Instant | None, Field(description="When it closed.")]
-    reason: Annotated[Reason | None, Field(description="Why it closed.")]
-    closing_rule: Annotated[str | None, Field(description="The rule by which it closed.", examples=["K07"])]
-    closed_by: Annotated[str | None, Field(description="Id of the message, or name of the key, that closed it.", examples=["m7"])]
-    policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
-    interactive: Annotated[bool, Field(description="Whether the user took part.")]
-    developer: Annotated[bool, Field(description="Whether a developer took part: never billed.")]
-    counted: Annotated[bool, Field(description="Whether it counts in statistics (`requires_bot`).")]
-    trade: Annotated[Trade, Field(description="Who takes part: the bot, or a human agent assisted by it.")]
-    outcome: Annotated[Outcome | None, Field(description="How it came out; null while it is open.")]
-    contained: Annotated[
-        bool | None, Field(description="Whether it was closed without hand-off or escalation; null while it is open.")
-    ]
-    language: Annotated[str | None, Field(description="The last language that was reported.", examples=["en"])]
-    intent: Annotated[str | None, Field(description="The last intent that was reported.", examples=["order.status"])]
-    intents: Annotated[
-        list[str],
-        Field(description="The user's intents in order, without repeats in a row, the first 32.", examples=[["order.status"]]),
-    ]
-    tags: Annotated[list[str], Field(description="The last set of tags that was reported.", examples=[["vip"]])]
-    entries: Annotated[int, Field(description="How many entries it has, late ones left out.", examples=[2])]
     entries_of: Annotated[CountByRole, Field(description="How many entries of each role.")]
-    interactions: Annotated[int, Field(description="How many messages by user, bot and agents.", examples=[2])]
-    billing_sessions: Annotated[int, Field(description="Started blocks with user activity.", examples=[1])]
-    last_entry_at: Annotated[Instant, Field(description="When its last entry came.")]
     first_entry_at_of: Annotated[InstantByRole, Field(description="When the first entry of each role came.")]
     last_entry_at_of: Annotated[InstantByRole, Field(description="When the last entry of each role came.")]
-    first_response_ms: Annotated[
-        int | None, Field(description="From the user's first message to the first answer, in ms.", examples=[2000])
-    ]
-    handed_off_at: Annotated[Instant | None, Field(description="When it was handed off to a human.")]
-    escalated_at: Annotated[Instant | None, Field(description="When it was escalated.")]
-    resolved_at: Annotated[Instant | None, Field(description="When it was resolved.")]
-    survey_sent_at: Annotated[Instant | None, Field(description="When a survey was sent.")]
-    survey_answered_at: Annotated[Instant | None, Field(description="When the survey was answered.")]
-    reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
-    late_entries: Annotated[int, Field(description="Entries that came after the close, within 24 hours.", examples=[0])]
-    active_ms: Annotated[
-        int, Field(description="From the opening to the last entry that is no `activity`, in ms.", examples=[2000])
-    ]
-    idle_ms: Annotated[int | None, Field(description="From there to the close, in ms; null while it is open.", examples=[900000])]
-    session_metadata: Annotated[
-        dict[str, Any] | None,
-        Field(description="The bot's own data, merged from its entries.", examples=[{"phone": "+5491122334455"}]),
-    ]
+
+
+if TYPE_CHECKING:
+    DescribedSession = SessionBase
+else:
+    DescribedSession = create_model("DescribedSession", __base__=SessionBase, **described(public_fields(Session)))
+
+
+class SessionSnapshot(DescribedSession):
+    """A session as it was at the instant of an event."""
 
 
 class SessionView(SessionSnapshot):

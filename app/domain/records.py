@@ -8,9 +8,9 @@ Each field of a stored record says what it means. A name that ends in `_at_ms` o
 epoch, UTC; any other name that ends in `_ms` is a duration.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from app.domain.entry import Entry, EntryType, Role
 from app.domain.policy.model import PolicyVersion
@@ -94,28 +94,30 @@ class Message(Struct, frozen=True, gc=False, array_like=True):
 class Session(Struct, frozen=True, gc=False, array_like=True):
     """One session, open or closed: `closed_at_ms` is None while it is open.
 
+    A field or property with a description is public: the JSON of a session shows it, and the OpenAPI document describes it so.
+    One with a comment is internal, or shown in another form (`app.domain.session_view`).
     The fields that every entry changes come first: replacing a field costs less the nearer it is to the front.
     """
 
     id: str  # UUIDv7 of `opened_at_ms`
     user_id: str  # the user of the entry that opened it
     channel: str  # the one channel that it takes place in
-    opened_at_ms: int  # when it opened
-    entries: int = 0  # entries of every type, `activity` included, late ones not
-    last_entry_at_ms: int = 0  # the last of them
+    opened_at_ms: Annotated[int, Meta(description="When it opened.")]
+    entries: Annotated[int, Meta(description="How many entries it has, late ones left out.", examples=[2])] = 0
+    last_entry_at_ms: Annotated[int, Meta(description="When its last entry came.")] = 0
     deadline_at_ms: int = 0  # when it closes if nothing more comes
     deadline_by: str | None = None  # message id of the entry that moved the deadline last; None: a change of policy
     any_clock_at_ms: int = 0  # the silence of everyone is counted from here
     user_clock_at_ms: int = 0  # the silence of the user is counted from here
-    interactions: int = 0  # entries of type `message` by user, bot or agent
+    interactions: Annotated[int, Meta(description="How many messages by user, bot and agents.", examples=[2])] = 0
     user_entries: int = 0  # entries by the user, without `activity`
     last_user_at_ms: int | None = None  # the last of them
     bot_entries: int = 0  # entries by the bot, without `activity`
     last_bot_at_ms: int | None = None  # the last of them
-    interactive: bool = False  # the user took part
-    counted: bool = True  # it counts in metrics: a bot took part, where the policy requires one
-    intent: str | None = None  # the last intent that any entry gave
-    billing_sessions: int = 0  # started billing blocks with user activity
+    interactive: Annotated[bool, Meta(description="Whether the user took part.")] = False
+    counted: Annotated[bool, Meta(description="Whether it counts in statistics (`requires_bot`).")] = True
+    intent: Annotated[str | None, Meta(description="The last intent that was reported.", examples=["order.status"])] = None
+    billing_sessions: Annotated[int, Meta(description="Started blocks with user activity.", examples=[1])] = 0
     billed_until_ms: int = 0  # the end of the billing block that was counted last
     agent_entries: int = 0  # entries by a human agent, without `activity`
     last_agent_at_ms: int | None = None  # the last of them
@@ -126,35 +128,52 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
     first_agent_at_ms: int | None = None  # the first entry by a human agent
     first_system_at_ms: int | None = None  # the system's first entry
     asked_at_ms: int | None = None  # the user's first message
-    first_response_ms: int | None = None  # from there to the first message by the bot or an agent
-    language: str | None = None  # the last language that any entry gave
-    tags: tuple[str, ...] = ()  # the last set of tags that any entry gave, without commands
-    trade: Trade = "bot"  # who takes part beside the user: the bot alone, or a human agent
-    developer: bool = False  # a developer took part: never billed
-    opened_by: str = ""  # message id of the entry that opened it
-    opening_rule: str = ""  # the row of the rules by which it opened
-    previous_session_id: str | None = None  # the session before it in the same strand
-    policy_version: int = 0  # the version that its deadline was computed under
+    first_response_ms: Annotated[
+        int | None, Meta(description="From the user's first message to the first answer, in ms.", examples=[2000])
+    ] = None
+    language: Annotated[str | None, Meta(description="The last language that was reported.", examples=["en"])] = None
+    tags: Annotated[tuple[str, ...], Meta(description="The last set of tags that was reported.", examples=[["vip"]])] = ()
+    trade: Annotated[Trade, Meta(description="Who takes part: the bot, or a human agent assisted by it.")] = "bot"
+    developer: Annotated[bool, Meta(description="Whether a developer took part: never billed.")] = False
+    opened_by: Annotated[str, Meta(description="Id of the message that opened it.", examples=["m1"])] = ""
+    opening_rule: Annotated[str, Meta(description="The rule by which it opened.", examples=["B04"])] = ""
+    previous_session_id: Annotated[
+        str | None, Meta(description="Id of the conversation's session before.", extra_json_schema={"format": "uuid"})
+    ] = None
+    policy_version: Annotated[int, Meta(description="Version of the policy that its deadline was set under.", examples=[2])] = 0
     deadline_reason: Reason = "inactivity"  # why it closes at its deadline
     remind_at_ms: int | None = None  # when the reminder is due; None: none is due
-    reminded_at_ms: int | None = None  # the last reminder
+    reminded_at_ms: Annotated[int | None, Meta(description="When the user was reminded.")] = None  # the last time
     reminded_since_ms: int | None = None  # the start of the silence that the last reminder was about
     paused: bool = False  # no silence until the agent leaves
-    closed_at_ms: int | None = None  # when it closed; None: it is open
-    reason: Reason | None = None  # why it closed
-    closing_rule: str | None = None  # the row of the rules by which it closed
-    closed_by: str | None = None  # message id of the entry that closed it; reason `api`: the name of the key
-    outcome: Outcome | None = None  # what it came to; while it is open: `resolved` or `escalated`, if reported
-    contained: bool | None = None  # the bot did without a human; None while it is open
-    handed_off_at_ms: int | None = None  # the first hand-off to a human
-    escalated_at_ms: int | None = None  # the last `escalated`
-    resolved_at_ms: int | None = None  # the last `resolved`
-    survey_sent_at_ms: int | None = None  # the last `survey.sent`
-    survey_answered_at_ms: int | None = None  # the answer to a survey, if it came in time
-    session_metadata: dict[str, Any] | None = None  # the bot's own data, merged from its entries, the newest value of a key
-    late_entries: int = 0  # entries that came after the close, within 24 hours
+    closed_at_ms: Annotated[int | None, Meta(description="When it closed.")] = None
+    reason: Annotated[Reason | None, Meta(description="Why it closed.")] = None
+    closing_rule: Annotated[str | None, Meta(description="The rule by which it closed.", examples=["K07"])] = None
+    closed_by: Annotated[
+        str | None, Meta(description="Id of the message, or name of the key, that closed it.", examples=["m7"])
+    ] = None
+    # While it is open: `resolved` or `escalated`, if reported.
+    outcome: Annotated[Outcome | None, Meta(description="How it came out; null while it is open.")] = None
+    contained: Annotated[
+        bool | None, Meta(description="Whether it was closed without hand-off or escalation; null while it is open.")
+    ] = None
+    handed_off_at_ms: Annotated[int | None, Meta(description="When it was handed off to a human.")] = None  # the first time
+    escalated_at_ms: Annotated[int | None, Meta(description="When it was escalated.")] = None  # the last time
+    resolved_at_ms: Annotated[int | None, Meta(description="When it was resolved.")] = None  # the last time
+    survey_sent_at_ms: Annotated[int | None, Meta(description="When a survey was sent.")] = None  # the last one
+    survey_answered_at_ms: Annotated[int | None, Meta(description="When the survey was answered.")] = (
+        None  # only if the answer came in time
+    )
+    session_metadata: Annotated[
+        dict[str, Any] | None,
+        Meta(description="The bot's own data, merged from its entries.", examples=[{"phone": "+5491122334455"}]),
+    ] = None
+    late_entries: Annotated[int, Meta(description="Entries that came after the close, within 24 hours.", examples=[0])] = 0
     user_intent: str | None = None  # the intent of the user's last entry; None: it had none
-    intents: tuple[str, ...] = ()  # the user's intents in order, without repeats in a row, the first 32
+    intents: Annotated[
+        tuple[str, ...],
+        Meta(description="The user's intents in order, without repeats in a row, the first 32.", examples=[["order.status"]]),
+    ] = ()
     agent_present: bool = False  # an agent has joined and not left
     unanswered: bool = False  # the last message is the user's
 
@@ -165,12 +184,16 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
         return max([self.opened_at_ms, *(at_ms for at_ms in last if at_ms is not None)])
 
     @property
-    def active_ms(self) -> int:
+    def active_ms(
+        self,
+    ) -> Annotated[int, Meta(description="From the opening to the last entry that is no `activity`, in ms.", examples=[2000])]:
         """From the opening to the last entry that is no `activity` (ruling 14)."""
         return self.active_until_ms - self.opened_at_ms
 
     @property
-    def idle_ms(self) -> int | None:
+    def idle_ms(
+        self,
+    ) -> Annotated[int | None, Meta(description="From there to the close, in ms; null while it is open.", examples=[900000])]:
         """From there to the close; None while the session is open."""
         return None if self.closed_at_ms is None else self.closed_at_ms - self.active_until_ms
 

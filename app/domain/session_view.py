@@ -1,7 +1,9 @@
 """Sessions, messages, dialogs and variables as JSON: the one shape that the API, webhooks and exports share."""
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
+
+from msgspec import Meta, Struct
 
 from app.domain.entry import Role
 from app.domain.instants import rfc3339, rfc3339_or_none
@@ -11,64 +13,32 @@ from app.domain.strand import Strand
 
 ROLES = get_args(Role)
 
-PUBLIC = (
-    "opened_at_ms",
-    "opened_by",
-    "opening_rule",
-    "previous_session_id",
-    "closed_at_ms",
-    "reason",
-    "closing_rule",
-    "closed_by",
-    "policy_version",
-    "interactive",
-    "developer",
-    "counted",
-    "trade",
-    "outcome",
-    "contained",
-    "language",
-    "intent",
-    "intents",
-    "tags",
-    "entries",
-    "late_entries",
-    "interactions",
-    "billing_sessions",
-    "last_entry_at_ms",
-    "first_response_ms",
-    "active_ms",
-    "idle_ms",
-    "handed_off_at_ms",
-    "escalated_at_ms",
-    "resolved_at_ms",
-    "survey_sent_at_ms",
-    "survey_answered_at_ms",
-    "reminded_at_ms",
-    "session_metadata",
-)
-"""The fields of `Session` that the JSON shows beside those that identify it; an instant `x_at_ms` is shown as `x_at`."""
-
-INTERNAL = frozenset(
-    {
-        "deadline_at_ms",  # shown as `closes_at`
-        "deadline_by",  # in the explanation
-        "deadline_reason",  # in the explanation
-        "any_clock_at_ms",
-        "user_clock_at_ms",
-        "billed_until_ms",
-        "asked_at_ms",
-        "remind_at_ms",
-        "reminded_since_ms",
-        "paused",  # in the explanation
-        "user_intent",
-        "agent_present",
-        "unanswered",
-    }
-)
-"""The fields of `Session` that only the rules need."""
-
 _INSTANT = "_at_ms"
+
+
+def public_fields(record: type[Struct]) -> dict[str, Any]:
+    """Name to annotated type of the fields and then the properties of a record that have a description."""
+    computed = {name: get_type_hints(each.fget, include_extras=True)["return"] for name, each in _properties(record)}
+    hints = {name: hint for name, hint in get_type_hints(record, include_extras=True).items() if name in record.__struct_fields__}
+    return {name: hint for name, hint in (hints | computed).items() if description(hint)}
+
+
+def description(hint: Any) -> Meta | None:  # noqa: ANN401 - a type
+    """The part of an annotated type that describes it."""
+    return next((part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Meta) and part.description), None)
+
+
+def shown_as(name: str) -> str:
+    """The name that the JSON has for a field: an instant `x_at_ms` is shown as `x_at`."""
+    return name.removesuffix("_ms") if name.endswith(_INSTANT) else name
+
+
+def _properties(record: type[Struct]) -> Iterator[tuple[str, property]]:
+    return ((name, each) for name, each in vars(record).items() if isinstance(each, property))
+
+
+PUBLIC = tuple(public_fields(Session))
+"""The fields of `Session` that the JSON shows beside those that identify it and those of each role."""
 
 
 def session_view(strand: Strand, session: Session) -> dict[str, Any]:
@@ -133,6 +103,6 @@ def _public(session: Session) -> Iterator[tuple[str, Any]]:
     for name in PUBLIC:
         value = getattr(session, name)
         if name.endswith(_INSTANT):
-            yield name.removesuffix("_ms"), rfc3339_or_none(value)
+            yield shown_as(name), rfc3339_or_none(value)
         else:
             yield name, list(value) if isinstance(value, tuple) else value

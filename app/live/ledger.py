@@ -201,10 +201,9 @@ class Ledger:
         if not commit.state:
             return  # nothing was written, so a cached state is still the last one
         known = self._cache.pop(strand, None)
-        if known is not None:
-            self._cached_bytes -= _cached_size(strand, known[1])
+        grown_by = _cached_size(strand, commit.state) if known is None else len(commit.state) - len(known[1])
         self._cache[strand] = commit.version, commit.state
-        self._cached_bytes += _cached_size(strand, commit.state)
+        self._cached_bytes += grown_by
         while self._cache and self._cached_bytes > self._cache_bytes:
             oldest, (_, state) = self._cache.popitem(last=False)
             self._cached_bytes -= _cached_size(oldest, state)

@@ -110,8 +110,10 @@ class CommitScript:
 class _Names(dict[str, int]):
     """The script's KEYS: each name once, with the index by which commits refer to it. Naming it adds it."""
 
+    __slots__ = ("shard",)
+
     def __init__(self, shard: int) -> None:
-        super().__init__({keys.events(shard): 1, keys.counts(shard): 2})
+        self[keys.events(shard)], self[keys.counts(shard)] = 1, 2
         self.shard = shard
 
     def __missing__(self, name: str) -> int:

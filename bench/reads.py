@@ -48,8 +48,8 @@ LISTS: Mapping[str, SessionFilter] = {
     ),
     "large bot, rare reason on a rare channel": SessionFilter(bots=_LARGE, reason="interrupted", channel="twitter"),
     "large bot, developers": SessionFilter(bots=_LARGE, developer=True),
-    "one user": SessionFilter(user="user-7"),
-    "no such user": SessionFilter(user="nobody"),
+    "one user": SessionFilter(user_id="user-7"),
+    "no such user": SessionFilter(user_id="nobody"),
 }
 
 

@@ -7,19 +7,20 @@ Only a look-up by message id asks all partitions, each by its index.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from sqlalchemy import ColumnElement, Row, Text, cast, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.rows import message_of
 from app.archive.tables import bots, instant, messages, sessions
+from app.domain.entry import ID_PATTERN, Id, Slug
 from app.domain.instants import DAY_MS, HOUR_MS
 from app.domain.policy.model import LONGEST_SESSION_HOURS
-from app.domain.records import Message, Session
-from app.domain.strand import Strand, opened_at_ms_of
+from app.domain.records import Message, Outcome, Reason, Session, Trade
+from app.domain.strand import LONGEST_CONVERSATION, Strand, opened_at_ms_of
 
 # The longest that a policy lets a session be open (`max_duration_hours`), and a day to spare.
 LONGEST_SESSION_MS = LONGEST_SESSION_HOURS * HOUR_MS + DAY_MS
@@ -48,53 +49,57 @@ class SessionPlace(Struct, frozen=True):
 SessionOrder = Literal["opened_at", "-opened_at", "closed_at", "-closed_at"]
 """The order of a list: by opening or by close, the earliest first, or with `-` the latest."""
 
-Choice = str | frozenset[str]
-"""One value, or any of several."""
+LONGEST_MS = 2**53
+_Conversation = Annotated[str, Meta(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
 
 
 class SessionFilter(Struct, frozen=True, kw_only=True):
-    """Which sessions; None: all. An instant or a duration `…_from` is included, one `…_to` is not."""
+    """Which sessions; None: all. An instant or a duration `…_from` is included, one `…_to` is not.
+
+    A field that is named as a column is the value of that column, or a set of values of which it is one. A field with a
+    description is a query parameter of each list: an instant `x_ms` as `x`, a set as a repeated parameter.
+    """
 
     bots: frozenset[str] | None = None  # that the caller may see
-    user: str | None = None
-    channel: Choice | None = None
-    conversation: str | None = None
-    reason: Choice | None = None
-    outcome: Choice | None = None
-    trade: str | None = None
-    language: str | None = None
-    intent: str | None = None  # the last one reported
-    tag: str | None = None  # in the last set
-    policy_version: int | None = None
-    interactive: bool | None = None
-    developer: bool | None = None
-    counted: bool | None = None
-    contained: bool | None = None
-    sandbox: bool | None = None  # of bots that have a clock of their own
+    user_id: Annotated[Id | None, Meta(description="Only of this user.", examples=["ann"])] = None
+    channel: Annotated[
+        Slug | frozenset[Slug] | None, Meta(description="Only on this channel; repeated: any of them.", examples=[["web"]])
+    ] = None
+    conversation_id: Annotated[_Conversation | None, Meta(description="Only of this conversation.", examples=["web:ann"])] = None
+    reason: Annotated[
+        Reason | frozenset[Reason] | None,
+        Meta(description="Only those closed for this reason; repeated: any of them.", examples=[["inactivity"]]),
+    ] = None
+    outcome: Annotated[
+        Outcome | frozenset[Outcome] | None,
+        Meta(description="Only those with this outcome; repeated: any of them.", examples=[["completed"]]),
+    ] = None
+    trade: Annotated[Trade | None, Meta(description="Only those of this trade.")] = None
+    language: Annotated[Id | None, Meta(description="Only those whose last language is this.", examples=["en"])] = None
+    intent: Annotated[Id | None, Meta(description="Only those whose last intent is this.", examples=["order.status"])] = None
+    tag: Annotated[Id | None, Meta(description="Only those with this tag in the last set.", examples=["vip"])] = None
+    policy_version: Annotated[
+        int | None, Meta(ge=0, le=2**31 - 1, description="Only those closed under this version of the policy.", examples=[2])
+    ] = None
+    interactive: Annotated[bool | None, Meta(description="Only those in which the user took part, or did not.")] = None
+    developer: Annotated[bool | None, Meta(description="Only those in which a developer took part, or did not.")] = None
+    counted: Annotated[bool | None, Meta(description="Only those that count in statistics, or do not.")] = None
+    contained: Annotated[bool | None, Meta(description="Only those that went without a human, or did not.")] = None
+    sandbox: Annotated[bool | None, Meta(description="Only those of sandbox bots, or of others.")] = None
     metadata: Mapping[str, str] | None = None  # key of `session_metadata` to its value; a number, true or false as JSON writes it
-    opened_from_ms: int | None = None
-    opened_to_ms: int | None = None
-    closed_from_ms: int | None = None
-    closed_to_ms: int | None = None
-    active_ms_from: int | None = None
-    active_ms_to: int | None = None
+    opened_from_ms: Annotated[int | None, Meta(description="Only those opened at or after this instant.")] = None
+    opened_to_ms: Annotated[int | None, Meta(description="Only those opened before this instant.")] = None
+    closed_from_ms: Annotated[int | None, Meta(description="Only those closed at or after this instant.")] = None
+    closed_to_ms: Annotated[int | None, Meta(description="Only those closed before this instant.")] = None
+    active_ms_from: Annotated[
+        int | None, Meta(ge=0, le=LONGEST_MS, description="Only those active for at least this long, in ms.", examples=[60000])
+    ] = None
+    active_ms_to: Annotated[
+        int | None, Meta(ge=0, le=LONGEST_MS, description="Only those active for less than this, in ms.", examples=[600000])
+    ] = None
 
 
-_EQUAL = {
-    "user": sessions.c.user_id,
-    "channel": sessions.c.channel,
-    "conversation": sessions.c.conversation_id,
-    "reason": sessions.c.reason,
-    "outcome": sessions.c.outcome,
-    "trade": sessions.c.trade,
-    "language": sessions.c.language,
-    "intent": sessions.c.intent,
-    "policy_version": sessions.c.policy_version,
-    "interactive": sessions.c.interactive,
-    "developer": sessions.c.developer,
-    "counted": sessions.c.counted,
-    "contained": sessions.c.contained,
-}
+_EQUAL = {name: sessions.c[name] for name in SessionFilter.__struct_fields__ if name in sessions.c}
 """Fields of the filter that a column equals, or is one of."""
 
 _sandboxes = select(bots.c.id).where(bots.c.sandbox)
@@ -204,7 +209,7 @@ def matches(wanted: SessionFilter, one: ArchivedSession, *, sandbox: bool) -> bo
     metadata = session.session_metadata or {}
     return (
         (wanted.bots is None or one.strand.bot in wanted.bots)
-        and all(_chosen(_value(one, column.name), getattr(wanted, name)) for name, column in _EQUAL.items())
+        and all(_chosen(_value(one, name), getattr(wanted, name)) for name in _EQUAL)
         and (wanted.tag is None or wanted.tag in session.tags)
         and (wanted.sandbox is None or wanted.sandbox == sandbox)
         and all(

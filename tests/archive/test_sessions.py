@@ -243,9 +243,9 @@ async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
     filters = [
         (SessionFilter(bots=frozenset({"one"})), one),
         (SessionFilter(bots=frozenset({"one", "three"})), one),
-        (SessionFilter(user="user-2"), other),
+        (SessionFilter(user_id="user-2"), other),
         (SessionFilter(channel="sms"), one),
-        (SessionFilter(conversation="c1"), one),
+        (SessionFilter(conversation_id="c1"), one),
         (SessionFilter(reason="api"), one),
         (SessionFilter(interactive=False), other),
         (SessionFilter(developer=True), one),

@@ -11,8 +11,10 @@ from typing import Any, get_args
 import pytest
 
 from app.api import routes
+from app.archive.session_reads import SessionFilter
 from app.domain.entry import EntryType
 from app.domain.records import EventType, Outcome, Reason
+from app.domain.session_view import public_fields
 from app.main import create_app
 from app.settings import Settings
 from tests.tooling.shape import imports
@@ -91,6 +93,11 @@ def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
 def test_the_webhook_guide_names_every_event(event: str) -> None:
     """docs/webhooks.md says when it is sent."""
     assert f"`{event}`" in (DOCS / "webhooks.md").read_text()
+
+
+def test_every_field_of_the_filter_is_a_query_parameter() -> None:
+    """A field without a description is no parameter; `bots` and `metadata` are parameters of their own."""
+    assert set(SessionFilter.__struct_fields__) - set(public_fields(SessionFilter)) == {"bots", "metadata"}
 
 
 def test_the_api_guide_names_every_query_parameter() -> None:

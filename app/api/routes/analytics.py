@@ -319,7 +319,7 @@ async def analyse_sessions(
         )
         raise Invalid("the request is not valid", faults=(fault,))
     given = {name: request.query_params.getlist(name) for name in FilterQuery.model_fields if name in request.query_params}
-    if asked.developer is None and not asked.developers:
+    if "developer" not in given and not asked.developers:
         given["developer"] = ["false"]
     question = Question(
         wanted=_wanted(config, principal, asked),
@@ -380,4 +380,4 @@ async def compare_definitions(
 def _wanted(config: ConfigReplica, principal: Principal, asked: AnalyticsQuery | PathsQuery) -> SessionFilter:
     """Developers' sessions are left out unless they are asked for."""
     wanted = asked.filter(principal.bots_asked_for(config, asked.bots))
-    return structs.replace(wanted, developer=False) if asked.developer is None and not asked.developers else wanted
+    return structs.replace(wanted, developer=False) if wanted.developer is None and not asked.developers else wanted

@@ -160,7 +160,7 @@ async def list_conversation(
 ) -> JsonResponse:
     """The conversation's sessions, the latest opened first; on the first page, open ones come on top of `limit`."""
     bots = principal.bots_asked_for(config, None if asked.bot is None else frozenset({asked.bot}))
-    wanted = SessionFilter(bots=bots, conversation=conversation_id)
+    wanted = SessionFilter(bots=bots, conversation_id=conversation_id)
     page = Page(asked, of=["conversation", wanted], place=SessionPlace)
     live = [] if page.after is not None else await _live(config, sessions, principal, bot=asked.bot, conversation=conversation_id)
     shown, last = await sessions.page(wanted, after=page.after, limit=page.limit)

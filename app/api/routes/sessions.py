@@ -1,17 +1,18 @@
 """Sessions: lists of open and of closed ones; one with its messages and its explanation; closing one; sums over closed ones."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from msgspec import Struct
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from app.api.auth import Administering, ClosingSessions, Principal, Reading, found, id_of, known_bot
 from app.api.closing import CloserDep
 from app.api.dependencies import ConfigDep, EngineDep, LiveDep, SessionsDep
-from app.api.fields import BotPath, ConversationText, GivenInstant, IdText, SlugText
+from app.api.described import MOST_VALUES, asked, asked_as
+from app.api.fields import BotPath, GivenInstant, IdText, SlugText
 from app.api.paging import LongPageQuery, Page, Paged, PageQuery
 from app.api.parameters import object_of
 from app.api.responses import JsonResponse, answers
@@ -23,12 +24,11 @@ from app.domain.entry import ID_PATTERN
 from app.domain.explanation import explain
 from app.domain.instants import ms_of
 from app.domain.records import Outcome, Reason, Trade
-from app.domain.session_view import message_view
+from app.domain.session_view import message_view, public_fields
 from app.queries.sessions import Sessions, view
 
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
-_LONGEST_MS = 2**53
 METADATA_PARAMETER = {
     "name": "session_metadata",
     "in": "query",
@@ -49,79 +49,37 @@ _OpenedFrom = Annotated[GivenInstant | None, Field(description="Only those opene
 _OpenedTo = Annotated[GivenInstant | None, Field(description="Only those opened before this instant.")]
 
 
-def _any_of(what: str, example: str) -> Any:  # noqa: ANN401 - as pydantic's own Field
-    return Field(max_length=100, description=f"{what}; repeated: any of them.", examples=[[example]])
-
-
 _OPENAPI: dict[str, Any] = {"parameters": [METADATA_PARAMETER]}
+_FILTERED = public_fields(SessionFilter)
 
 
-class FilterQuery(BaseModel):
-    """Which closed sessions. An instant or a duration `…_from` is included, one `…_to` is not."""
+class BotsQuery(BaseModel):
+    """Of which bots."""
 
-    bot: Annotated[list[SlugText] | None, _any_of("Only of this bot", "shop")] = None
-    user_id: Annotated[IdText | None, Field(description="Only of this user.", examples=["ann"])] = None
-    channel: Annotated[list[SlugText] | None, _any_of("Only on this channel", "web")] = None
-    conversation_id: Annotated[ConversationText | None, Field(description="Only of this conversation.", examples=["web:ann"])] = (
-        None
-    )
-    reason: Annotated[list[Reason] | None, _any_of("Only those closed for this reason", "inactivity")] = None
-    outcome: Annotated[list[Outcome] | None, _any_of("Only those with this outcome", "completed")] = None
-    trade: Annotated[Trade | None, Field(description="Only those of this trade.")] = None
-    language: Annotated[IdText | None, Field(description="Only those whose last language is this.", examples=["en"])] = None
-    intent: Annotated[IdText | None, Field(description="Only those whose last intent is this.", examples=["order.status"])] = None
-    tag: Annotated[IdText | None, Field(description="Only those with this tag in the last set.", examples=["vip"])] = None
-    policy_version: Annotated[
-        int | None, Field(ge=0, le=2**31 - 1, description="Only those closed under this version of the policy.", examples=[2])
-    ] = None
-    interactive: Annotated[bool | None, Field(description="Only those in which the user took part, or did not.")] = None
-    developer: Annotated[bool | None, Field(description="Only those in which a developer took part, or did not.")] = None
-    counted: Annotated[bool | None, Field(description="Only those that count in statistics, or do not.")] = None
-    contained: Annotated[bool | None, Field(description="Only those that went without a human, or did not.")] = None
-    sandbox: Annotated[bool | None, Field(description="Only those of sandbox bots, or of others.")] = None
-    opened_from: _OpenedFrom = None
-    opened_to: _OpenedTo = None
-    closed_from: Annotated[GivenInstant | None, Field(description="Only those closed at or after this instant.")] = None
-    closed_to: Annotated[GivenInstant | None, Field(description="Only those closed before this instant.")] = None
-    active_ms_from: Annotated[
-        int | None, Field(ge=0, le=_LONGEST_MS, description="Only those active for at least this long, in ms.", examples=[60000])
-    ] = None
-    active_ms_to: Annotated[
-        int | None, Field(ge=0, le=_LONGEST_MS, description="Only those active for less than this, in ms.", examples=[600000])
+    bot: Annotated[
+        list[SlugText] | None,
+        Field(max_length=MOST_VALUES, description="Only of this bot; repeated: any of them.", examples=[["shop"]]),
     ] = None
 
     @property
     def bots(self) -> frozenset[str] | None:
         """The bots that it names; None: it names none."""
-        return _set(self.bot)
+        return frozenset(self.bot) if self.bot else None
+
+
+if TYPE_CHECKING:
+    DescribedFilter = BotsQuery
+else:
+    DescribedFilter = create_model("DescribedFilter", __base__=BotsQuery, **asked(_FILTERED))
+
+
+class FilterQuery(DescribedFilter):
+    """Which closed sessions. An instant or a duration `…_from` is included, one `…_to` is not."""
 
     def filter(self, bots: frozenset[str] | None, *, metadata: dict[str, str] | None = None) -> SessionFilter:
         """The filter, among the bots that the key covers."""
-        return SessionFilter(
-            bots=bots,
-            user=self.user_id,
-            channel=_set(self.channel),
-            conversation=self.conversation_id,
-            reason=_set(self.reason),
-            outcome=_set(self.outcome),
-            trade=self.trade,
-            language=self.language,
-            intent=self.intent,
-            tag=self.tag,
-            policy_version=self.policy_version,
-            interactive=self.interactive,
-            developer=self.developer,
-            counted=self.counted,
-            contained=self.contained,
-            sandbox=self.sandbox,
-            metadata=metadata,
-            opened_from_ms=_ms(self.opened_from),
-            opened_to_ms=_ms(self.opened_to),
-            closed_from_ms=_ms(self.closed_from),
-            closed_to_ms=_ms(self.closed_to),
-            active_ms_from=self.active_ms_from,
-            active_ms_to=self.active_ms_to,
-        )
+        given = {name: _filtered(getattr(self, asked_as(name))) for name in _FILTERED}
+        return SessionFilter(bots=bots, metadata=metadata, **given)
 
 
 class SessionQuery(FilterQuery, PageQuery):
@@ -317,8 +275,10 @@ async def session_of(sessions: Sessions, principal: Principal, session_id: str) 
     return found(one, "session", session_id, seen=lambda one: principal.covers(one.strand.bot))
 
 
-def _set(values: Sequence[str] | None) -> frozenset[str] | None:
-    return frozenset(values) if values else None
+def _filtered(given: Any) -> Any:  # noqa: ANN401 - a value of any parameter
+    if isinstance(given, list):
+        return frozenset(given) or None
+    return ms_of(given) if isinstance(given, datetime) else given
 
 
 def _ms(at: GivenInstant | None) -> int | None:

@@ -36,7 +36,7 @@ async def list_user_sessions(
 ) -> JsonResponse:
     """A user's sessions over all channels, the latest opened first; on the first page, open ones come on top of `limit`."""
     known_bot(config, bot)
-    wanted = SessionFilter(bots=frozenset({bot}), user=user_id)
+    wanted = SessionFilter(bots=frozenset({bot}), user_id=user_id)
     page = Page(asked, of=["user", wanted], place=SessionPlace)
     live = [] if page.after is not None else await sessions.open_of_user(bot, user_id)
     shown, last = await sessions.page(wanted, after=page.after, limit=page.limit)

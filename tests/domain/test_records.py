@@ -7,8 +7,8 @@ from pathlib import Path
 
 from app.domain import records, transcript
 from app.domain.entry import Entry
-from app.domain.records import Answer, Message
-from app.domain.session_view import message_view
+from app.domain.records import Answer, Message, Session
+from app.domain.session_view import ROLES, message_view
 
 SOURCE = Path(records.__file__).read_text()
 
@@ -38,3 +38,15 @@ def test_every_field_of_an_entry_reaches_the_transcript() -> None:
     assert Entry.__struct_fields__ != ()
     assert set(Entry.__struct_fields__) - shown - extra == {"channel", "conversation_id"}
     assert extra & shown == set()
+
+
+def test_every_field_of_a_session_is_set_by_a_rule() -> None:
+    """By name, in a change or as an argument; the fields of each role are named by their pattern."""
+    trees = [ast.parse(path.read_text()) for path in (Path(records.__file__).parent / "rules").glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    named: set[object] = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    named |= {node.slice.value for node in nodes if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)}
+    named |= {key.value for node in nodes if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)}
+    of_roles = {f"{role}_entries" for role in ROLES} | {f"{which}_{role}_at_ms" for role in ROLES for which in ("first", "last")}
+
+    assert set(Session.__struct_fields__) - named - of_roles == set()

@@ -23,7 +23,7 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"outcome": "abandoned"},
     {"intent": "nothing"},
     {"reason": "interrupted", "channel": "twitter"},
-    {"user": "nobody"},
+    {"user_id": "nobody"},
 )
 
 

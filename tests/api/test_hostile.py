@@ -297,7 +297,7 @@ async def test_an_unforeseen_error_of_an_entry_is_a_problem_too(admin: Client, a
 
 async def test_a_refusal_is_no_longer_than_somebody_reads(admin: Client) -> None:
     """A body of nothing but unknown fields is not answered with forty times its length."""
-    many: Json = {f"field{at}": 1 for at in range(5000)} | {"x" * 5000: 1}
+    many: Json = {f"field{at}": 1 for at in range(2000)} | {"x" * 5000: 1}
 
     for path, body in (
         ("/v1/policies/validate", many),

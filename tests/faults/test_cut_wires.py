@@ -126,9 +126,10 @@ async def test_replies_to_postgres_commits_are_lost(stage: Installation, tabulat
                     while wire.cuts <= number:
                         await asyncio.sleep(0.02)
         await close_all(stage, bot)
+        # Read while the wire stands: its end may cut a transaction of a worker that goes on.
+        before_commit = stage.postgres.log_path.read_text().count("EOF on client connection with an open transaction")
     verdict = await judge(stage, log)
     left = await unaccounted(stage)
-    before_commit = stage.postgres.log_path.read_text().count("EOF on client connection with an open transaction")
 
     besides = f"{verdict.sessions} sessions, {verdict.repeats} webhooks again"
     tabulate(Row.of("wire to Postgres cut after COMMIT", wire.cuts, verdict, besides=besides))

@@ -15,15 +15,16 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--dis
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: .ci/run installs it")
-def test_the_page_shows_every_route(tmp_path: Path) -> None:
+def test_the_page_shows_every_route_and_webhook(tmp_path: Path) -> None:
     """Its scripts and styles come from here, under a policy that forbids anything else, and it finds the document."""
     with serving(tmp_path / "var") as running, running.client() as client:
         document = client.get("/openapi.json").json()
         page = _rendered(f"{running.url}/docs", profile=tmp_path / "profile")
 
     shown = re.findall(r'class="opblock-summary-path" data-path="([^"]+)"', page)
-    assert set(shown) == set(document["paths"])
-    assert len(shown) == sum(len(methods) for methods in document["paths"].values())
+    described = document["paths"] | document["webhooks"]
+    assert set(shown) == set(described)
+    assert len(shown) == sum(len(methods) for methods in described.values())
 
 
 def _rendered(url: str, *, profile: Path) -> str:

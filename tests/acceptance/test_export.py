@@ -67,7 +67,7 @@ def test_a_connection_that_is_cut_is_taken_up(tmp_path: Path, export: Export, ro
 
 @BOTH
 def test_a_run_that_was_killed_is_resumed(tmp_path: Path, export: Export, rows: list[bytes], head: bytes) -> None:
-    """Whatever was in the file by then, down to half a row, half a head and nothing."""
+    """A file that ends in half a row, half a head or nothing is completed."""
     output = tmp_path / "out"
     whole = head + b"".join(rows)
     with server(export, rows, head, cuts=[]) as url:

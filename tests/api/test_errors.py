@@ -234,7 +234,7 @@ async def test_a_refusal_names_every_field_and_echoes_nothing(admin: Client) -> 
 
 
 async def test_a_body_with_several_faults_is_refused_with_all_of_them(admin: Client) -> None:
-    """Those of a policy inside it, too."""
+    """The faults of a policy inside it are among them."""
     policy = {"inactivity_minutes": 4, "closing": "never", "channels": {"sms": {"colour": "red"}}}
     problem = await admin.refused(
         "POST", "/v1/bots", {"id": "NO", "name": "", "sandbox": False, "clock_mode": "manual", "policy": policy, "more": 1}

@@ -66,7 +66,7 @@ async def test_all_open_sessions_of_a_user_are_closed(admin: Client) -> None:
 
 
 async def test_all_open_sessions_of_a_conversation_are_closed(admin: Client) -> None:
-    """Those that run side by side under the method `client`, too."""
+    """Sessions that run side by side under the method `client` are among them."""
     await sandbox(admin, method="client")
     threads = [await post(admin, client_session_id=name, conversation_id="a/b") for name in ("x", "y")]
     other = await post(admin, client_session_id="x", conversation_id="a")
@@ -111,7 +111,7 @@ async def test_a_user_s_variables_are_shared_by_all_conversations(admin: Client)
 
 
 async def test_a_user_s_variable_has_limits(admin: Client) -> None:
-    """Those of a conversation's: name, value, time to live."""
+    """They have the limits of a conversation's variables: name, value, time to live."""
     await sandbox(admin)
     path = "/v1/bots/shop/users/ann/variables"
 

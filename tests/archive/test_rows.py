@@ -76,7 +76,7 @@ def shown(value: object) -> object:
 
 
 def at(view: dict[str, Any], column: str) -> object:
-    """What the view has for a column."""
+    """The view's value for a column."""
     found: Any = view
     for name in RENAMED.get(column, (column,)):
         found = found[name]

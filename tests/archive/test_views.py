@@ -74,7 +74,7 @@ async def test_each_value_is_the_api_s(rows: dict[str, dict[str, Any]]) -> None:
 
     assert {name: row[name] for name in row.keys() & flat.keys()} == {name: flat[name] for name in row.keys() & flat.keys()}
     assert row.keys() - flat.keys() == {"continuation_of", "archived_at"}
-    # What the view lacks of the API: objects of roles, which it has as columns, and what is the same for every closed session.
+    # The view lacks the objects of roles, which it has as columns, and the values that are the same for every closed session.
     assert flat.keys() - row.keys() == {"status", "closes_at", "entries_of", "first_entry_at_of", "last_entry_at_of"}
     assert rows["messages"]["metadata"] == {"n": 1}
     assert (rows["messages"]["source"], rows["messages"]["channel"], rows["messages"]["intent_valid"]) == ("click", "web", True)

@@ -1,4 +1,4 @@
-"""What updates do to an archived session is the same in whatever order they come."""
+"""Updates of an archived session give the same result in any order."""
 
 from itertools import permutations
 from typing import Any

@@ -99,7 +99,7 @@ def test_a_message_and_a_session_of_0_1_0_are_read() -> None:
 
 
 def test_the_event_records_of_0_1_0_are_read() -> None:
-    """Those whose archivist was stopped before it came to them; a session's opening had another name."""
+    """Records that no archivist had read before the upgrade still decode; a session's opening had another name."""
     records = [decode_record(b64decode(record)) for record in WRITTEN["records"]]
 
     assert [[event.type for event in record.events] for record in records] == [

@@ -79,7 +79,7 @@ def worker() -> None:
 @app.command()
 def migrate() -> None:
     """Bring the schema of DATABASE_URL to this version."""
-    from app.archive.migrate import newest_version
+    from app.archive.engine import newest_schema_version
     from app.supervisor.preflight import check_servers, upgrade_schema
 
     url = _settings().database_url
@@ -88,7 +88,7 @@ def migrate() -> None:
         raise CannotStart(msg)
     asyncio.run(check_servers(database_url=url))
     upgrade_schema(url)
-    print(f"schema is at version {newest_version()}")
+    print(f"schema is at version {newest_schema_version()}")
 
 
 @app.command()

@@ -17,8 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive.engine import make_engine
-from app.archive.rows import ClosedSession
-from app.archive.sessions import insert_closed
+from app.archive.sessions import ClosedSession, insert_closed
 from app.domain.instants import DAY_MS, HOUR_MS, MINUTE_MS
 from app.domain.records import Outcome, Reason, Session
 from app.domain.strand import Strand, session_id

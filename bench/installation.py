@@ -8,7 +8,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from app.archive import migrate
+from app.archive.engine import migrate
 from app.config.publish import move
 from app.config.records import BotRecord, KeyConfig, Mark
 from app.embedded import Servers, embedded_servers
@@ -28,7 +28,7 @@ def installation() -> Iterator[tuple[Settings, Servers]]:
             settings = Settings(
                 redis_url=servers.redis_url, database_url=servers.database_url, var_dir=folder, webhook_allow_private=True
             )
-            migrate.upgrade(settings.database_url or "")
+            migrate(settings.database_url or "")
             yield settings, servers
     finally:
         shutil.rmtree(folder, ignore_errors=True)

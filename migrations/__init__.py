@@ -1,1 +1,1 @@
-"""The schema's history, applied by `app.archive.migrate`. A migration that has been released is never changed."""
+"""The schema's history, applied by `app.archive.engine`. A migration that has been released is never changed."""

@@ -1,7 +1,7 @@
-"""Runs the migrations on a connection that `app.archive.migrate` gives, or on `DATABASE_URL` for Alembic's own command.
+"""Runs the migrations on a connection that `app.archive.engine` gives, or on `DATABASE_URL` for Alembic's own command.
 
 Alembic's command is for writing a migration (`alembic revision --autogenerate`); the product upgrades
-through `app.archive.migrate`.
+through `app.archive.engine`.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.archive.rows import ClosedSession
+from app.archive.sessions import ClosedSession
 from app.domain.records import Answer, Message, Session
 from app.domain.strand import Strand, session_id
 

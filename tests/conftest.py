@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 import redis
 
-from app.archive import migrate
+from app.archive.engine import migrate
 from app.embedded import PostgresServer, Servers, embedded_servers, redis_server
 
 TEMPLATE = "adjourn"
@@ -63,7 +63,7 @@ def template_database(servers: Servers) -> str:
     """Migrate the run's own database once; every test's is a copy of it."""
     assert servers.database_url is not None
 
-    migrate.upgrade(servers.database_url)
+    migrate(servers.database_url)
     return TEMPLATE
 
 

@@ -1,25 +1,39 @@
-"""API keys: which principal a request has, and what its scopes and bots let it see.
+"""API keys and what a route may use: the principal of a request, what its scopes and bots let it see, and parts of the resources.
 
 A key that is limited to some bots gets 404 for things of other bots, in the same words as for things that do not exist. A
-missing scope is refused before any look-up, so that it reveals nothing either.
+missing scope is refused before any look-up, so that it reveals nothing either. Of a process's resources each route names only
+the parts that it uses.
 """
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.parameters import check_parameters
+from app.api.fields import check_parameters
 from app.archive.audit import Actor
+from app.clock import Clock
+from app.closing.sweep import Sweep
+from app.config.change import ConfigChange
 from app.config.follower import ConfigReplica
 from app.config.records import BotConfig, KeyConfig
 from app.domain.entry import LONGEST_SLUG, SLUG_PATTERN
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
+from app.live.ledger import Ledger
+from app.live.pipe import Pipe
+from app.live.sandbox import SandboxClocks
+from app.live.user_variables import UserVariables
+from app.live.view import LiveView
+from app.queries.sessions import Sessions
+from app.resources import Resources
+from app.settings import Settings
 
 KeyScope = Literal["ingest", "read", "admin"]
 Thing = TypeVar("Thing")
@@ -141,3 +155,44 @@ Reading = Annotated[Principal, Security(_needs("read"))]
 Administering = Annotated[Principal, Security(_needs("admin"))]
 AnyKey = Annotated[Principal, Security(_needs("ingest", "read", "admin"))]
 ClosingSessions = Annotated[Principal, Security(_needs("ingest", "admin"))]
+
+
+OwnTime = Callable[[BotConfig], Awaitable[int | None]]
+"""The instant of a command to a bot in its own time; None for a bot that goes by Redis's clock."""
+Changing = Callable[[Principal], AbstractAsyncContextManager[ConfigChange]]
+"""Opens the transaction of one change of configuration."""
+
+
+def resources_of(request: Request) -> Resources:
+    return cast("Resources", request.app.state.resources)
+
+
+def _part(name: str) -> Any:  # noqa: ANN401 - what FastAPI's own Depends gives
+    async def part(request: Request) -> object:
+        return getattr(resources_of(request), name)
+
+    return Depends(part)
+
+
+async def _sessions(request: Request) -> Sessions:
+    resources = resources_of(request)
+    return Sessions(live=resources.live, engine=resources.engine, config=resources.config)
+
+
+async def _changing(request: Request) -> Changing:
+    return lambda principal: resources_of(request).writer.changing(principal.actor)
+
+
+ClockDep = Annotated[Clock, _part("clock")]
+ConfigDep = Annotated[ConfigReplica, _part("config")]
+EngineDep = Annotated[AsyncEngine, _part("engine")]
+LedgerDep = Annotated[Ledger, _part("ledger")]
+LiveDep = Annotated[LiveView, _part("live")]
+OwnTimeDep = Annotated[OwnTime, _part("sandbox_ms")]
+PipeDep = Annotated[Pipe, _part("pipe")]
+SandboxesDep = Annotated[SandboxClocks, _part("sandboxes")]
+SettingsDep = Annotated[Settings, _part("settings")]
+UserVariablesDep = Annotated[UserVariables, _part("user_variables")]
+SweepDep = Annotated[Sweep, _part("sweep")]
+SessionsDep = Annotated[Sessions, Depends(_sessions)]
+ChangingDep = Annotated[Changing, Depends(_changing)]

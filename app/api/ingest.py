@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.auth import known_bot, principal_of
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
+from app.api.fields import refuse_unknown
 from app.api.middleware import request_id_of
-from app.api.parameters import refuse_unknown
 from app.config.records import BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import Grouping
 
 from app.archive.analytics_metrics import CONTAINED, Dimension, Metric
-from app.archive.rows import message_of
 from app.archive.session_reads import SessionFilter, conditions
+from app.archive.sessions import message_of
 from app.archive.tables import Timestamptz, messages, sessions
 from app.domain.records import Message
 

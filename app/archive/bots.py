@@ -1,12 +1,17 @@
-"""Rows of bots. A deleted bot stays, so that its sessions keep their name and no other bot gets it."""
+"""Rows of bots and of their policies.
 
+A deleted bot stays, so that its sessions keep their name and no other bot gets it. Every version of a policy is kept, and the
+latest applies.
+"""
+
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.tables import bots, endpoints
+from app.archive.tables import bots, endpoints, policies
 
 
 async def create(conn: AsyncConnection, bot: str, *, name: str, sandbox: bool, clock_mode: str | None) -> Row[Any] | None:
@@ -56,3 +61,30 @@ async def missing(conn: AsyncConnection, names: list[str]) -> set[str]:
     """The names among `names` that no bot has."""
     found = await conn.scalars(select(bots.c.id).where(bots.c.id.in_(names), bots.c.deleted_at.is_(None)))
     return set(names) - set(found)
+
+
+async def add_policy(
+    conn: AsyncConnection, bot: str, *, version: int, policy: dict[str, Any], effective_at: datetime, key_id: str | None
+) -> Row[Any]:
+    """Save a version, as the admin wrote it. Writers of configuration hold one lock, so no other adds the same version."""
+    values = {"bot_id": bot, "version": version, "policy": policy, "effective_at": effective_at, "changed_by": key_id}
+    row: Row[Any] = (await conn.execute(insert(policies).values(values).returning(policies))).one()
+    return row
+
+
+async def latest_policy(conn: AsyncConnection, bot: str) -> Row[Any] | None:
+    versions = await policy_versions(conn, bot, before=None, limit=1)
+    return versions[0] if versions else None
+
+
+async def policy_version(conn: AsyncConnection, bot: str, version: int) -> Row[Any] | None:
+    wanted = select(policies).where(policies.c.bot_id == bot, policies.c.version == version)
+    return (await conn.execute(wanted)).one_or_none()
+
+
+async def policy_versions(conn: AsyncConnection, bot: str, *, before: int | None, limit: int) -> list[Row[Any]]:
+    """A bot's versions, the latest first; `before` the last one seen."""
+    wanted = select(policies).where(policies.c.bot_id == bot).order_by(policies.c.version.desc()).limit(limit)
+    if before is not None:
+        wanted = wanted.where(policies.c.version < before)
+    return list((await conn.execute(wanted)).all())

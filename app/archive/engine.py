@@ -1,13 +1,25 @@
-"""Makes the engine, through which everything reaches Postgres: pool, timeouts, JSON by msgspec.
+"""Makes the engine, through which everything reaches Postgres (pool, timeouts, JSON by msgspec), and keeps the schema up to date.
 
 No statement may wait for ever: the server cuts it after `statement_timeout_s`, and asyncpg gives up a little later where the
 server itself is silent. A connection is tried before it is used, so a restart of Postgres costs no request.
+
+All pending migrations run in one transaction under an advisory lock: processes that start at once wait for the first, then
+find nothing to do, and a crash half-way leaves the schema as it was.
 """
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.settings import normalised_database_url
@@ -56,3 +68,56 @@ def _connect_args(*, statement_timeout_s: float, name: str) -> dict[str, Any]:
 
 def _to_json(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+# Beside `app/` in a checkout and in an installation alike.
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
+MIGRATION_LOCK = 0x61646A_01
+
+
+def migrate(database_url: str) -> None:
+    """Bring the schema to its newest version; blocks, and may be called where an event loop runs.
+
+    Raises what SQLAlchemy raises if the server cannot be reached or a migration fails.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(asyncio.run, migrate_async(database_url)).result()
+
+
+async def migrate_async(database_url: str) -> None:
+    """`migrate` within an event loop."""
+    engine = make_single_use_engine(database_url)
+    try:
+        async with engine.begin() as conn:
+            await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            await conn.run_sync(_upgrade)
+    finally:
+        await engine.dispose()
+
+
+async def schema_is_current(conn: AsyncConnection) -> bool:
+    """Whether the schema is exactly the one that this code was written for."""
+    return await conn.run_sync(_current_version) == newest_schema_version()
+
+
+@cache
+def newest_schema_version() -> str | None:
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+
+
+def alembic_config() -> Config:
+    """Alembic's configuration, without a file."""
+    made = Config()
+    made.set_main_option("script_location", str(MIGRATIONS))
+    made.set_main_option("path_separator", "os")
+    return made
+
+
+def _upgrade(conn: Connection) -> None:
+    made = alembic_config()
+    made.attributes["connection"] = conn
+    command.upgrade(made, "head")
+
+
+def _current_version(conn: Connection) -> str | None:
+    return MigrationContext.configure(conn).get_current_revision()

@@ -16,8 +16,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions as closed_sessions
-from app.archive.rows import ClosedSession, clean, json_value, message_of_view
 from app.archive.session_reads import SESSION_FIELDS, session_of
+from app.archive.sessions import ClosedSession, clean, json_value, message_of_view
 from app.archive.tables import instant, messages, rejects, sessions, unassigned_entries
 from app.domain.records import Event, Message, Session, UnassignedEntry
 from app.domain.rules import late

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from sqlalchemy import ColumnElement, Row, Text, cast, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.rows import message_of
+from app.archive.sessions import message_of
 from app.archive.tables import bots, instant, messages, sessions
 from app.domain.entry import ID_PATTERN, Id, Slug
 from app.domain.instants import DAY_MS, HOUR_MS

@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import deliveries, late_entries, sessions
-from app.archive.rows import ClosedSession
+from app.archive.sessions import ClosedSession
 from app.domain.records import BotRules, Event, Message
 from app.domain.rules.continuation import continuation, continued
 from app.failures import BadData

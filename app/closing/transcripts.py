@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from app.archive.rows import ClosedSession
+from app.archive.sessions import ClosedSession
 from app.domain.records import Message
 from app.errors import Unavailable
 from app.failures import BadData

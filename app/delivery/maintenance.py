@@ -5,7 +5,7 @@ from functools import partial
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.archive import outbox_maintenance
+from app.archive import outbox
 from app.delivery.retry import DELAYS_MS
 from app.domain.instants import DAY_MS
 from app.metrics import OUTBOX
@@ -31,17 +31,17 @@ class OutboxMaintenance:
         if now_ms < self._next_ms:
             return
         self._next_ms = now_ms + EVERY_MS
-        await self._all(partial(outbox_maintenance.cancel_unwanted, room=ROOM, now_ms=now_ms))
-        await self._all(partial(outbox_maintenance.expire, queued_before_ms=now_ms - GIVE_UP_AFTER_MS, room=ROOM, now_ms=now_ms))
+        await self._all(partial(outbox.cancel_unwanted, room=ROOM, now_ms=now_ms))
+        await self._all(partial(outbox.expire, queued_before_ms=now_ms - GIVE_UP_AFTER_MS, room=ROOM, now_ms=now_ms))
         async with self._engine.connect() as conn:
-            OUTBOX.set(await outbox_maintenance.depth(conn))
+            OUTBOX.set(await outbox.depth(conn))
         if now_ms >= self._next_prune_ms:
             self._next_prune_ms = now_ms + PRUNE_EVERY_MS
             await self._prune(now_ms)
 
     async def _prune(self, now_ms: int) -> None:
         for statuses, kept_ms in KEPT_MS.items():
-            await self._all(partial(outbox_maintenance.prune, statuses=statuses, created_before_ms=now_ms - kept_ms, room=ROOM))
+            await self._all(partial(outbox.prune, statuses=statuses, created_before_ms=now_ms - kept_ms, room=ROOM))
 
     async def _all(self, batch: Callable[[AsyncConnection], Awaitable[int]]) -> None:
         """In batches, each a transaction of its own: a long one would block the others' maintenance."""

@@ -11,8 +11,8 @@ import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive import endpoint_health, outbox
-from app.archive.endpoint_health import HEALTHY, EndpointHealth
+from app.archive import outbox
+from app.archive.endpoints import HEALTHY, EndpointHealth, lock_health, save_health
 from app.archive.outbox import Claim, Settled
 from app.delivery.retry import after_failure, after_success, next_attempt_at_ms
 from app.delivery.sender import Delivered, Gone, SendOutcome, plain
@@ -149,12 +149,12 @@ async def record(engine: AsyncEngine, attempts: Sequence[Attempt], *, jitter: Ca
         effective = await outbox.settle(conn, decided)
         counted = [attempt for attempt in attempts if attempt.claim.id in effective]
         endpoints = sorted({attempt.claim.endpoint.endpoint_id for attempt in counted})
-        before = await endpoint_health.read(conn, endpoints)
+        before = await lock_health(conn, endpoints)
         after = dict(before)
         for attempt in counted:
             endpoint = attempt.claim.endpoint.endpoint_id
             after[endpoint] = health_after(after.get(endpoint, HEALTHY), attempt)
-        await endpoint_health.save(conn, {each: now for each, now in after.items() if now != before.get(each, HEALTHY)})
+        await save_health(conn, {each: now for each, now in after.items() if now != before.get(each, HEALTHY)})
     # A crash here leaves the endpoint enabled: its next 410 disables it.
     await _disable_gone(engine, counted)
     _report(decided, counted)

@@ -5,7 +5,7 @@ days. A breaker is closed (`resume_at_ms` None), open until `resume_at_ms`, and 
 through, whose success closes it and whose failure opens it for twice as long.
 """
 
-from app.archive.endpoint_health import HEALTHY, EndpointHealth
+from app.archive.endpoints import HEALTHY, EndpointHealth
 from app.domain.instants import HOUR_MS, MINUTE_MS
 
 _SECOND_MS = 1_000

@@ -18,8 +18,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.archive import migrate
-from app.archive.engine import make_single_use_engine
+from app.archive.engine import make_single_use_engine, migrate
 from app.errors import CannotStart
 
 TIMEOUT_S = 5.0
@@ -53,7 +52,7 @@ async def check_servers(*, redis_url: str | None = None, database_url: str | Non
 def upgrade_schema(database_url: str) -> None:
     """Bring the schema to this version; raises `CannotStart` if the database refuses or is newer."""
     with _naming("DATABASE_URL", database_url):
-        migrate.upgrade(database_url)
+        migrate(database_url)
 
 
 def without_password(url: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from app.archive import migrate
+from app.archive.engine import newest_schema_version
 from app.config.keyring import open_keyring
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
@@ -42,7 +42,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         settings = _with_urls(settings, servers)
         _print_servers(settings, servers)
         upgrade_schema(_required(settings.database_url))
-        _print_step("schema", f"version {migrate.newest_version()}")
+        _print_step("schema", f"version {newest_schema_version()}")
         asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None
         socket = stack.enter_context(listener.bind(settings.host, settings.port))

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.archive import migrate
+from app.archive.engine import migrate_async
 from app.config.keyring import open_keyring
 from app.embedded import embedded_servers
 from app.main import create_app
@@ -36,7 +36,7 @@ async def _product(var_dir: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Work
         settings = Settings(redis_url=servers.redis_url, database_url=servers.database_url, redis_timeout_s=5)
         assert settings.database_url is not None
 
-        await migrate.upgrade_async(settings.database_url)
+        await migrate_async(settings.database_url)
         async with open_keyring(database_url=settings.database_url, redis_url=settings.redis_url) as keyring:
             key = await keyring.create("test", scopes=["admin", "ingest", "read"], for_bots=[])
         app = create_app(settings)

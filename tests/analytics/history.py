@@ -7,7 +7,7 @@ from math import ceil
 from random import Random
 from zoneinfo import ZoneInfo
 
-from app.archive.rows import ClosedSession
+from app.archive.sessions import ClosedSession
 from app.domain.instants import ms_of
 from tests.closed import closed_session
 

@@ -11,9 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive.analytics_metrics import DIMENSIONS, METRICS
-from app.archive.rows import ClosedSession
 from app.archive.session_reads import SessionFilter
-from app.archive.sessions import insert_closed
+from app.archive.sessions import ClosedSession, insert_closed
 from app.domain.instants import ms_of
 from app.queries.analytics import TIME_DIMENSIONS, ListAddress, Period, Question, answer
 from tests.analytics.history import DAY, FIRST, LAST, Recount, Sessions, history, local_key, split, value_of

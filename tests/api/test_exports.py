@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from msgspec import json, structs
 
-from app.archive.rows import ClosedSession
-from app.archive.sessions import insert_closed
+from app.archive.sessions import ClosedSession, insert_closed
 from app.resources import Resources
 from tests.analytics.history import history
 from tests.api.conftest import Client, ClientMaker, Json

@@ -12,8 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads
-from app.archive.rows import ClosedSession, message_of_view
-from app.archive.sessions import insert_closed
+from app.archive.sessions import ClosedSession, insert_closed, message_of_view
 from app.archive.tables import messages, sessions
 from app.domain.instants import ms_of, rfc3339
 from app.domain.records import Answer, Message, Session

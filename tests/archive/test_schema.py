@@ -8,8 +8,7 @@ from alembic.runtime.migration import MigrationContext
 from msgspec import json, structs, to_builtins
 from sqlalchemy import Connection, text
 
-from app.archive import migrate
-from app.archive.engine import make_engine
+from app.archive.engine import alembic_config, make_engine, migrate_async, schema_is_current
 from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
 from app.clock import wall_ms
@@ -36,7 +35,7 @@ def differences(conn: Connection) -> list[object]:
 
 
 def migrate_to(conn: Connection, version: str, *, down: bool = False) -> None:
-    config = migrate.config()
+    config = alembic_config()
     config.attributes["connection"] = conn
     (command.downgrade if down else command.upgrade)(config, version)
 
@@ -55,9 +54,9 @@ async def test_readiness_knows_an_old_schema_from_a_new_one(database_url: str) -
     """A process never calls itself ready on a schema that it was not written for."""
     engine = make_engine(database_url)
     async with engine.connect() as conn:
-        new = await migrate.head_matches(conn)
+        new = await schema_is_current(conn)
         await conn.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-        old = await migrate.head_matches(conn)
+        old = await schema_is_current(conn)
     await engine.dispose()
 
     assert (new, old) == (True, False)
@@ -69,9 +68,9 @@ async def test_processes_that_start_at_once_migrate_once(database_url: str) -> N
     async with engine.begin() as conn:
         await conn.execute(text("DROP SCHEMA public CASCADE"))
         await conn.execute(text("CREATE SCHEMA public"))
-    await asyncio.gather(*(migrate.upgrade_async(database_url) for _ in range(5)))
+    await asyncio.gather(*(migrate_async(database_url) for _ in range(5)))
     async with engine.connect() as conn:
-        matches = await migrate.head_matches(conn)
+        matches = await schema_is_current(conn)
         instances = await conn.scalar(text("SELECT count(*) FROM instance"))
     await engine.dispose()
 

@@ -11,9 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import session_reads, sessions
 from app.archive.partitions import month_of
-from app.archive.rows import ClosedSession
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
-from app.archive.sessions import existing_message_ids, insert_closed
+from app.archive.sessions import ClosedSession, existing_message_ids, insert_closed
 from app.clock import wall_ms
 from app.domain.instants import DAY_MS, ms_of
 from app.domain.strand import opened_at_ms_of

@@ -10,8 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive.rows import ClosedSession
-from app.archive.sessions import insert_closed
+from app.archive.sessions import ClosedSession, insert_closed
 from app.domain.instants import rfc3339
 from app.domain.records import Session
 from app.domain.session_view import session_view

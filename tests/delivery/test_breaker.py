@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.archive.endpoint_health import HEALTHY, EndpointHealth
+from app.archive.endpoints import HEALTHY, EndpointHealth
 from app.delivery.retry import (
     FAILURES_TO_OPEN,
     FIRST_PAUSE_MS,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.archive.endpoint_health import HEALTHY, EndpointHealth
+from app.archive.endpoints import HEALTHY, EndpointHealth
 from app.archive.outbox import Claim, DueEndpoint
 from app.delivery.recorder import Attempt, Interrupted, health_after, settled
 from app.delivery.retry import DELAYS_MS

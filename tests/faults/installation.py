@@ -17,8 +17,7 @@ from msgspec import json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive import migrate
-from app.archive.engine import make_engine
+from app.archive.engine import make_engine, migrate
 from app.config.publish import publish
 from app.embedded import PostgresServer, RedisServer, embedded_servers
 from app.ids import key_digest, new_id, new_key, new_webhook_secret, shown_prefix
@@ -176,7 +175,7 @@ async def installation(*, redis_url: str | None = None, **settings: object) -> A
             servers = stack.enter_context(embedded_servers(folder, redis=True, postgres=True))
             assert servers.redis is not None
             assert servers.postgres is not None
-            await asyncio.to_thread(migrate.upgrade, servers.postgres.url)
+            await asyncio.to_thread(migrate, servers.postgres.url)
             listening = stack.enter_context(listener.bind("127.0.0.1", 0))
             apart = stack.enter_context(listener.bind("127.0.0.1", 0))
             receiver = stack.enter_context(Receiver())

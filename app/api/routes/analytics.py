@@ -11,8 +11,7 @@ from msgspec import structs
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from app.api.auth import Principal, Reading, known_bot
-from app.api.dependencies import ClockDep, ConfigDep, EngineDep
+from app.api.auth import ClockDep, ConfigDep, EngineDep, Principal, Reading, known_bot
 from app.api.fields import GivenInstant, Instant, SlugText
 from app.api.responses import JsonResponse, answers
 from app.api.routes.sessions import FilterQuery, RatioView

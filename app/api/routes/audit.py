@@ -6,8 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
-from app.api.auth import Administering
-from app.api.dependencies import EngineDep
+from app.api.auth import Administering, EngineDep
 from app.api.fields import Instant, SlugText, UuidText
 from app.api.paging import Next, Page, PageQuery
 from app.archive import audit

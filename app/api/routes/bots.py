@@ -9,12 +9,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, found
-from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep
+from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep, found
 from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses
-from app.archive import bots, policies
+from app.archive import bots
 from app.archive.tables import instant
 from app.closing.sweep import Sweep, close_deleted_sandbox
 from app.domain.errors import Fault
@@ -104,7 +103,9 @@ async def create_bot(
         row = await bots.create(change.conn, new.id, name=new.name or new.id, sandbox=new.sandbox, clock_mode=clock_mode)
         if row is None:
             raise Conflict(f"there is, or was, a bot {new.id!r}", hint="choose another id")
-        await policies.add(change.conn, new.id, version=1, policy=new.policy, effective_at=effective_at, key_id=principal.key.id)
+        await bots.add_policy(
+            change.conn, new.id, version=1, policy=new.policy, effective_at=effective_at, key_id=principal.key.id
+        )
         await change.record("bot.created", new.id, bot=new.id, name=row.name, sandbox=row.sandbox)
     response.headers["Location"] = f"/v1/bots/{new.id}"
     return BotView.of(row)

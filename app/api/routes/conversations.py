@@ -10,13 +10,24 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.auth import ClosingSessions, Ingesting, Principal, Reading, known_bot
-from app.api.closing import CloserDep
-from app.api.dependencies import ClockDep, ConfigDep, LedgerDep, LiveDep, OwnTime, OwnTimeDep, SessionsDep
+from app.api.auth import (
+    ClockDep,
+    ClosingSessions,
+    ConfigDep,
+    Ingesting,
+    LedgerDep,
+    LiveDep,
+    OwnTime,
+    OwnTimeDep,
+    Principal,
+    Reading,
+    SessionsDep,
+    known_bot,
+)
 from app.api.fields import BotPath, ConversationPath, Instant, SlugText
 from app.api.paging import Page, PageQuery
 from app.api.responses import JsonResponse, answers
-from app.api.session_views import ClosedSessions, SessionPage
+from app.api.session_views import ClosedSessions, CloserDep, SessionPage
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.clock import Clock
 from app.config.follower import ConfigReplica

@@ -9,8 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, Principal, found, id_of
-from app.api.dependencies import ClockDep, EngineDep
+from app.api.auth import Administering, ClockDep, EngineDep, Principal, found, id_of
 from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import refuses

@@ -7,14 +7,13 @@ from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, Principal, found, id_of
-from app.api.dependencies import ChangingDep, ClockDep, EngineDep, SettingsDep
+from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, Principal, SettingsDep, found, id_of
 from app.api.fields import Body, BotPath, Instant, UuidText
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
-from app.archive import delivery_log, endpoint_health, endpoints
+from app.archive import delivery_log, endpoints
 from app.archive.delivery_log import TestDelivery
-from app.archive.endpoint_health import HEALTHY
+from app.archive.endpoints import HEALTHY
 from app.archive.outbox import valid_secrets
 from app.archive.tables import instant
 from app.delivery.endpoint_test import send_test
@@ -245,7 +244,7 @@ async def test_endpoint(
     async with engine.begin() as conn:
         await delivery_log.insert_test(conn, test)
         if test.delivered:
-            await endpoint_health.save(conn, {endpoint.id: HEALTHY})
+            await endpoints.save_health(conn, {endpoint.id: HEALTHY})
     return TestResult.of(test)
 
 

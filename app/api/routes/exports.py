@@ -10,8 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.auth import Reading
-from app.api.dependencies import ConfigDep, EngineDep
+from app.api.auth import ConfigDep, EngineDep, Reading
 from app.api.routes.sessions import FilterQuery
 from app.queries.exports import ExportKind, Format, encoded, place_of
 

@@ -12,8 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, KeyScope, Principal, found, id_of
-from app.api.dependencies import ChangingDep, ClockDep, EngineDep
+from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, KeyScope, Principal, found, id_of
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
 from app.archive import bots, keys

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.dependencies import ClockDep, ConfigDep, EngineDep, PipeDep, SettingsDep
-from app.archive.migrate import head_matches
+from app.api.auth import ClockDep, ConfigDep, EngineDep, PipeDep, SettingsDep
+from app.archive.engine import schema_is_current
 from app.clock import Clock
 from app.config.follower import ConfigReplica
 from app.errors import AdjournError
@@ -139,7 +139,7 @@ async def _configuration(config: ConfigReplica) -> str:
 async def _postgres(engine: AsyncEngine) -> str:
     async with engine.connect() as conn:
         await conn.execute(text("SELECT 1"))
-        return OK if await head_matches(conn) else "the schema is not the newest: run `adjourn migrate`"
+        return OK if await schema_is_current(conn) else "the schema is not the newest: run `adjourn migrate`"
 
 
 async def _worker(pipe: Pipe, clock: Clock) -> str:

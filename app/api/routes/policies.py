@@ -13,13 +13,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, AnyKey, Principal, found
-from app.api.dependencies import Changing, ChangingDep, ClockDep, EngineDep, SandboxesDep
+from app.api.auth import Administering, AnyKey, Changing, ChangingDep, ClockDep, EngineDep, Principal, SandboxesDep, found
 from app.api.fields import BotPath, Instant, JsonObject, PolicyToSave, PolicyValues, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
-from app.archive import policies
+from app.archive import bots
 from app.archive.tables import instant
 from app.clock import Clock
 from app.domain.errors import Fault
@@ -146,11 +145,11 @@ class PolicyWriter:
         """Save what `wanted` makes of the latest version. Raise `StaleVersion`, `PreconditionRequired`, `InvalidPolicy`."""
         async with self._changing(principal) as change:
             present = await bot_row(change.conn, bot)
-            before = found(await policies.latest(change.conn, bot), "bot", bot)
+            before = found(await bots.latest_policy(change.conn, bot), "bot", bot)
             _check_match(if_match, before.version)
             saved = await wanted(change.conn, before)
             policy = policy_from(saved)
-            row = await policies.add(
+            row = await bots.add_policy(
                 change.conn,
                 bot,
                 version=before.version + 1,
@@ -180,7 +179,7 @@ async def read_policy(bot: BotPath, engine: EngineDep, _: Administering, respons
     """The policy that holds. Send its `ETag` as `If-Match` to replace it."""
     async with engine.connect() as conn:
         await bot_row(conn, bot)
-        row = found(await policies.latest(conn, bot), "bot", bot)
+        row = found(await bots.latest_policy(conn, bot), "bot", bot)
     response.headers["ETag"] = etag(row.version)
     return PolicyView.with_policy(row, policy_from(row.policy))
 
@@ -226,7 +225,7 @@ async def restore_policy(
     """Save an earlier version again, as the next version."""
 
     async def restored(conn: AsyncConnection, _before: Row[Any]) -> dict[str, Any]:
-        row = await policies.version_of(conn, bot, int(version)) if _NUMBER.fullmatch(version) else None
+        row = await bots.policy_version(conn, bot, int(version)) if _NUMBER.fullmatch(version) else None
         policy: dict[str, Any] = found(row, "version", version).policy
         return policy
 
@@ -239,7 +238,7 @@ async def list_policy_versions(bot: BotPath, engine: EngineDep, _: Administering
     page = Page(asked, of=["policy versions", bot], place=int)
     async with engine.connect() as conn:
         await bot_row(conn, bot)
-        rows = await policies.versions_of(conn, bot, before=page.after, limit=page.probe)
+        rows = await bots.policy_versions(conn, bot, before=page.after, limit=page.probe)
     shown, following = page.cut(rows, lambda row: int(row.version))
     return PolicyVersions(versions=[SavedPolicy.of(row) for row in shown], next=following)
 

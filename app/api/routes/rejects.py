@@ -8,8 +8,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, Principal, found, not_found
-from app.api.dependencies import EngineDep, PipeDep
+from app.api.auth import Administering, EngineDep, PipeDep, Principal, found, not_found
 from app.api.fields import Instant, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import refuses

@@ -5,8 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from app.api.auth import Ingesting, known_bot
-from app.api.dependencies import ClockDep, ConfigDep, OwnTime, OwnTimeDep, SandboxesDep, SweepDep
+from app.api.auth import ClockDep, ConfigDep, Ingesting, OwnTime, OwnTimeDep, SandboxesDep, SweepDep, known_bot
 from app.api.fields import BotPath, Instant
 from app.api.responses import refuses
 from app.clock import Clock

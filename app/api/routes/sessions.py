@@ -8,15 +8,23 @@ from fastapi import APIRouter, Path, Query, Request
 from msgspec import Struct
 from pydantic import BaseModel, Field, create_model
 
-from app.api.auth import Administering, ClosingSessions, Principal, Reading, found, id_of, known_bot
-from app.api.closing import CloserDep
-from app.api.dependencies import ConfigDep, EngineDep, LiveDep, SessionsDep
-from app.api.described import MOST_VALUES, asked, asked_as
-from app.api.fields import BotPath, GivenInstant, IdText, SlugText
+from app.api.auth import (
+    Administering,
+    ClosingSessions,
+    ConfigDep,
+    EngineDep,
+    LiveDep,
+    Principal,
+    Reading,
+    SessionsDep,
+    found,
+    id_of,
+    known_bot,
+)
+from app.api.fields import BotPath, GivenInstant, IdText, SlugText, object_of
 from app.api.paging import LongPageQuery, Page, Paged, PageQuery
-from app.api.parameters import object_of
-from app.api.responses import JsonResponse, answers
-from app.api.session_views import Explanation, LivePage, MessagePage, SessionPage, SessionView, UnassignedPage
+from app.api.responses import MOST_VALUES, JsonResponse, answers, asked, asked_as
+from app.api.session_views import CloserDep, Explanation, LivePage, MessagePage, SessionPage, SessionView, UnassignedPage
 from app.archive.late_entries import UnassignedPlace
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
 from app.archive.summary import summarise

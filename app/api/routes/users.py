@@ -8,14 +8,23 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
 
-from app.api.auth import ClosingSessions, Ingesting, Reading, known_bot
-from app.api.closing import CloserDep
-from app.api.dependencies import ClockDep, ConfigDep, OwnTime, OwnTimeDep, SessionsDep, UserVariablesDep
+from app.api.auth import (
+    ClockDep,
+    ClosingSessions,
+    ConfigDep,
+    Ingesting,
+    OwnTime,
+    OwnTimeDep,
+    Reading,
+    SessionsDep,
+    UserVariablesDep,
+    known_bot,
+)
 from app.api.fields import BotPath, UserPath
 from app.api.paging import Page, Paged
 from app.api.responses import JsonResponse, answers
 from app.api.routes.conversations import NewValue, VariableMap, VariableView
-from app.api.session_views import ClosedSessions, SessionPage
+from app.api.session_views import ClosedSessions, CloserDep, SessionPage
 from app.archive.session_reads import SessionFilter, SessionPlace
 from app.clock import Clock
 from app.config.records import BotConfig

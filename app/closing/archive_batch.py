@@ -124,13 +124,9 @@ async def _continuations(
 
 
 async def _surplus(closed: ClosedSession, archived: set[str], portions: Portions | None) -> list[Message]:
-    """Its messages that the archive does not hold, in order; late ones are archived by the event that came with them."""
-    surplus = [message for message in closed.messages if _is_surplus(message, archived)]
+    """Its messages that the archive does not hold, in order."""
+    surplus = [message for message in closed.messages if message.message_id not in archived]
     if portions is not None:
         async for portion in portions(closed.session.id):
-            surplus += [message for message in portion if _is_surplus(message, archived)]
+            surplus += [message for message in portion if message.message_id not in archived]
     return sorted(surplus, key=lambda message: message.sequence)
-
-
-def _is_surplus(message: Message, archived: set[str]) -> bool:
-    return not message.late and message.message_id not in archived

@@ -3,6 +3,9 @@
 A batch of records falls into parts, each for one transaction. A transcript that is too long for a part of its own is read and
 written in portions. Data that cannot be read raises `BadData`, so trying again is useless; every other error is about
 Redis. Nothing is written here.
+
+Late messages are left out, although Redis keeps them with their session: a late message is archived with its own event alone.
+Archived with the transcript, it would lose its webhook if Redis came back without the event.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -58,7 +61,7 @@ class Transcripts:
     async def portions(self, session_id: str) -> AsyncIterator[list[Message]]:
         """A session's messages in portions of some megabytes. Raises `BadData`."""
         async for portion in self._view.portions(session_id):
-            yield messages_of(portion)
+            yield _messages(portion)
 
     async def raw(self, session_id: str) -> list[bytes]:
         """The fields and values, in turns, of the hash that holds a transcript; none if its key holds something else."""
@@ -109,9 +112,9 @@ def _place(item: tuple[int, StreamRecord]) -> tuple[bool, bool, int]:
 
 
 def _messages(reply: list[bytes] | ResponseError) -> list[Message]:
-    """The messages in a reply of HGETALL. Raises `BadData` if the key holds something else, or a message cannot be read."""
+    """Those of a transcript that are not late. Raises `BadData` if its key holds something else, or one cannot be read."""
     if not isinstance(reply, ResponseError):
-        return messages_of(reply)
+        return [message for message in messages_of(reply) if not message.late]
     if _is_no_transcript(reply):
         raise BadData(str(reply))
     raise Unavailable(f"Redis gives out no transcript: {reply}") from reply

@@ -179,6 +179,20 @@ async def test_late_entries_after_a_rollback_are_neither_lost_nor_made_a_session
     assert await sessions(resources) == [(2, "resolved", ["1 ann-hello", "2 l1 late", "3 l2 late"])]
 
 
+async def test_late_message_without_its_event_is_not_archived(resources: Resources, worker: Worker) -> None:
+    """Redis lost the event after a worker had read the transcript: the message would be in the archive, and no webhook sent."""
+    await close(resources, await say(resources, "hello"))
+    await signal(resources, "resolved", "l1")
+    stream = keys.events(keys.shard_of(STRAND, resources.settings.shards))
+    records = await worker.archivist._streams.take()
+    await resources.redis.xdel(stream, records[-1].id)
+    worker.archivist._streams.retry()
+
+    await worker.archivist.run_once()
+
+    assert await sessions(resources) == [(0, "completed", ["1 ann-hello"])]
+
+
 async def test_a_late_entry_of_a_session_that_closed_again_after_a_rollback(resources: Resources, worker: Worker) -> None:
     """Redis came back with the session open and shorter: the number of its late entry belongs to a message in the archive."""
     session = await say(resources, "one")

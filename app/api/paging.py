@@ -22,7 +22,7 @@ LONGEST_CURSOR = 4_500
 """Of open sessions the place is a strand: user, window and thread, each of up to 256 characters of four bytes."""
 
 LARGEST_PAGE = 4 << 20
-"""Bytes of the rows of a page whose rows hold entries: each may be as large as a body."""
+"""Bytes of the rows of a page: a row may be as large as a body."""
 
 _DIGEST_BYTES = 8
 _EXAMPLE = "wOslghr6j1EF"
@@ -68,28 +68,31 @@ class Page(Generic[Place]):
         """How many rows to read: one more than the page shows says whether another page follows."""
         return self.limit + 1
 
-    def cut(self, rows: Sequence[Item], place: Callable[[Item], Place]) -> tuple[Sequence[Item], str | None]:
-        """Of `probe` rows those to show, and the cursor of the following page."""
-        shown = rows[: self.limit]
-        return shown, self.next(place(shown[-1])) if len(rows) > self.limit else None
-
     def fit(
-        self, rows: Sequence[Item], place: Callable[[Item], Place], view: Callable[[Item], object]
+        self, rows: Sequence[Item], place: Callable[[Item], Place], view: Callable[[Item], object], *, last: Place | None = None
     ) -> tuple[list[msgspec.Raw], str | None]:
-        """Like `cut`, but rows as JSON, and no more than fit into `LARGEST_PAGE`; a row that is larger has a page of its own."""
+        """Of `probe` rows those to show, as JSON, and the cursor of the following page.
+
+        No more are shown than fit into `LARGEST_PAGE`; a row that is larger has a page of its own. `last` is the place to go on
+        from if all rows are shown and the caller knows that more follow.
+        """
         shown: list[msgspec.Raw] = []
         size = 0
         for row in rows[: self.limit]:
-            encoded = msgspec.json.encode(view(row))
+            encoded = msgspec.json.encode(view(row), enc_hook=_model)
             size += len(encoded)
             if shown and size > LARGEST_PAGE:
                 break
             shown.append(msgspec.Raw(encoded))
-        return shown, self.next(place(rows[len(shown) - 1])) if len(rows) > len(shown) else None
+        place_after = place(rows[len(shown) - 1]) if len(rows) > len(shown) else last
+        return shown, None if place_after is None else _cursor_of(place_after, of=self._of)
 
-    def next(self, last: Place | None) -> str | None:
-        """The cursor of the page after the row at `last`; None if no page follows."""
-        return None if last is None else _cursor_of(last, of=self._of)
+
+def _model(value: object) -> object:
+    """A model of a row as JSON-like values."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise NotImplementedError
 
 
 def _cursor_of(place: object, *, of: object) -> str:

@@ -6,17 +6,18 @@ that neither is lost. All of it is part of the archivist's transaction.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from sys import maxsize
 from typing import Any
 from uuid import uuid5
 
 import structlog
-from msgspec import Struct, structs
+from msgspec import Struct, json, structs
 from sqlalchemy import Row, delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions as closed_sessions
-from app.archive.session_reads import SESSION_FIELDS, session_of
+from app.archive.session_reads import SESSION_FIELDS, rows_within, session_of
 from app.archive.sessions import ClosedSession, clean, json_value, message_of_view
 from app.archive.tables import instant, messages, rejects, sessions, unassigned_entries
 from app.domain.records import Event, Message, Session, UnassignedEntry
@@ -85,13 +86,22 @@ async def add_unassigned(conn: AsyncConnection, entries: Sequence[tuple[Strand, 
         await _prune(conn, bot)
 
 
-async def unassigned_page(conn: AsyncConnection, bot: str, *, after: UnassignedPlace | None, limit: int) -> list[Row[Any]]:
-    """A bot's entries without a session, the latest first, those after `after`."""
+async def unassigned_page(
+    conn: AsyncConnection, bot: str, *, after: UnassignedPlace | None, limit: int, most_bytes: int = maxsize
+) -> list[Row[Any]]:
+    """A bot's entries without a session, the latest first, those after `after`, up to the one that passes `most_bytes`."""
     table = unassigned_entries.c
     wanted = select(unassigned_entries).where(table.bot_id == bot).order_by(table.received_at.desc(), table.id.desc())
     if after is not None:
         wanted = wanted.where(tuple_(table.received_at, table.id) < (instant(after.at_ms), after.id))
-    return list(await conn.execute(wanted.limit(limit)))
+    return await rows_within(
+        conn, wanted.limit(limit), lambda row: row, size=lambda row: len(json.encode(unassigned_view(row))), most_bytes=most_bytes
+    )
+
+
+def unassigned_view(row: Row[Any]) -> dict[str, Any]:
+    """An entry without a session as JSON."""
+    return {"reason": row.reason, "message": row.entry}
 
 
 async def _lock(conn: AsyncConnection, updates: Sequence[tuple[Strand, Event]]) -> dict[str, _Target]:

@@ -4,14 +4,15 @@ A session's id carries its `opened_at`, so a look-up goes to one partition, and 
 Only a look-up by message id asks all partitions, each by its index.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from sys import maxsize
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import ColumnElement, Row, Text, cast, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, Text, cast, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.sessions import message_of
@@ -20,11 +21,14 @@ from app.domain.entry import ID_PATTERN, Id, Slug
 from app.domain.instants import DAY_MS, HOUR_MS
 from app.domain.policy.model import LONGEST_SESSION_HOURS
 from app.domain.records import Message, Outcome, Reason, Session, Trade
+from app.domain.session_view import message_size
 from app.domain.strand import LONGEST_CONVERSATION, Strand, opened_at_ms_of
 
 # The longest that a policy lets a session be open (`max_duration_hours`), and a day to spare.
 LONGEST_SESSION_MS = LONGEST_SESSION_HOURS * HOUR_MS + DAY_MS
 
+_ROWS_AT_ONCE = 16
+Item = TypeVar("Item")
 _decode_session = msgspec.json.Decoder(Session).decode
 # As text: the driver's own decoding would make lists of it, only for them to be read again.
 _DETAIL = cast(sessions.c.detail, Text).label("detail")
@@ -143,8 +147,10 @@ async def find_by_message(conn: AsyncConnection, bot: str, message_id: str) -> A
     return None if row is None else session_of(row)
 
 
-async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, limit: int) -> list[Message]:
-    """A session's messages in order, those whose sequence is above `after`."""
+async def messages_of(
+    conn: AsyncConnection, session_id: str, *, after: int, limit: int, most_bytes: int = maxsize
+) -> list[Message]:
+    """A session's messages in order, those whose sequence is above `after`, up to the one that passes `most_bytes`."""
     opened_at = instant(opened_at_ms_of(session_id))
     wanted = (
         select(messages)
@@ -152,7 +158,25 @@ async def messages_of(conn: AsyncConnection, session_id: str, *, after: int, lim
         .order_by(messages.c.sequence)
         .limit(limit)
     )
-    return [message_of(row) for row in await conn.execute(wanted)]
+    return await rows_within(conn, wanted, message_of, size=message_size, most_bytes=most_bytes)
+
+
+async def rows_within(
+    conn: AsyncConnection, wanted: Select[Any], made: Callable[[Row[Any]], Item], *, size: Callable[[Item], int], most_bytes: int
+) -> list[Item]:
+    """What is made of the rows of a query, up to the one that passes `most_bytes`, and two at least.
+
+    They come from a cursor, since each may be as large as a body.
+    """
+    found: list[Item] = []
+    total = 0
+    async with conn.stream(wanted.execution_options(max_row_buffer=_ROWS_AT_ONCE)) as rows:
+        async for row in rows:
+            found.append(made(row))
+            total += size(found[-1])
+            if len(found) > 1 and total > most_bytes:
+                break
+    return found
 
 
 async def messages_of_all(conn: AsyncConnection, of: Sequence[Session]) -> dict[str, list[Message]]:

@@ -1,9 +1,9 @@
 """Sessions, messages, dialogs and variables as JSON: the one shape that the API, webhooks and exports share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_type_hints
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, json
 
 from app.domain.entry import Role
 from app.domain.instants import rfc3339, rfc3339_or_none
@@ -77,6 +77,22 @@ def message_view(message: Message) -> dict[str, Any]:
         "tags": list(message.tags),
     }
     return view | (message.rest or {})
+
+
+def message_size(message: Message) -> int:
+    """Bytes of a message as JSON."""
+    return len(json.encode(message_view(message)))
+
+
+def first_messages(messages: Iterable[Message], *, after: int, limit: int, most_bytes: int) -> list[Message]:
+    """In order, those above `after`: `limit` at most, up to the one that passes `most_bytes`, and two at least."""
+    found = sorted((message for message in messages if message.sequence > after), key=lambda message: message.sequence)[:limit]
+    total = 0
+    for at, message in enumerate(found):
+        total += message_size(message)
+        if at and total > most_bytes:
+            return found[: at + 1]
+    return found
 
 
 def context_view(state: State) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from sys import maxsize
 
 import structlog
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from app.domain.records import Message, Session, State
+from app.domain.session_view import first_messages
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
@@ -64,10 +66,20 @@ class LiveView:
         stored = await self._pipe.call("GET", keys.state(keys.shard_of(strand, self._shards), keys.member(strand)))
         return state_from(stored)
 
-    async def messages(self, session_id: str) -> list[Message]:
-        """A session's messages, in order; empty if Redis does not hold the whole of it, too few if it expires meanwhile."""
-        fields = await self.transcript(session_id)
-        return messages_of(fields) if _STRAND in fields[::2] else []
+    async def messages(
+        self, session_id: str, *, after: int = 0, limit: int = maxsize, most_bytes: int = maxsize, whole: int = 0
+    ) -> list[Message]:
+        """The first messages of a session above `after`; empty if Redis does not hold all of them, which are `whole` at least.
+
+        No more are kept in memory, however long the session is.
+        """
+        held, counted, first = False, 0, list[Message]()
+        async for portion in self.portions(session_id):
+            held = held or _STRAND in portion[::2]
+            found = messages_of(portion)
+            counted += len(found)
+            first = first_messages([*first, *found], after=after, limit=limit, most_bytes=most_bytes)
+        return first if held and counted >= whole else []
 
     async def transcript(self, session_id: str) -> list[bytes]:
         """The fields and values, alternating, of a session's message hash, each once."""
@@ -98,8 +110,10 @@ class LiveView:
         whole, *stored = await self._pipe.call("HMGET", name, keys.STRAND_FIELD, *ids)
         return [decode_message(message) for message in stored if message is not None] if whole is not None else []
 
-    async def page(self, bot: str, *, after: OpenPosition | None, limit: int) -> tuple[list[LiveSession], OpenPosition | None]:
-        """Open sessions of a bot, the longest open first, and the position to continue from; None where there are no more.
+    async def page(
+        self, bot: str, *, after: OpenPosition | None, limit: int
+    ) -> tuple[list[tuple[OpenPosition, LiveSession]], OpenPosition | None]:
+        """Open sessions of a bot by position, the longest open first, and the position to continue from; None at the end.
 
         A session that closes while the list is walked may be left out; one that stays open is given exactly once.
         """
@@ -107,7 +121,9 @@ class LiveView:
         positions = sorted(position for found in await asyncio.gather(*shards) for position in found)
         shown = positions[:limit]
         found = await self._sessions(strands_in((member for _, member in shown), of=f"the open sessions of {bot}"))
-        return found, shown[-1] if len(positions) > limit else None
+        by_member = {keys.member(each.strand).encode(): each for each in found}
+        held = [(position, by_member[position[1]]) for position in shown if position[1] in by_member]
+        return held, shown[-1] if len(positions) > limit else None
 
     async def sessions_of_user(self, bot: str, user: str) -> list[LiveSession]:
         """A user's open sessions over all channels, the longest open first."""
@@ -141,7 +157,7 @@ class LiveView:
         after: OpenPosition | None = None
         while True:
             page, after = await self.page(bot, after=after, limit=_MOST_AT_ONCE)
-            found = await self.holding(message_id, page)
+            found = await self.holding(message_id, [each for _, each in page])
             if found is not None or after is None:
                 return found
 

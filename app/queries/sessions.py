@@ -47,13 +47,15 @@ class Sessions:
             raise unreachable
         return archived
 
-    async def messages(self, session: Session, *, after: int, limit: int) -> list[Message]:
-        """A session's messages in order, those whose sequence is above `after`."""
-        live = await self._live_or_none(session, self._live.messages(session.id))
-        if live and (session.closed_at_ms is None or len(live) >= session.entries + session.late_entries):
-            return [message for message in live if message.sequence > after][:limit]
+    async def messages(self, session: Session, *, after: int, limit: int, most_bytes: int) -> list[Message]:
+        """A session's messages in order, those whose sequence is above `after`: `limit` at most, two or `most_bytes` at least."""
+        whole = 0 if session.closed_at_ms is None else session.entries + session.late_entries
+        reading = self._live.messages(session.id, after=after, limit=limit, most_bytes=most_bytes, whole=whole)
+        live = await self._live_or_none(session, reading)
+        if live:
+            return live
         async with self._engine.connect() as conn:
-            return await session_reads.messages_of(conn, session.id, after=after, limit=limit)
+            return await session_reads.messages_of(conn, session.id, after=after, limit=limit, most_bytes=most_bytes)
 
     async def messages_to_explain(self, session: Session) -> list[Message]:
         """The messages that the explanation of a session names."""
@@ -66,14 +68,12 @@ class Sessions:
 
     async def page(
         self, wanted: SessionFilter, *, order: SessionOrder = "-opened_at", after: SessionPlace | None, limit: int
-    ) -> tuple[list[ArchivedSession], SessionPlace | None]:
-        """Closed sessions in this order, and the place to go on from; None at the end."""
+    ) -> list[ArchivedSession]:
+        """Closed sessions in this order, those after `after`."""
         waiting = await self._unarchived(wanted)
         async with self._engine.connect() as conn:
-            archived = await session_reads.page(conn, wanted, order=order, after=after, limit=limit + 1)
-        found = _merged(waiting, archived, order=order, after=after)
-        shown = found[:limit]
-        return shown, session_reads.place_of(shown[-1].session, order) if len(found) > limit else None
+            archived = await session_reads.page(conn, wanted, order=order, after=after, limit=limit)
+        return _merged(waiting, archived, order=order, after=after)[:limit]
 
     async def find_by_message(self, bot: str, message_id: str, *, user: str | None = None) -> ArchivedSession | None:
         """The session of a bot that has the message of this id: an open one, or of several closed ones the one opened last."""
@@ -89,17 +89,17 @@ class Sessions:
         async with self._engine.connect() as conn:
             return await session_reads.find_by_message(conn, bot, message_id)
 
-    async def unassigned(self, bot: str, *, after: UnassignedPlace | None, limit: int) -> list[Row[Any]]:
+    async def unassigned(self, bot: str, *, after: UnassignedPlace | None, limit: int, most_bytes: int) -> list[Row[Any]]:
         """A bot's entries without a session, the latest first: rows of `unassigned_entries`."""
         async with self._engine.connect() as conn:
-            return await late_entries.unassigned_page(conn, bot, after=after, limit=limit)
+            return await late_entries.unassigned_page(conn, bot, after=after, limit=limit, most_bytes=most_bytes)
 
     async def live_page(
         self, bot: str, *, after: OpenPosition | None, limit: int
-    ) -> tuple[list[ArchivedSession], OpenPosition | None]:
-        """A bot's open sessions, the longest open first, and the place to go on from; None at the end."""
+    ) -> tuple[list[tuple[OpenPosition, ArchivedSession]], OpenPosition | None]:
+        """A bot's open sessions by position, the longest open first, and the position to go on from; None at the end."""
         found, place = await self._live.page(bot, after=after, limit=limit)
-        return [_as_archived(one) for one in found], place
+        return [(position, _as_archived(one)) for position, one in found], place
 
     async def _unarchived(self, wanted: SessionFilter) -> list[ArchivedSession]:
         """Closed sessions that the archive may not hold yet; none if Redis is unreachable, as the archive answers alone then."""

@@ -75,7 +75,7 @@ async def test_walk_gives_each_open_session_once_also_those_opened_in_one_ms(pip
     walked, after = [], None
     while True:
         found, after = await view.page("bot", after=after, limit=limit)
-        walked += found
+        walked += [item for _, item in found]
         if after is None:
             break
 

@@ -9,6 +9,7 @@ from sqlalchemy import Row
 from app.api.auth import Administering, EngineDep
 from app.api.fields import Instant, SlugText, UuidText
 from app.api.paging import Next, Page, PageQuery
+from app.api.responses import JsonResponse, answers
 from app.archive import audit
 from app.domain.instants import ms_of, rfc3339
 
@@ -54,13 +55,13 @@ class AuditPage(BaseModel):
     next: Next
 
 
-@router.get("")
-async def list_changes(engine: EngineDep, principal: Administering, asked: Annotated[AuditQuery, Query()]) -> AuditPage:
+@router.get("", **answers(AuditPage))
+async def list_changes(engine: EngineDep, principal: Administering, asked: Annotated[AuditQuery, Query()]) -> JsonResponse:
     """Changes of bots, policies, endpoints, keys and sessions, the latest first. A limited key sees those of its bots."""
     if asked.bot is not None:
         principal.require("admin", bot=asked.bot)
     page = Page(asked, of=["audit", asked.bot], place=int)
     async with engine.connect() as conn:
         rows = await audit.page(conn, bots=principal.key.bots, bot=asked.bot, before=page.after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: int(row.id))
-    return AuditPage(entries=[AuditEntry.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: int(row.id), AuditEntry.of)
+    return JsonResponse({"entries": shown, "next": following})

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep, found
 from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
 from app.api.paging import Next, Page, Paged
-from app.api.responses import refuses
+from app.api.responses import JsonResponse, answers, refuses
 from app.archive import bots
 from app.archive.tables import instant
 from app.closing.sweep import Sweep, close_deleted_sandbox
@@ -111,14 +111,14 @@ async def create_bot(
     return BotView.of(row)
 
 
-@router.get("")
-async def list_bots(engine: EngineDep, principal: Administering, asked: Paged) -> BotPage:
+@router.get("", **answers(BotPage))
+async def list_bots(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Bots by id: those that the key covers."""
     page = Page(asked, of="bots", place=str)
     async with engine.connect() as conn:
         rows = await bots.page(conn, only=principal.key.bots, after=page.after or "", limit=page.probe)
-    shown, following = page.cut(rows, lambda row: str(row.id))
-    return BotPage(bots=[BotView.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: str(row.id), BotView.of)
+    return JsonResponse({"bots": shown, "next": following})
 
 
 @router.get("/{bot}")

@@ -28,7 +28,7 @@ from app.api.fields import BotPath, ConversationPath, Instant, SlugText
 from app.api.paging import Page, PageQuery
 from app.api.responses import JsonResponse, answers
 from app.api.session_views import ClosedSessions, CloserDep, SessionPage
-from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace, place_of
 from app.clock import Clock
 from app.config.follower import ConfigReplica
 from app.config.records import BotConfig
@@ -174,10 +174,11 @@ async def list_conversation(
     wanted = SessionFilter(bots=bots, conversation_id=conversation_id)
     page = Page(asked, of=["conversation", wanted], place=SessionPlace)
     live = [] if page.after is not None else await _live(config, sessions, principal, bot=asked.bot, conversation=conversation_id)
-    shown, last = await sessions.page(wanted, after=page.after, limit=page.limit)
-    archived = {one.session.id for one in shown}
-    every = [one for one in live if one.session.id not in archived] + shown
-    return JsonResponse({"sessions": [view(one) for one in every], "next": page.next(last)})
+    rows = await sessions.page(wanted, after=page.after, limit=page.probe)
+    archived = {one.session.id for one in rows}
+    shown, following = page.fit(rows, lambda one: place_of(one.session, "-opened_at"), view)
+    still_open = [one for one in live if one.session.id not in archived]
+    return JsonResponse({"sessions": [*map(view, still_open), *shown], "next": following})
 
 
 @router.post(_STRAND + "/close", **answers(ClosedSessions))

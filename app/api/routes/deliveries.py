@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.api.auth import Administering, ClockDep, EngineDep, Principal, found, id_of
 from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
 from app.api.paging import Next, Page, PageQuery
-from app.api.responses import refuses
+from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.endpoints import endpoint_row
 from app.archive import audit, delivery_log, endpoints
 from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
@@ -141,16 +141,16 @@ class ReplayedCount(BaseModel):
     replayed: Annotated[int, Field(description="How many are pending again.", examples=[12])]
 
 
-@router.get("")
-async def list_deliveries(engine: EngineDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]) -> DeliveryPage:
+@router.get("", **answers(DeliveryPage))
+async def list_deliveries(engine: EngineDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]) -> JsonResponse:
     """Deliveries, the newest first."""
     principal.require("admin", bot=asked.bot)
     wanted = asked.filter(principal.key.bots)
     page = Page(asked, of=["deliveries", wanted], place=DeliveryPlace)
     async with engine.connect() as conn:
         rows = await delivery_log.page(conn, wanted, after=page.after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: DeliveryPlace(row.created_at, row.id))
-    return DeliveryPage(deliveries=[DeliveryView.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: DeliveryPlace(row.created_at, row.id), DeliveryView.of)
+    return JsonResponse({"deliveries": shown, "next": following})
 
 
 @router.get("/{delivery_id}")

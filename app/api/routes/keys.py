@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, KeyScope, Principal, found, id_of
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
+from app.api.responses import JsonResponse, answers
 from app.archive import bots, keys
 from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
@@ -105,15 +106,15 @@ async def create_key(new: NewKey, clock: ClockDep, changing: ChangingDep, princi
     return KeyCreated.with_key(row, key)
 
 
-@router.get("")
-async def list_keys(engine: EngineDep, principal: Administering, asked: Paged) -> KeyPage:
+@router.get("", **answers(KeyPage))
+async def list_keys(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Keys in the order of their creation, revoked ones too."""
     page = Page(asked, of="keys", place=UUID)
     async with engine.connect() as conn:
         after = None if page.after is None else str(page.after)
         rows = await keys.page(conn, within=principal.key.bots, after=after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: UUID(str(row.id)))
-    return KeyPage(keys=[KeyView.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: UUID(str(row.id)), KeyView.of)
+    return JsonResponse({"keys": shown, "next": following})
 
 
 @router.delete("/{key_id}", status_code=204)

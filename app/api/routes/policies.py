@@ -232,15 +232,15 @@ async def restore_policy(
     return await writer.save(principal, bot, restored, if_match=if_match, response=response)
 
 
-@router.get("/bots/{bot}/policy/versions")
-async def list_policy_versions(bot: BotPath, engine: EngineDep, _: Administering, asked: Paged) -> PolicyVersions:
+@router.get("/bots/{bot}/policy/versions", **answers(PolicyVersions))
+async def list_policy_versions(bot: BotPath, engine: EngineDep, _: Administering, asked: Paged) -> JsonResponse:
     """Every version, the latest first, with who saved it and when."""
     page = Page(asked, of=["policy versions", bot], place=int)
     async with engine.connect() as conn:
         await bot_row(conn, bot)
         rows = await bots.policy_versions(conn, bot, before=page.after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: int(row.version))
-    return PolicyVersions(versions=[SavedPolicy.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: int(row.version), SavedPolicy.of)
+    return JsonResponse({"versions": shown, "next": following})
 
 
 @router.get("/presets")

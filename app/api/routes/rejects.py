@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.api.auth import Administering, EngineDep, PipeDep, Principal, found, not_found
 from app.api.fields import Instant, UuidText
 from app.api.paging import Next, Page, Paged
-from app.api.responses import refuses
+from app.api.responses import JsonResponse, answers, refuses
 from app.archive import rejects
 from app.closing.rejects import readable, replay, replay_all
 from app.domain.instants import ms_of, rfc3339
@@ -68,14 +68,14 @@ class RejectsReplayed(BaseModel):
     unreadable: Annotated[int, Field(description="Rejects that only another version of Adjourn can replay.", examples=[0])]
 
 
-@router.get("")
-async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged) -> RejectPage:
+@router.get("", **answers(RejectPage))
+async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Rejects, the latest first. Each is a fault of Adjourn: please report it with its `error`."""
     page = Page(asked, of="rejects", place=int)
     async with engine.connect() as conn:
         rows = await rejects.page(conn, bots=principal.key.bots, before=page.after, limit=page.probe)
-    shown, following = page.cut(rows, lambda row: int(row.id))
-    return RejectPage(rejects=[RejectView.of(row) for row in shown], next=following)
+    shown, following = page.fit(rows, lambda row: int(row.id), RejectView.of)
+    return JsonResponse({"rejects": shown, "next": following})
 
 
 @router.post("/replay", status_code=202)

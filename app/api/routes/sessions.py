@@ -22,11 +22,11 @@ from app.api.auth import (
     known_bot,
 )
 from app.api.fields import BotPath, GivenInstant, IdText, SlugText, object_of
-from app.api.paging import LongPageQuery, Page, Paged, PageQuery
+from app.api.paging import LARGEST_PAGE, LongPageQuery, Page, Paged, PageQuery
 from app.api.responses import MOST_VALUES, JsonResponse, answers, asked, asked_as
 from app.api.session_views import CloserDep, Explanation, LivePage, MessagePage, SessionPage, SessionView, UnassignedPage
-from app.archive.late_entries import UnassignedPlace
-from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace
+from app.archive.late_entries import UnassignedPlace, unassigned_view
+from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace, place_of
 from app.archive.summary import summarise
 from app.domain.entry import ID_PATTERN
 from app.domain.explanation import explain
@@ -187,8 +187,9 @@ async def list_sessions(
     bots = principal.bots_asked_for(config, asked.bots)
     wanted = asked.filter(bots, metadata=object_of(request, "session_metadata"))
     page = Page(asked, of=["sessions", asked.order, wanted], place=SessionPlace)
-    shown, last = await sessions.page(wanted, order=asked.order, after=page.after, limit=page.limit)
-    return JsonResponse({"sessions": [view(one) for one in shown], "next": page.next(last)})
+    rows = await sessions.page(wanted, order=asked.order, after=page.after, limit=page.probe)
+    shown, following = page.fit(rows, lambda one: place_of(one.session, asked.order), view)
+    return JsonResponse({"sessions": shown, "next": following})
 
 
 @router.get("/bots/{bot}/live", **answers(LivePage))
@@ -199,9 +200,14 @@ async def list_live(
     known_bot(config, bot)
     page = Page(asked, of=["live", bot], place=OpenSessionPlace)
     after = None if page.after is None else (page.after.opened_at_ms, page.after.member)
-    (shown, last), count = await asyncio.gather(sessions.live_page(bot, after=after, limit=page.limit), live.count(bot))
-    following = page.next(None if last is None else OpenSessionPlace(*last))
-    return JsonResponse({"open": count, "sessions": [view(one) for one in shown], "next": following})
+    (rows, last), count = await asyncio.gather(sessions.live_page(bot, after=after, limit=page.limit), live.count(bot))
+    shown, following = page.fit(
+        rows,
+        lambda row: OpenSessionPlace(*row[0]),
+        lambda row: view(row[1]),
+        last=None if last is None else OpenSessionPlace(*last),
+    )
+    return JsonResponse({"open": count, "sessions": shown, "next": following})
 
 
 @router.get("/sessions/{session_id}", **answers(SessionView))
@@ -217,7 +223,7 @@ async def list_messages(
     """A session's messages in order."""
     session = (await session_of(sessions, principal, session_id)).session
     page = Page(asked, of=["messages", session.id], place=int)
-    stored = await sessions.messages(session, after=page.after or 0, limit=page.probe)
+    stored = await sessions.messages(session, after=page.after or 0, limit=page.probe, most_bytes=LARGEST_PAGE)
     shown, following = page.fit(stored, lambda message: message.sequence, message_view)
     return JsonResponse({"messages": shown, "next": following})
 
@@ -246,12 +252,8 @@ async def list_unassigned(
     """Entries that were accepted and belong to no session, the latest first; the last 1,000 of a bot are kept."""
     known_bot(config, bot)
     page = Page(asked, of=["unassigned", bot], place=UnassignedPlace)
-    rows = await sessions.unassigned(bot, after=page.after, limit=page.probe)
-    entries, following = page.fit(
-        rows,
-        lambda row: UnassignedPlace(ms_of(row.received_at), str(row.id)),
-        lambda row: {"reason": row.reason, "message": row.entry},
-    )
+    rows = await sessions.unassigned(bot, after=page.after, limit=page.probe, most_bytes=LARGEST_PAGE)
+    entries, following = page.fit(rows, lambda row: UnassignedPlace(ms_of(row.received_at), str(row.id)), unassigned_view)
     return JsonResponse({"entries": entries, "next": following})
 
 

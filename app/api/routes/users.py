@@ -25,7 +25,7 @@ from app.api.paging import Page, Paged
 from app.api.responses import JsonResponse, answers
 from app.api.routes.conversations import NewValue, VariableMap, VariableView
 from app.api.session_views import ClosedSessions, CloserDep, SessionPage
-from app.archive.session_reads import SessionFilter, SessionPlace
+from app.archive.session_reads import SessionFilter, SessionPlace, place_of
 from app.clock import Clock
 from app.config.records import BotConfig
 from app.domain.records import SetVariable, Variable
@@ -48,10 +48,11 @@ async def list_user_sessions(
     wanted = SessionFilter(bots=frozenset({bot}), user_id=user_id)
     page = Page(asked, of=["user", wanted], place=SessionPlace)
     live = [] if page.after is not None else await sessions.open_of_user(bot, user_id)
-    shown, last = await sessions.page(wanted, after=page.after, limit=page.limit)
-    archived = {one.session.id for one in shown}
-    every = [one for one in reversed(live) if one.session.id not in archived] + shown
-    return JsonResponse({"sessions": [view(one) for one in every], "next": page.next(last)})
+    rows = await sessions.page(wanted, after=page.after, limit=page.probe)
+    archived = {one.session.id for one in rows}
+    shown, following = page.fit(rows, lambda one: place_of(one.session, "-opened_at"), view)
+    still_open = [one for one in reversed(live) if one.session.id not in archived]
+    return JsonResponse({"sessions": [*map(view, still_open), *shown], "next": following})
 
 
 @router.post("/close", **answers(ClosedSessions))

@@ -12,6 +12,7 @@ from app.api.errors import install_error_handlers
 from app.api.middleware import install_middleware
 from app.api.openapi import document_of, install_docs_page
 from app.api.routes import ROUTERS
+from app.console.app import install_console
 from app.log import configure_logging
 from app.resources import Resources, open_resources
 from app.settings import Settings
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_docs_page(app)
     for router in ROUTERS:
         app.include_router(router)
+    install_console(app)
     return app
 
 

@@ -22,7 +22,7 @@ from app.clock import Clock
 from app.closing.sweep import Sweep
 from app.config.change import ConfigChange
 from app.config.follower import ConfigReplica
-from app.config.records import BotConfig, KeyConfig
+from app.config.records import SIGNED_IN, BotConfig, KeyConfig
 from app.domain.entry import LONGEST_SLUG, SLUG_PATTERN
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from app.ids import key_digest
@@ -102,15 +102,13 @@ def id_of(kind: str, text: str) -> str:
         raise not_found(kind, text) from None
 
 
-def principal_of(config: ConfigReplica, authorization: str) -> Principal:
-    """The principal of an `Authorization` header. Keys are found by digest, so no comparison takes time that reveals a key.
+def principal_of(config: ConfigReplica, authorization: str, *, signed_in: bytes | None = None) -> Principal:
+    """The principal of an `Authorization` header, or of the digest of a key that the console signed in (`SIGNED_IN`).
 
-    Raise `Unauthenticated`, or `Unavailable` while this process has not read any keys yet.
+    Keys are found by digest, so no comparison takes time that reveals a key. Raise `Unauthenticated`, or `Unavailable` while this
+    process has not read any keys yet.
     """
-    scheme, _, key = authorization.strip().partition(" ")
-    if not key or scheme.lower() != _BEARER:
-        raise Unauthenticated("an API key is required", hint=_HINT)
-    digest = key_digest(key.strip())
+    digest = _given_digest(authorization) if signed_in is None else signed_in
     known = config.key(digest)
     if known is not None:
         return Principal(known)
@@ -119,6 +117,13 @@ def principal_of(config: ConfigReplica, authorization: str) -> Principal:
     if not config.loaded:
         raise Unavailable("this process has not read the configuration yet", hint="try again in a moment", retry_after_s=1)
     raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)
+
+
+def _given_digest(authorization: str) -> bytes:
+    scheme, _, key = authorization.strip().partition(" ")
+    if not key or scheme.lower() != _BEARER:
+        raise Unauthenticated("an API key is required", hint=_HINT)
+    return key_digest(key.strip())
 
 
 def known_bot(config: ConfigReplica, name: str) -> BotConfig:
@@ -142,7 +147,8 @@ def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
     """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
-        asking = principal_of(request.app.state.resources.config, request.headers.get("authorization", ""))
+        authorization, signed_in = request.headers.get("authorization", ""), request.scope.get(SIGNED_IN)
+        asking = principal_of(request.app.state.resources.config, authorization, signed_in=signed_in)
         asking.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
         return asking

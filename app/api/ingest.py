@@ -14,7 +14,7 @@ from app.api.auth import known_bot, principal_of
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
 from app.api.middleware import request_id_of
-from app.config.records import BotConfig
+from app.config.records import SIGNED_IN, BotConfig
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
@@ -54,7 +54,7 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
     if scope["method"] != "POST":
         raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
-    bot = _bot(resources, headers, route["bot"])
+    bot = _bot(resources, scope, headers, name=route["bot"])
     if scope["query_string"]:
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
@@ -65,8 +65,9 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
     return await _one(resources, bot, body, media=media)
 
 
-def _bot(resources: Resources, headers: dict[bytes, bytes], name: str) -> BotConfig:
-    principal = principal_of(resources.config, headers.get(b"authorization", b"").decode("latin-1"))
+def _bot(resources: Resources, scope: Scope, headers: dict[bytes, bytes], *, name: str) -> BotConfig:
+    authorization = headers.get(b"authorization", b"").decode("latin-1")
+    principal = principal_of(resources.config, authorization, signed_in=scope.get(SIGNED_IN))
     principal.require("ingest", bot=name)
     return known_bot(resources.config, name)
 

@@ -11,6 +11,11 @@ from msgspec import Struct
 from app.domain.records import BotRules
 from app.live.sandbox import ClockMode
 
+SIGNED_IN = "adjourn.signed_in"
+"""Name in a request's ASGI scope: the digest of the key that a browser signed in with. Only the console sets it, for its calls of
+the API within the process; no header can.
+"""
+
 
 class Mark(Struct, frozen=True):
     """How far a copy of the configuration is."""

@@ -43,6 +43,12 @@ POLICIES_APPLIED = "adj:policies:applied"
 Type: hash. Writer: change policies. Life: for ever. Growth: one field a bot.
 """
 
+CONSOLE_SECRET = "adj:console:secret"  # noqa: S105 - the name of a key
+"""The secret that signs the cookies of the console: 256 random bits as hex.
+
+Type: string. Writer: the console, at the first sign-in. Life: for ever; without it everyone signs in again. Growth: none.
+"""
+
 ARCHIVE_STOPPED = "adj:archive:stopped"
 """Why an archivist takes no new records.
 

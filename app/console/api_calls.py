@@ -1,0 +1,86 @@
+"""Calls of the API's routes within this process, as the key that signed in.
+
+A call passes through the whole app, its limits, its checks of scope and bot, and its validation. So the console cannot show or
+change more than the same key can by HTTP.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from msgspec import Struct, json
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.config.records import SIGNED_IN
+
+Json = dict[str, Any]
+Query = Mapping[str, str | int] | list[tuple[str, str | int | float | bool | None]]
+
+
+class Refusal(Exception):
+    """A problem that the API answered."""
+
+    def __init__(self, problem: Json) -> None:
+        super().__init__(problem["detail"])
+        self.status: int = problem["status"]
+        self.problem = problem
+
+
+class ApiReply(Struct, frozen=True):
+    """A successful answer."""
+
+    body: Any  # its JSON; None without a body
+    etag: str | None
+
+
+class ApiCalls:
+    """The API as one key, for one request of a browser."""
+
+    def __init__(self, api: ASGIApp, *, digest: bytes, outer: Scope) -> None:
+        self._api = api
+        self._given = {SIGNED_IN: digest, "client": outer.get("client")}
+        self._request_id = str(outer.get("adjourn.request_id", ""))
+
+    async def get(self, path: str, query: Query | None = None) -> Any:  # noqa: ANN401 - any JSON
+        """The answer's JSON. Raise `Refusal`."""
+        return (await self.call("GET", path, query=query)).body
+
+    async def allowed(self, path: str, query: Query | None = None) -> Any:  # noqa: ANN401 - any JSON
+        """The answer's JSON; None where the key may not have it. Raise `Refusal` otherwise."""
+        try:
+            return await self.get(path, query)
+        except Refusal as refusal:
+            if refusal.status != httpx.codes.FORBIDDEN:
+                raise
+            return None
+
+    async def text(self, path: str) -> str:
+        return (await self._send("GET", path)).text
+
+    async def call(
+        self, method: str, path: str, body: object = None, *, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> ApiReply:
+        """Call any route. Raise `Refusal`."""
+        reply = await self._send(method, path, body, query=query, headers=headers)
+        content: Any = json.decode(reply.content) if reply.content else None
+        if reply.is_error and "detail" in content:
+            raise Refusal(content)
+        return ApiReply(content, reply.headers.get("etag"))
+
+    async def pass_on(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a browser's GET with the answer of a route, as a stream."""
+        await self._api({**scope, **self._given, "path": path, "raw_path": path.encode(), "root_path": ""}, receive, send)
+
+    async def _send(
+        self, method: str, path: str, body: object = None, *, query: Query | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        content = None if body is None else json.encode(body)
+        sent = {"content-type": "application/json", "x-request-id": self._request_id, **(headers or {})}
+        request = httpx.Request(method, f"http://console{path}", params=query, headers=sent, content=content)
+        reply = await httpx.ASGITransport(self._as_key).handle_async_request(request)
+        reply.request = request
+        await reply.aread()
+        return reply
+
+    async def _as_key(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._api({**scope, **self._given}, receive, send)

@@ -1,0 +1,47 @@
+// Live parts of the pages. Without this script every page still shows what was true when it was loaded.
+
+const REFRESH_MS = 5000;
+
+function remaining(ms) {
+  if (ms <= 0) return "now";
+  const seconds = Math.ceil(ms / 1000);
+  const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+  const first = parts.findIndex(([length]) => seconds >= length);
+  return parts.slice(first, first + 2).map(([length, unit], index, shown) =>
+    `${Math.floor((index ? seconds % shown[index - 1][0] : seconds) / length)} ${unit}`).join(" ");
+}
+
+function countDown() {
+  for (const time of document.querySelectorAll("[data-countdown]")) {
+    const text = remaining(Date.parse(time.dateTime) - Date.now());
+    if (time.textContent !== text) time.textContent = text;
+  }
+}
+
+// The server renders the page once more; the parts marked `data-live` are put in place of the present ones.
+async function refresh() {
+  const present = document.querySelectorAll("[data-live]");
+  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+  if (answer.redirected) { location.assign(answer.url); return; }
+  if (!answer.ok) return;
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const renewed = page.querySelectorAll("[data-live]");
+  present.forEach((part, index) => {
+    const other = renewed[index];
+    if (other && !part.contains(document.activeElement) && !part.isEqualNode(other)) part.replaceWith(other);
+  });
+  countDown();
+}
+
+let waiting = false;
+function refreshSoon() {
+  if (waiting || document.hidden) return;
+  waiting = true;
+  setTimeout(() => { waiting = false; refresh().catch(() => {}); }, 400);
+}
+
+countDown();
+setInterval(countDown, 1000);
+if (document.querySelector("[data-live]")) setInterval(refreshSoon, REFRESH_MS);
+
+export { refresh, refreshSoon, remaining };

@@ -1,0 +1,101 @@
+"""One request of a signed-in browser: the key that it acts for, the API as that key, and the page that answers."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from app.config.records import BotConfig, KeyConfig
+from app.console.api_calls import ApiCalls
+from app.console.pages import html
+from app.console.sign_in import SignIn, check_token
+
+PREFIX = "/console"
+THEME_COOKIE = "adjourn_theme"
+THEMES = ("light", "dark")
+NAVIGATION = (("/", "Home", {"ingest", "read", "admin"}),)
+"""Address, title, and the scopes of which a key needs one. It only hides links: the API decides, and a test compares the two."""
+
+Fields = dict[str, str]
+Show = Callable[["Visit"], Awaitable[Response]]
+Act = Callable[["Visit", Fields], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A request with its sign-in."""
+
+    request: Request
+    key: KeyConfig
+    sign_in: SignIn
+    api: ApiCalls
+    bots: list[BotConfig]  # those that the key covers
+    now_ms: int
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The parameters of the address that are not empty: a form sends its empty fields, too."""
+        return [(name, value) for name, value in self.request.query_params.multi_items() if value]
+
+    def may(self, *scopes: str) -> bool:
+        return not self.key.scopes.isdisjoint(scopes)
+
+    def of_path(self, name: str) -> str:
+        return str(self.request.path_params[name])
+
+    def page(self, template: str, *, title: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401 - for templates
+        """The page of a template."""
+        around = frame(self.request, title) | {
+            "visit": self,
+            "csrf": self.sign_in.csrf,
+            "navigation": [(PREFIX + path, label) for path, label, scopes in NAVIGATION if self.may(*scopes)],
+        }
+        return html(template, around | values, status=status)
+
+    def go(self, path: str, **query: str) -> Response:
+        """Send the browser to another page of the console."""
+        return RedirectResponse(PREFIX + path + (f"?{urlencode(query)}" if query else ""), status_code=303)
+
+
+def frame(request: Request, title: str) -> dict[str, Any]:
+    """The values that every page needs, signed in or not."""
+    theme = request.cookies.get(THEME_COOKIE)
+    return {
+        "title": title,
+        "prefix": PREFIX,
+        "path": request.url.path,
+        "theme": theme if theme in THEMES else None,
+        "visit": None,
+        "notice": NOTICES.get(request.query_params.get("done", "")),
+    }
+
+
+NOTICES: Mapping[str, str] = {
+    "closed": "The session is closed.",
+    "saved": "The policy is saved. Open sessions follow it from now on.",
+    "restored": "The version is restored as the latest one.",
+    "advanced": "The clock was moved. What was due on the way is closed.",
+    "reported": "The entry was taken.",
+    "created": "It is created.",
+    "changed": "It is changed.",
+    "deleted": "It is deleted.",
+    "revoked": "The key is revoked.",
+    "replayed": "It is queued once more.",
+}
+"""The sentence that a page shows after an action, by the word in its address."""
+
+
+async def form_of(request: Request) -> Fields:
+    """The fields of a form; the last one of a name counts."""
+    body = await request.body()
+    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=500))
+
+
+async def checked_form(visit: Visit) -> Fields:
+    """The fields of a form of this sign-in. Raise `Forbidden` for any other."""
+    fields = await form_of(visit.request)
+    check_token(visit.sign_in, fields.pop("csrf", ""))
+    return fields

@@ -1,0 +1,64 @@
+"""The first page, from the empty installation to sessions that closed and webhooks that were given up."""
+
+from app.metrics import UNACCOUNTED
+from tests.api.conftest import Client
+from tests.console.conftest import Browser, BrowserMaker, text_of
+
+ENTRY = {"user_id": "ann", "role": "user", "text": "Hello"}
+
+
+async def test_an_empty_installation_shows_how_to_begin(admin: Client, browser: Browser) -> None:
+    """The lines to copy name this server and, once there is one, the bot; with the first entry they make way for its session."""
+    page = await browser.page("/console/")
+    assert "curl http://test/v1/bots " in page
+
+    await admin.ok("POST", "/v1/bots", {"id": "pharmacy"})
+    page = await browser.page("/console/")
+    assert "curl http://test/v1/bots " not in page
+    assert "/v1/bots/pharmacy/messages" in page
+    assert "data-live" in page
+
+    await admin.ok("POST", "/v1/bots/pharmacy/messages", ENTRY)
+    page = await browser.page("/console/")
+    assert "/v1/bots/pharmacy/messages" not in page
+    assert "data-countdown" in page
+
+
+async def test_it_counts_what_is_open_and_lists_what_closed(admin: Client, browser: Browser) -> None:
+    """Open sessions of all bots, the next to close first, and the closed ones with the reason."""
+    await admin.ok("POST", "/v1/bots", {"id": "slow", "policy": {"inactivity_minutes": 60}})
+    await admin.ok("POST", "/v1/bots", {"id": "quick", "policy": {"inactivity_minutes": 5}})
+    for bot, user in (("slow", "ann"), ("quick", "bob"), ("quick", "<eve>")):
+        await admin.ok("POST", f"/v1/bots/{bot}/messages", ENTRY | {"user_id": user})
+    await admin.ok("POST", "/v1/bots/slow/messages", ENTRY | {"user_id": "dora"})
+    await admin.ok("POST", "/v1/bots/slow/users/dora/close")
+    UNACCOUNTED.set(0)
+    page = await browser.page("/console/")
+
+    assert "Open now 3" in text_of(page)
+    assert "Unaccounted for 0" in text_of(page)
+    assert page.index(">bob<") < page.index(">ann<") < page.index(">dora<")
+    assert "&lt;eve&gt;" in page
+    assert "<eve>" not in page
+    assert '<span class="badge api">api</span>' in page
+
+
+async def test_a_key_of_one_bot_sees_that_bot(admin: Client, browsers: BrowserMaker) -> None:
+    """Nothing of another bot is on the page."""
+    for bot in ("shop", "bank"):
+        await admin.ok("POST", "/v1/bots", {"id": bot})
+        await admin.ok("POST", f"/v1/bots/{bot}/messages", ENTRY | {"user_id": f"{bot}-user"})
+    page = await (await browsers("admin", "read", bots=["shop"])).page("/console/")
+
+    assert "shop-user" in page
+    assert "bank" not in page
+
+
+async def test_a_key_that_cannot_read_is_not_shown_sessions(admin: Client, browsers: BrowserMaker) -> None:
+    """It reads how to report entries, which it can."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    await admin.ok("POST", "/v1/bots/shop/messages", ENTRY)
+    page = await (await browsers("ingest")).page("/console/")
+
+    assert "/v1/bots/shop/messages" in page
+    assert "ann<" not in page

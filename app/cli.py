@@ -25,7 +25,7 @@ from app.log import configure_logging
 from app.settings import ENV_FILE, Settings
 
 if TYPE_CHECKING:
-    from app.config.keyring import Keyring
+    from app.config.change import Keyring
 
 T = TypeVar("T")
 _WIDE = 200  # columns of a table that goes to a file or a pipe, so that its lines are not folded
@@ -94,9 +94,9 @@ def migrate() -> None:
 @app.command()
 def check(part: Annotated[HealthTarget, typer.Argument(help="The part to check.")]) -> None:
     """Exit with 0 if this machine's API or worker works; for health checks."""
-    from app.supervisor import health
+    from app.supervisor.processes import check_api, check_worker
 
-    print((health.check_api if part is HealthTarget.API else health.check_worker)(_settings()))
+    print((check_api if part is HealthTarget.API else check_worker)(_settings()))
 
 
 @app.command()
@@ -109,7 +109,7 @@ def replay(
     batch: Annotated[int, typer.Option(min=1, max=500, help="Most entries in one request.")] = 500,
 ) -> None:
     """Post a file of entries and report the answers. Exits with 1 if any entry was refused."""
-    from app.replay.command import run
+    from app.replay import run
 
     sys.exit(run(file, bot=bot, url=url, key=key, speed=speed, most=batch))
 
@@ -207,7 +207,7 @@ def _minute(instant: datetime | None) -> str:
 
 def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
     """Use the keyring of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
-    from app.config.keyring import open_keyring
+    from app.config.change import open_keyring
     from app.embedded import urls_of
     from app.supervisor.preflight import check_servers
 

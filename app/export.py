@@ -17,8 +17,7 @@ from rich.console import Console
 
 from app.errors import CannotStart
 from app.queries.exports import COLUMNS, ExportKind, Format
-from app.replay.command import progress_bar
-from app.replay.poster import api_client
+from app.replay import api_client, progress_bar
 
 _TRIES = 10
 _FIRST_PAUSE_S = 0.2

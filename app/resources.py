@@ -25,7 +25,7 @@ from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
-from app.live.user_variables import UserVariables
+from app.live.users import UserVariables
 from app.live.view import LiveView
 from app.settings import Settings
 

@@ -16,10 +16,9 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
-from app.closing.failures import Job, run_each
 from app.closing.policy_change import PolicyChange
 from app.closing.rejects import RejectLimit
-from app.closing.sweep import SandboxSweep
+from app.closing.sweep import Job, SandboxSweep, run_each
 from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import Unavailable

@@ -20,7 +20,8 @@ import pytest
 import redis
 
 from app.archive.engine import migrate
-from app.embedded import PostgresServer, Servers, embedded_servers, redis_server
+from app.embedded import Servers, embedded_servers, redis_server
+from app.embedded.postgres_server import PostgresServer
 
 TEMPLATE = "adjourn"
 

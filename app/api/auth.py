@@ -29,7 +29,7 @@ from app.ids import key_digest
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
-from app.live.user_variables import UserVariables
+from app.live.users import UserVariables
 from app.live.view import LiveView
 from app.queries.sessions import Sessions
 from app.resources import Resources

@@ -21,7 +21,7 @@ from app.api.fields import COMPONENT
 from app.api.webhooks import EVENTS
 from app.domain.entry import END, Entry
 from app.domain.policy.model import Policy
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS
 from app.errors import AdjournError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
 from app.ingest.intake import Receipt
 from app.settings import Settings

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import sessions
-from app.domain.ratio import Ratio
+from app.domain.comparison import Ratio
 
 _GROUPS = (
     sessions.c.counted,

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive import deliveries, late_entries, sessions
 from app.archive.sessions import ClosedSession
 from app.domain.records import BotRules, Event, Message
-from app.domain.rules.continuation import continuation, continued
+from app.domain.rules.counting import continuation, continued
 from app.failures import BadData
 from app.live.event_stream import StreamRecord
 from app.metrics import CONTINUATIONS

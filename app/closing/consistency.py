@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import structlog
 from msgspec import Struct
 
-from app.closing.failures import concerns_one, raise_first
+from app.closing.sweep import concerns_one, raise_first
 from app.config.records import BotConfig
 from app.domain.records import Wake
 from app.live import keys
@@ -27,7 +27,7 @@ from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
-from app.live.user_index import pages, repair_users
+from app.live.users import pages, repair_users
 from app.live.view import strands_in
 from app.metrics import BACKLOG, OPEN, REPAIRS, UNACCOUNTED
 

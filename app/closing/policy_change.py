@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from app.closing.failures import concerns_one, raise_first
+from app.closing.sweep import concerns_one, raise_first
 from app.config.follower import ConfigReplica
 from app.config.records import BotConfig
 from app.domain.records import ApplyPolicy

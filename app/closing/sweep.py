@@ -3,27 +3,55 @@
 Many workers may sweep at once: a compare-and-set that is lost changes nothing. A sandbox bot's strands are due in its own
 time; moving its clock and sweeping are the same call for it.
 
-A failure stops no other strand. A strand that cannot be decided is postponed, so that it does not stay before the others for
-ever; a shard in which Redis fails is left to the next sweep. Both are raised when all the rest is done.
+A failure in one strand, shard or bot stops no other; the first one is raised when all the rest is done. A strand that cannot be
+decided is postponed, so that it does not stay before the others for ever; a shard in which Redis fails is left to the next sweep.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from msgspec import Struct
 
 from app.archive.session_reads import LONGEST_SESSION_MS
-from app.closing.failures import concerns_one, raise_first, run_each
 from app.config.follower import ConfigReplica
+from app.domain.errors import DomainError
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
 from app.live.due import DueBatch, DueStrands
+from app.live.fold import StuckConversation
 from app.live.ledger import Ledger
-from app.live.pipe import Pipe
+from app.live.pipe import Pipe, RedisUnreachable
 from app.live.sandbox import SandboxClocks
 from app.live.view import LiveView
+
+Job = Callable[[], Awaitable[object]]
+
+
+def concerns_one(error: BaseException) -> bool:
+    """Whether it concerns one conversation alone, which the ledger has logged; else it is about Redis, or a bug."""
+    return isinstance(error, StuckConversation | DomainError)
+
+
+def raise_first(failures: Sequence[BaseException]) -> None:
+    """Raise the first failure, if there is one."""
+    if failures:
+        raise failures[0]
+
+
+async def run_each(jobs: Iterable[Job]) -> None:
+    """Run all jobs, one after the other, then raise the first failure; at once if Redis is unreachable."""
+    failures: list[Exception] = []
+    for job in jobs:
+        try:
+            await job()
+        except RedisUnreachable:
+            raise
+        except Exception as error:  # noqa: BLE001 - raised when the others are done
+            failures.append(error)
+    raise_first(failures)
+
 
 _POSTPONE_MS = 60_000
 

@@ -19,12 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from app.clock import monotonic_ms
 from app.demo.day import Day, make_day
-from app.demo.play import DemoFailed, Played, play
-from app.demo.receiver import Receiver
+from app.demo.play import DemoFailed, Played, Receiver, play
 from app.demo.report import compare, show
-from app.embedded.child_setup import end_with_parent
+from app.embedded.account import end_with_parent
 from app.errors import CannotStart
-from app.replay.poster import ReplayStopped, api_client
+from app.replay import ReplayStopped, api_client
 from app.settings import environment_with
 
 _WIDE = 110

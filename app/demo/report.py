@@ -8,8 +8,7 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from app.demo.day import Day
-from app.demo.play import JsonDict, Played
-from app.demo.receiver import Receiver
+from app.demo.play import JsonDict, Played, Receiver
 
 _TIMES = slice(11, 19)
 

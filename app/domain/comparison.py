@@ -1,7 +1,7 @@
 """Counts one history of entries under several policies, and gives the reason of each difference. Pure, as `decide` is.
 
 Each policy is applied to the same entries by `decide` itself, so that boundaries are where they would have been, not where the
-archive has them. A session is the same under two policies if the same entry opened it.
+archive has them. A session is the same under two policies if the same entry opened it. Rates are exact fractions (ruling 5, R10).
 """
 
 from collections import Counter
@@ -13,10 +13,22 @@ from msgspec import Struct, structs
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.domain.policy.model import Policy, PolicyVersion
-from app.domain.ratio import Ratio
 from app.domain.records import BotRules, Receive, Session, State, Wake
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand, strand_of
+
+
+class Ratio(Struct, frozen=True):
+    """`part` of `whole`: 2 of 3."""
+
+    part: int
+    whole: int
+
+    @property
+    def percent(self) -> int | None:
+        """66 for 2 of 3; None if `whole` is 0."""
+        return None if self.whole == 0 else self.part * 100 // self.whole
+
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "inactivity": ("method", "closing", "inactivity_minutes", "inactivity_clock", "on_handoff"),

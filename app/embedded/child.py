@@ -18,8 +18,7 @@ from typing import IO
 
 import psutil
 
-from app.embedded.account import SystemUser, becoming, view_of
-from app.embedded.child_setup import end_with_parent
+from app.embedded.account import SystemUser, becoming, end_with_parent, view_of
 from app.errors import CannotStart
 
 POLL_S = 0.01

@@ -1,6 +1,6 @@
 """A supervised process: started, restarted when it ends, replaced, stopped.
 
-It ends with the supervisor, also if that is killed (`app.embedded.child_setup`).
+It ends with the supervisor, also if that is killed (`app.embedded.account`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from app.embedded.child_setup import end_with_parent
+from app.embedded.account import end_with_parent
 
 _LONGEST_PAUSE_S = 5.0
 _FIRST_PAUSE_S = 0.1

@@ -1,14 +1,17 @@
 """`adjourn serve`: starts the servers, the schema, the first key, the socket and the processes, and prints each step.
 
-It refuses to start anything that cannot work, with one line that says why.
+It refuses to start anything that cannot work, with one line that says why. All API processes share the listening socket, so
+that no connection is refused while processes are replaced.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shlex
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,14 +21,50 @@ from pathlib import Path
 import structlog
 
 from app.archive.engine import newest_schema_version
-from app.config.keyring import open_keyring
+from app.config.change import open_keyring
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
 from app.resources import open_resources
 from app.settings import Settings
-from app.supervisor import listener
 from app.supervisor.preflight import check_servers, upgrade_schema, without_password
 from app.supervisor.processes import Processes, worker_child
+
+_BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on `host` and `port`; 0 takes a free port. Raises `CannotStart` if that is not possible."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        msg = f"cannot listen on {host}: {error.strerror}"
+        raise CannotStart(msg) from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotStart(_reason(error, host=host, port=port)) from None
+    listener.settimeout(0)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL that reaches it from this machine."""
+    host, port = listener.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{reachable}:{port}"
+
+
+def _reason(error: OSError, *, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop what uses it, or choose another with --port or PORT"
+    if error.errno == errno.EACCES:
+        return f"port {port} is reserved for root: choose one from 1024 with --port or PORT"
+    return f"cannot listen on {host}:{port}: {error.strerror}"
+
 
 _FIRST_BOT = "demo"
 log = structlog.get_logger(__name__)
@@ -45,12 +84,12 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         _print_step("schema", f"version {newest_schema_version()}")
         asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None
-        socket = stack.enter_context(listener.bind(settings.host, settings.port))
+        socket = stack.enter_context(bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
         worker = worker_child(settings, metrics_dir=metrics_dir) if with_worker else None
         processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
-        announce = partial(_announce, settings, listener.url_of(socket), key=key, with_worker=with_worker)
+        announce = partial(_announce, settings, url_of(socket), key=key, with_worker=with_worker)
         asyncio.run(processes.run(announce=announce, watch=_reviver(servers)))
         _print_step("stopped", "all requests and jobs in flight have ended")
 

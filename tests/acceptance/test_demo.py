@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from app.demo.day import KINDS, make_day
-from app.demo.play import JsonDict, Played
-from app.demo.receiver import ReceivedWebhook, Receiver
+from app.demo.play import JsonDict, Played, ReceivedWebhook, Receiver
 from app.demo.report import compare, show
 
 DAY = make_day()

@@ -15,8 +15,7 @@ import httpx
 import msgspec
 import pytest
 
-from app.replay.lines import open_source
-from app.replay.poster import Poster, Tally, replay
+from app.replay import Poster, Tally, open_source, replay
 from app.settings import environment_with
 from tests.acceptance.system import Json, Running, asked, pages, system, until
 

@@ -8,8 +8,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.replay.lines import BATCH_BYTES, EntryLine, Pace, batches_of, lines_of, open_source
-from app.replay.poster import Poster, ReplayStopped, Tally, api_client, replay
+from app.replay import (
+    BATCH_BYTES,
+    EntryLine,
+    Pace,
+    Poster,
+    ReplayStopped,
+    Tally,
+    api_client,
+    batches_of,
+    lines_of,
+    open_source,
+    replay,
+)
 from tests.receiver import Behaviour, Exchange, Received, Receiver, busy, hang_up, in_turn, reply
 
 PATH = "/v1/bots/b/messages/batch"

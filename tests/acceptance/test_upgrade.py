@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.archive.engine import migrate_async
-from app.config.keyring import open_keyring
+from app.config.change import open_keyring
 from app.embedded import embedded_servers
 from app.main import create_app
 from app.settings import Settings

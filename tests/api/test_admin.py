@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.archive import endpoints, rejects
 from app.closing.rejects import RejectedRecord
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker

@@ -239,7 +239,7 @@ async def test_one_history_under_five_definitions(admin: Client, worker: Worker)
 
 
 async def test_a_history_that_is_too_long_is_refused(admin: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.queries.comparison.MOST_MESSAGES", 1)
+    monkeypatch.setattr("app.queries.analytics.MOST_MESSAGES", 1)
     await admin.ok("POST", "/v1/bots", {"id": "shop", "sandbox": True})
     for _ in range(2):
         await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "user", "text": "x"})

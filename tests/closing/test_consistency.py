@@ -11,7 +11,7 @@ from app.domain.strand import Strand
 from app.live import keys
 from app.live.event_stream import GROUP
 from app.live.pipe import Argument, Pipe, RedisReply
-from app.live.user_index import repair_users
+from app.live.users import repair_users
 from app.resources import Resources
 from app.worker import Worker
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from app.domain.entry import Entry, EntryType, Role
 from app.domain.policy.model import Policy
-from app.domain.policy.parse import policy_from
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS, policy_from
 from tests.domain.talk import entry_of
 
 MINUTE = 60_000

@@ -8,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import json, structs
 
-from app.domain.comparison import SETTINGS, Difference, Line, Rerun, differences, totals
+from app.domain.comparison import SETTINGS, Difference, Line, Ratio, Rerun, differences, totals
 from app.domain.policy.model import Policy
-from app.domain.policy.parse import policy_from
-from app.domain.policy.presets import PRESETS
-from app.domain.ratio import Ratio
+from app.domain.policy.parse import PRESETS, policy_from
 from app.domain.records import Answer, Reason, Session
 from app.domain.transcript import entry_from, message_of
 from tests.domain.strategies import PAUSES, entries, policies

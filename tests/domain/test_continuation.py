@@ -2,7 +2,7 @@
 
 from app.domain.policy.model import PolicyVersion
 from app.domain.policy.parse import policy_from
-from app.domain.rules.continuation import continuation, continued
+from app.domain.rules.counting import continuation, continued
 from app.domain.strand import Strand, opened_at_ms_of, session_id
 from tests.domain.talk import Talk, minute
 

@@ -9,8 +9,7 @@ from msgspec import json
 
 from app.domain.policy.describe import describe, policy_view
 from app.domain.policy.model import Policy
-from app.domain.policy.parse import policy_from
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS, policy_from
 
 # Defaults that the table has in words.
 _SPECIAL = {"channels": "none", "starts_with": "all"}

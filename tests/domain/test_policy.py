@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from app.domain.errors import InvalidPolicy
 from app.domain.policy.describe import describe, notices, policy_view
 from app.domain.policy.model import Overrides, Policy, PolicyVersion
-from app.domain.policy.parse import policy_from
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS, policy_from
 from tests.domain.strategies import policies
 
 TEXTS = {"default": "bye"}

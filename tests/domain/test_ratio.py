@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.domain.ratio import Ratio
+from app.domain.comparison import Ratio
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from app.domain.instants import ms_of, rfc3339, rfc3339_or_none
-from app.domain.policy.texts import filled, text_in
+from app.domain.policy.model import filled, text_in
 from tests.domain.talk import NOON_MS
 
 

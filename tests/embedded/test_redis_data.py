@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.embedded import embedded_servers, redis_data, redis_server
+from app.embedded import embedded_servers, redis_server
 from app.errors import CannotStart
 
 KEYS = 200
@@ -124,7 +124,7 @@ def test_an_upgrade_that_was_cut_off_goes_on(var_dir: Path, old_folder: Path, mo
     before = _bytes(old_folder)
     monkeypatch.undo()
     installed = redis_server.version_of(redis_server.server_binary())
-    copy = redis_data._keep_copy(old_folder, installed)
+    copy = redis_server._keep_copy(old_folder, installed)
     if left == "half a copy":
         half = copy.with_name(f"{copy.name}.new")
         copy.rename(half)

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import redis
 
-from app.embedded import PostgresServer, Servers, embedded_servers
+from app.embedded import Servers, embedded_servers
 from app.embedded import postgres_server as postgres_module
+from app.embedded.postgres_server import PostgresServer
 from app.errors import CannotStart
 
 PARENT = """

@@ -19,10 +19,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive.engine import make_engine, migrate
 from app.config.publish import publish
-from app.embedded import PostgresServer, RedisServer, embedded_servers
+from app.embedded import embedded_servers
+from app.embedded.postgres_server import PostgresServer
+from app.embedded.redis_server import RedisServer
 from app.ids import key_digest, new_id, new_key, new_webhook_secret, shown_prefix
 from app.live import keys
-from app.supervisor import listener
+from app.supervisor.serve import bind
 from tests.faults.processes import Part, Process, Processes, processes
 from tests.faults.requests import Caller
 from tests.receiver import Receiver
@@ -176,8 +178,8 @@ async def installation(*, redis_url: str | None = None, **settings: object) -> A
             assert servers.redis is not None
             assert servers.postgres is not None
             await asyncio.to_thread(migrate, servers.postgres.url)
-            listening = stack.enter_context(listener.bind("127.0.0.1", 0))
-            apart = stack.enter_context(listener.bind("127.0.0.1", 0))
+            listening = stack.enter_context(bind("127.0.0.1", 0))
+            apart = stack.enter_context(bind("127.0.0.1", 0))
             receiver = stack.enter_context(Receiver())
             chosen = SETTINGS | {"redis_url": redis_url or servers.redis.url, "database_url": servers.postgres.url} | settings
             running = await stack.enter_async_context(

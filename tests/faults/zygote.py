@@ -22,7 +22,7 @@ from msgspec import Struct
 import app.main
 import app.worker  # noqa: F401 - so that no fork must import it
 from app import cli, clock
-from app.embedded.child_setup import end_with_parent
+from app.embedded.account import end_with_parent
 from app.failpoints import armed_from, failpoints
 
 

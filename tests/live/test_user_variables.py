@@ -10,7 +10,7 @@ from app.domain.instants import DAY_MS
 from app.domain.records import SetVariable, Variable
 from app.live import keys
 from app.live.pipe import Pipe
-from app.live.user_variables import UserVariables
+from app.live.users import UserVariables
 
 NOON_MS = 1_700_049_600_000
 

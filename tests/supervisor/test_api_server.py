@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from app.supervisor import connection as bounds
-from app.supervisor import listener
 from app.supervisor.api import ApiServer
 from app.supervisor.connection import LONGEST_HEAD, Connection
+from app.supervisor.serve import bind, url_of
 
 
 class Served:
@@ -26,8 +26,8 @@ class Served:
     def __init__(self, *, drain_delay_s: float) -> None:
         self.began = asyncio.Event()
         self.release = asyncio.Event()
-        self.listener = listener.bind("127.0.0.1", 0)
-        self.url = listener.url_of(self.listener)
+        self.listener = bind("127.0.0.1", 0)
+        self.url = url_of(self.listener)
         self.ready, announcement = os.pipe()
         app = FastAPI()
         app.add_api_route("/slow", self._slow)

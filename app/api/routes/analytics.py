@@ -21,8 +21,7 @@ from app.config.follower import ConfigReplica
 from app.domain.errors import Fault
 from app.domain.instants import ms_of
 from app.errors import Invalid
-from app.queries.analytics import MOST_GROUPS, TIME_DIMENSIONS, ListAddress, Period, Question, answer, answer_paths
-from app.queries.comparison import compare
+from app.queries.analytics import MOST_GROUPS, TIME_DIMENSIONS, ListAddress, Period, Question, answer, answer_paths, compare
 
 router = APIRouter(prefix="/v1/analytics", tags=["analytics"])
 

@@ -25,8 +25,7 @@ from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
 from app.domain.policy.describe import describe, notices, policy_view
 from app.domain.policy.model import Policy
-from app.domain.policy.parse import policy_from
-from app.domain.policy.presets import PRESETS
+from app.domain.policy.parse import PRESETS, policy_from
 from app.domain.records import EventType
 from app.errors import Invalid, PreconditionRequired, StaleVersion
 from app.live.sandbox import SandboxClocks

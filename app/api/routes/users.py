@@ -31,7 +31,7 @@ from app.config.records import BotConfig
 from app.domain.records import SetVariable, Variable
 from app.domain.session_view import variable_view
 from app.errors import NotFound
-from app.live.user_variables import UserVariables
+from app.live.users import UserVariables
 from app.queries.sessions import view
 
 router = APIRouter(prefix="/v1/bots/{bot}/users/{user_id:path}", tags=["users"])

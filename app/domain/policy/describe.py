@@ -5,8 +5,7 @@ from typing import Any
 
 from msgspec import json
 
-from app.domain.policy.model import STARTERS, Policy
-from app.domain.policy.texts import Spoken
+from app.domain.policy.model import STARTERS, Policy, Spoken
 
 _LAZY = (
     "Closing `{closing}` is deprecated: a session stays open until its user comes back. "

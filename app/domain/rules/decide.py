@@ -32,14 +32,13 @@ from app.domain.rules import (
     ending,
     handoff,
     late,
-    pending,
     retention,
     signals,
     silence,
     starting,
     variables,
 )
-from app.domain.rules.transition import Changes, Transition, Verdict
+from app.domain.rules.transition import Changes, Transition, Verdict, expect_no_agent, expect_survey
 from app.domain.strand import Strand
 
 # An entry that starts anew ends the open session first. The first rule that gives a verdict decides.
@@ -80,8 +79,8 @@ EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
 # Effects of an entry, by its kind, on the strand where no session is open and the entry starts none.
 BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
     "handoff": handoff.handed_off_between,
-    "agent.left": pending.expect_no_agent,
-    "survey.sent": pending.expect_survey,
+    "agent.left": expect_no_agent,
+    "survey.sent": expect_survey,
     "discard": context.discard_between,
     "discard.all": context.discard_all_between,
 }

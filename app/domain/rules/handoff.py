@@ -5,8 +5,7 @@ from msgspec import structs
 from app.domain.entry import Entry, EntryType
 from app.domain.records import Session
 from app.domain.rules import ending, silence
-from app.domain.rules.pending import expect_agent, expect_no_agent
-from app.domain.rules.transition import Changes, Transition, Verdict
+from app.domain.rules.transition import Changes, Transition, Verdict, expect_agent, expect_no_agent
 
 
 def split_off(transition: Transition, session: Session, _entry: Entry, kind: EntryType) -> Verdict | None:

@@ -12,9 +12,8 @@ from app.domain.instants import DAY_MS
 from app.domain.records import Answer, Reason, Receive, Session, UnassignedEntry, UnassignedReason
 from app.domain.rules import ending, signals
 from app.domain.rules.counting import merged_metadata
-from app.domain.rules.pending import expect_no_survey, is_agent_expected, is_survey_expected
 from app.domain.rules.starting import START_SIGNALS, is_starter
-from app.domain.rules.transition import Transition
+from app.domain.rules.transition import Transition, expect_no_survey, is_agent_expected, is_survey_expected
 from app.domain.session_view import message_view
 from app.domain.transcript import message_of
 

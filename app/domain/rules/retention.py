@@ -6,11 +6,11 @@ from msgspec import msgpack, structs
 
 from app.domain.errors import StateTooLarge
 from app.domain.records import State
-from app.domain.rules import pending, variables
+from app.domain.rules import variables
 from app.domain.rules.ending import RECENT_MS
 from app.domain.rules.late import LATE_MS
 from app.domain.rules.signals import NAMED_MS
-from app.domain.rules.transition import Transition
+from app.domain.rules.transition import WAIT_MS, Transition, over_at_ms
 
 LARGEST_STATE = 65_536
 """Bytes of a strand's live state as encoded."""
@@ -23,7 +23,7 @@ def kept(transition: Transition) -> State:
         return state
     if state.recent:
         state = structs.replace(state, recent=tuple(pair for pair in state.recent if now_ms - pair[1] < RECENT_MS))
-    if state.pending is not None and now_ms >= pending.over_at_ms(state):
+    if state.pending is not None and now_ms >= over_at_ms(state):
         state = structs.replace(state, pending=None)
     if state.variables:
         state = structs.replace(state, variables=variables.unexpired(state.variables, now_ms))
@@ -45,7 +45,7 @@ def keep_until_ms(state: State) -> int:
     """When the state may be deleted. With a session open the question does not arise, but its close will leave something."""
     if state.session is not None:
         return state.session.deadline_at_ms + LATE_MS
-    return max(state.touched_at_ms, pending.over_at_ms(state), *_ends(state))
+    return max(state.touched_at_ms, over_at_ms(state), *_ends(state))
 
 
 def _ends(state: State) -> Iterator[int]:
@@ -55,4 +55,4 @@ def _ends(state: State) -> Iterator[int]:
         yield (state.last.closed_at_ms or 0) + LATE_MS
     for variable in state.variables.values():
         # One without a TTL, set before its session opens, waits for it as long as anything that is expected.
-        yield state.touched_at_ms + pending.WAIT_MS if variable.expires_at_ms is None else variable.expires_at_ms
+        yield state.touched_at_ms + WAIT_MS if variable.expires_at_ms is None else variable.expires_at_ms

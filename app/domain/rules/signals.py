@@ -10,8 +10,7 @@ from app.domain.instants import DAY_MS, MINUTE_MS
 from app.domain.policy.model import Terms, folded
 from app.domain.records import Session
 from app.domain.rules import ending
-from app.domain.rules.pending import expect_no_survey, expect_survey, is_survey_expected
-from app.domain.rules.transition import Transition
+from app.domain.rules.transition import Transition, expect_no_survey, expect_survey, is_survey_expected
 
 NAMED_MS = DAY_MS
 REPEATED_MS = 10 * MINUTE_MS

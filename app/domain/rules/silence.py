@@ -11,8 +11,7 @@ from msgspec import structs
 from app.domain.entry import Entry, EntryType
 from app.domain.explanation import DEADLINE_RULES
 from app.domain.instants import MINUTE_MS, rfc3339
-from app.domain.policy.model import Terms
-from app.domain.policy.texts import ClosureMessage, Spoken, filled, text_in
+from app.domain.policy.model import ClosureMessage, Spoken, Terms, filled, text_in
 from app.domain.records import Announcement, Event, Reason, Session
 from app.domain.rules import ending
 from app.domain.rules.signals import is_by_user, is_relay

@@ -6,9 +6,8 @@ from app.domain.entry import Entry, EntryType
 from app.domain.policy.model import Terms
 from app.domain.records import Receive, Session
 from app.domain.rules import ending
-from app.domain.rules.pending import expect_no_agent, is_agent_expected
 from app.domain.rules.signals import is_relay
-from app.domain.rules.transition import Transition, Verdict
+from app.domain.rules.transition import Transition, Verdict, expect_no_agent, is_agent_expected
 from app.domain.strand import session_id
 
 # Other types start nothing: they report the end or a change of a session (A12: nor does a search).

@@ -49,8 +49,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # A redirect would name the address that a proxy sees, with `http://`, and clients would send their key there.
         redirect_slashes=False,
         strict_content_type=False,
-        # FastAPI's own pages load their scripts from elsewhere.
+        # FastAPI's own pages load their scripts from elsewhere, and it would encode the document for each caller.
         docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )

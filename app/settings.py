@@ -68,6 +68,20 @@ class Settings(BaseSettings):
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
 
+    # Connections of clients
+    max_connections: int = Field(
+        default=2000, ge=10, description="Connections of clients that one API process has at most, with room for probes beside."
+    )
+    request_head_timeout_s: float = Field(
+        default=10.0, gt=0, description="Longest time for a request's line and headers to arrive, in seconds."
+    )
+    request_body_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest time for a request's body to arrive, in seconds."
+    )
+    reply_timeout_s: float = Field(
+        default=30.0, gt=0, description="Longest time in which a client reads 64 KB of a reply that waits for it, in seconds."
+    )
+
     # Closing and archive
     tick_ms: int = Field(default=250, ge=10, description="Interval of the worker's jobs, in milliseconds.")
     shard_lease_ms: int = Field(

@@ -1,4 +1,4 @@
-"""ASGI middleware around every route: request ids, problem details for unforeseen errors, and a limit on bodies."""
+"""ASGI middleware around every route: request ids, problem details for unforeseen errors, keys, and a limit on bodies."""
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -8,13 +8,17 @@ from typing import Any, cast
 
 import structlog
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.auth import principal_of
 from app.api.errors import error_of, problem_bytes
+from app.config.follower import ConfigReplica
 from app.errors import AdjournError, TooLarge
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEYED = "/v1/"
 _log = structlog.get_logger()
 
 # Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
@@ -29,7 +33,28 @@ ADMIN_BODY_BYTES = 65_536
 def install_middleware(app: FastAPI) -> None:
     """Request ids are outermost, so that a body over the limit is answered with one, too."""
     app.add_middleware(BodyLimit, max_bytes=ADMIN_BODY_BYTES)
+    app.add_middleware(KeyFirst)
     app.add_middleware(RequestIds)
+
+
+class KeyFirst:
+    """Refuses requests without a valid key before anything else is done for them; FastAPI would read and decode the body first.
+
+    Scope and bot are the route's to check.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
+            config: ConfigReplica = scope["app"].state.resources.config
+            try:
+                principal_of(config, Headers(scope=scope).get("authorization", ""))
+            except AdjournError as error:
+                await _send_problem(error, scope, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

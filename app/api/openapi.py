@@ -5,11 +5,12 @@ takes, examples of ids, instants and enumerations from their types. Patterns are
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from msgspec import Meta, Struct
@@ -301,7 +302,7 @@ def _examples(schema: JsonSchema) -> Iterator[Any]:
 
 
 def install_docs_page(app: FastAPI) -> None:
-    """Add `/docs`: the document for people, by Swagger UI.
+    """Add `/openapi.json`, and `/docs`: the document for people, by Swagger UI. Both are made once, for all callers.
 
     Scripts and styles come from this server (the wheel `fastapi-swagger` carries them), so the page works in a closed network,
     and a browser that holds an API key contacts no other server. `Content-Security-Policy` holds the page to that.
@@ -322,3 +323,11 @@ def install_docs_page(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return page
+
+    @cache
+    def document() -> Response:
+        return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return document()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 from types import FrameType
 
@@ -17,11 +18,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.settings import Settings
-from app.supervisor.connection import Connection
+from app.supervisor.connection import Connection, ConnectionLimits, connection_within
 
 # How long clients may take to close an idle connection before the server closes it.
 _LINGER_S = 0.5
 _POLL_S = 0.02
+_OWN_FILES = 200  # connections to Redis and Postgres, libraries, metrics
 _TICKS_A_SECOND = 10  # uvicorn's
 
 
@@ -33,7 +35,7 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=Connection,
+        http=connection_within(_limits(settings)),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -43,6 +45,20 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
     )
     server = ApiServer(config, app=app, drain_delay_s=settings.drain_delay_s, ready=ready)
     server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _limits(settings: Settings) -> ConnectionLimits:
+    """The limits of a connection. The process may open as many files as it is allowed to, and keeps some for its own servers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    spare = settings.max_connections if hard == resource.RLIM_INFINITY else max(1, hard - _OWN_FILES)
+    return ConnectionLimits(
+        head_s=settings.request_head_timeout_s,
+        body_s=settings.request_body_timeout_s,
+        reply_s=settings.reply_timeout_s,
+        connections=min(settings.max_connections, spare),
+    )
 
 
 class ApiServer(uvicorn.Server):

@@ -1,34 +1,59 @@
-"""One client's connection: uvicorn's protocol with two limits that it lacks.
+"""One client's connection: uvicorn's protocol with the limits that it lacks.
 
-A request's head has a maximum size, and a request a maximum time to arrive. Without these limits a client without a key could
-hold memory and connections for as long as it likes. A reply that is being sent has no limit here.
+A client without a key could otherwise hold memory and connections for as long as it likes: a request's head has a maximum size,
+and head, body and the reading of the reply have deadlines. Where a process has as many connections as it may, a new one takes
+the place of the one whose client has kept it waiting longest; if none waits for its client, only probes are answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
+from msgspec import Struct
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-LONGEST_HEAD = 65_536
-SLOWEST_S = 30.0
+LONGEST_HEAD = 32_768
+PROBES = frozenset({b"/healthz", b"/readyz"})
+_ROOM_FOR_PROBES = 64
+_READ_IN_TIME = 65_536  # bytes
+
+
+class ConnectionLimits(Struct, frozen=True):
+    """What a client may hold, and for how long."""
+
+    head_s: float = 10.0  # from the first byte of a request, or from the connect, to the end of its head
+    body_s: float = 30.0  # from there to the end of the body
+    reply_s: float = 30.0  # in which 64 KB of a reply that waits are read, and in which a connection that closes ends
+    connections: int = 2_000  # of one process
 
 
 class Connection(HttpToolsProtocol):
-    """Answers 431 to a head that is too long, and 408 to a request that takes too long to arrive."""
+    """Answers 431 to a head that is too long and 408 to a request that does not arrive; cuts off a client that does not read."""
+
+    limits: ClassVar[ConnectionLimits] = ConnectionLimits()
 
     def __init__(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - uvicorn's own parameters
         super().__init__(*args, **more)
         self._head_bytes = 0
         self._in_body = False
+        self._only_probes = False
+        # Since when the connection waits for its client: for a request, for the reading of a reply, for the next request.
         self._expected_since_s: float | None = None
+        self._unread_since_s: float | None = None
+        self._unread_bytes = 0
+        self._idle_since_s: float | None = None
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself does
+        crowded = len(self.connections) - self.limits.connections
+        if crowded >= 0 and not self._take_the_place_of_another():
+            self._only_probes = True
         super().connection_made(transport)
         self._expected_since_s = self.loop.time()
+        if crowded >= _ROOM_FOR_PROBES and self._only_probes:
+            transport.abort()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -42,22 +67,73 @@ class Connection(HttpToolsProtocol):
     @override
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expected_since_s = self.loop.time()
+        self._expected_since_s, self._idle_since_s = self.loop.time(), None
 
     @override
     def on_headers_complete(self) -> None:
         self._head_bytes, self._in_body = 0, True
+        if self._only_probes and self.url.partition(b"?")[0] not in PROBES:
+            self._refuse(b"503 Service Unavailable", "this process has as many connections as it may; retry")
+            return
+        self._expected_since_s = self.loop.time()
         super().on_headers_complete()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
 
     @override
     def on_message_complete(self) -> None:
         self._in_body, self._expected_since_s = False, None
-        super().on_message_complete()
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._idle_since_s = self.loop.time()
+
+    @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._begin_to_wait_for_reading()
+
+    @override
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_since_s, self._unread_bytes = None, 0
+
+    def waiting_s(self, now_s: float) -> float:
+        """How long the connection has waited for its client; 0 while the client waits for a reply."""
+        since = (self._unread_since_s, self._expected_since_s, self._idle_since_s)
+        return max((now_s - at_s for at_s in since if at_s is not None), default=0.0)
 
     def end_if_slow(self) -> None:
-        """Called every second: end the connection if its request takes too long to arrive."""
-        if self._expected_since_s is not None and self.loop.time() - self._expected_since_s > SLOWEST_S:
-            self._refuse(b"408 Request Timeout", f"the request did not arrive within {SLOWEST_S:.0f} s")
+        """Called every second: end the connection if its client has let a deadline pass."""
+        now_s, limits = self.loop.time(), self.limits
+        unread = self.transport.get_write_buffer_size()
+        if self._unread_bytes - unread >= _READ_IN_TIME or (self._unread_since_s is None and self.transport.is_closing()):
+            self._begin_to_wait_for_reading()
+        allowed_s = limits.body_s if self._in_body else limits.head_s
+        if _passed(self._unread_since_s, now_s, limits.reply_s):
+            self.transport.abort()
+        elif _passed(self._expected_since_s, now_s, allowed_s):
+            self._refuse(b"408 Request Timeout", f"the request did not arrive within {allowed_s:g} s")
+
+    def _begin_to_wait_for_reading(self) -> None:
+        self._unread_since_s, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
+
+    def _take_the_place_of_another(self) -> bool:
+        """Cut off the connection that has waited longest for its client, if any waits."""
+        now_s = self.loop.time()
+        others = (other for other in self.connections if isinstance(other, Connection))
+        longest = max(others, key=lambda other: other.waiting_s(now_s), default=None)
+        if longest is None or longest.waiting_s(now_s) <= 0:
+            return False
+        self.connections.discard(longest)  # it ends in a later round of the loop, and more may connect in this one
+        longest.transport.abort()
+        return True
 
     def _refuse(self, status: bytes, why: str) -> None:
         """Close, with a status and a reason unless a reply has already begun."""
@@ -70,3 +146,12 @@ class Connection(HttpToolsProtocol):
             self.transport.write(head % (status, len(text)) + text)
         self._expected_since_s = None
         self.transport.close()
+
+
+def connection_within(limits: ConnectionLimits) -> type[Connection]:
+    """The protocol with these limits, for uvicorn, which makes an object of the class for each connection."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})
+
+
+def _passed(since_s: float | None, now_s: float, allowed_s: float) -> bool:
+    return since_s is not None and now_s - since_s > allowed_s

@@ -243,3 +243,29 @@ def _unnamed(problem: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     for name in sorted(names.values(), key=len, reverse=True):
         detail = detail.replace(name, "…")
     return problem | {"detail": detail, "instance": "", "request_id": ""}
+
+
+@pytest.mark.usefixtures("admin")
+async def test_no_route_reads_a_body_before_the_key(app: FastAPI) -> None:
+    """Without a key, or with a wrong one, every route of the document answers 401 and leaves the body unread."""
+    keyed = [(method, path) for path, operations in app.openapi()["paths"].items() for method in operations if "/v1/" in path]
+    for method, path in keyed:
+        for headers in ([], [(b"authorization", b"Bearer adj_wrong")]):
+            assert await _answered_unread(app, method, path, headers=headers) == 401, (method, path)
+
+    assert len(keyed) > 40
+
+
+async def _answered_unread(app: FastAPI, method: str, path: str, *, headers: list[tuple[bytes, bytes]]) -> int:
+    """The status; fails if the app reads of the body."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:  # noqa: ANN401 - a message of ASGI
+        pytest.fail(f"{method} {path} reads the body")
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - a message of ASGI
+        sent.append(message)
+
+    scope = {"type": "http", "method": method.upper(), "path": path, "query_string": b"", "headers": headers, "root_path": ""}
+    await app(scope, receive, send)
+    return int(sent[0]["status"])

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
-from app.supervisor import connection as bounds
 from app.supervisor.api import ApiServer
-from app.supervisor.connection import LONGEST_HEAD, Connection
+from app.supervisor.connection import LONGEST_HEAD, Connection, ConnectionLimits
 from app.supervisor.serve import bind, url_of
+
+LONG = 50_000_000  # more than the sockets of both sides hold
 
 
 class Served:
@@ -33,6 +34,8 @@ class Served:
         app.add_api_route("/slow", self._slow)
         app.add_api_route("/quick", self._quick)
         app.add_api_route("/length", self._length, methods=["POST"])
+        app.add_api_route("/long", self._long)
+        app.add_api_route("/readyz", self._quick)
         config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, timeout_graceful_shutdown=5)
         self.server = ApiServer(config, app=app, drain_delay_s=drain_delay_s, ready=announcement)
 
@@ -46,6 +49,9 @@ class Served:
 
     async def _quick(self, request: Request) -> dict[str, bool]:
         return {"draining": request.app.state.draining}
+
+    async def _long(self) -> Response:
+        return Response(b"x" * LONG)
 
     async def _length(self, request: Request) -> int:
         return len(await request.body())
@@ -177,7 +183,7 @@ async def test_a_long_body_is_no_long_head() -> None:
 @pytest.mark.parametrize("begun", (b"", b"POST /len", HEAD + b"content-length: 9\r\n\r\nabc"))
 async def test_a_request_that_does_not_arrive_is_ended(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection is closed with a reason; requests that have arrived may take their time."""
-    monkeypatch.setattr(bounds, "SLOWEST_S", 0.2)
+    monkeypatch.setattr(Connection, "limits", ConnectionLimits(head_s=0.2, body_s=0.2))
     async with _served() as (served, _), httpx.AsyncClient(base_url=served.url) as client:
         patient = asyncio.create_task(client.get("/slow"))
         await served.began.wait()
@@ -186,3 +192,64 @@ async def test_a_request_that_does_not_arrive_is_ended(begun: bytes, monkeypatch
 
         assert said.startswith(b"HTTP/1.1 408 ")
         assert (await patient).json() == "finished"
+
+
+async def _connected(served: Served, request: bytes = b"") -> socket.socket:
+    client = socket.create_connection(served.listener.getsockname())
+    client.settimeout(0)
+    await asyncio.get_running_loop().sock_sendall(client, request)
+    return client
+
+
+@pytest.mark.parametrize("half_closed", (False, True))
+async def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch, *, half_closed: bool) -> None:
+    """The reply that waits for it is dropped with its connection, also where the client has closed its own direction."""
+    monkeypatch.setattr(Connection, "limits", ConnectionLimits(reply_s=0.2))
+    async with _served() as (served, _):
+        connections = served.server.server_state.connections
+        client = await _connected(served, b"GET /long HTTP/1.1\r\nhost: x\r\n\r\n")
+        await _until(lambda: len(connections) == 1)
+        if half_closed:
+            client.shutdown(socket.SHUT_WR)
+        await _until(lambda: not connections)
+        client.close()
+
+
+async def test_a_client_that_reads_slowly_gets_its_whole_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is of a standstill, not of the whole reply."""
+    monkeypatch.setattr(Connection, "limits", ConnectionLimits(reply_s=1.5))
+    async with _served() as (served, _):
+        client = await _connected(served, b"GET /long HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        size, loop = 0, asyncio.get_running_loop()
+        while part := await loop.sock_recv(client, 1 << 20):
+            size += len(part)
+            await asyncio.sleep(0.05)
+        client.close()
+
+    assert size > LONG
+
+
+async def test_a_new_connection_takes_the_place_of_the_one_that_waits_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clients hold a connection without a request, the next one is answered."""
+    monkeypatch.setattr(Connection, "limits", ConnectionLimits(connections=5))
+    async with _served() as (served, _), httpx.AsyncClient(base_url=served.url) as client:
+        silent = [await _connected(served, b"GET /qu") for _ in range(20)]
+        answer = await client.get("/quick")
+
+        assert answer.status_code == 200
+        assert len(served.server.server_state.connections) <= 5
+    for each in silent:
+        each.close()
+
+
+async def test_probes_are_answered_where_every_connection_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request in flight is cut off for a new one: that one is refused, unless it is a probe."""
+    monkeypatch.setattr(Connection, "limits", ConnectionLimits(connections=2))
+    async with _served() as (served, _), httpx.AsyncClient(base_url=served.url) as client:
+        at_work = [asyncio.create_task(client.get("/slow")) for _ in range(2)]
+        await _until(lambda: len(served.server.server_state.tasks) == 2)
+        probe, refused = await client.get("/readyz"), await client.get("/quick")
+        served.release.set()
+
+        assert (probe.status_code, refused.status_code) == (200, 503)
+        assert [answer.json() for answer in await asyncio.gather(*at_work)] == ["finished"] * 2

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -102,13 +104,19 @@ async def readyz(
 
 
 @router.get("/metrics", response_class=Response)
-async def metrics(settings: SettingsDep) -> Response:
-    """Metrics for Prometheus, of all processes of this machine."""
+async def metrics(settings: SettingsDep, clock: ClockDep) -> Response:
+    """Metrics for Prometheus, of all processes of this machine; read at most once a second."""
+    page = _metrics_at(clock.now_ms() // 1000, settings.prometheus_multiproc_dir)
+    return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+
+@lru_cache(maxsize=1)
+def _metrics_at(_second: int, folder: Path | None) -> bytes:
     registry = REGISTRY
-    if settings.prometheus_multiproc_dir is not None:
+    if folder is not None:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        MultiProcessCollector(registry, path=str(folder))
+    return generate_latest(registry)
 
 
 async def _checked(check: Awaitable[str]) -> str:

@@ -82,13 +82,17 @@ def migrate() -> None:
     from app.archive.engine import newest_schema_version
     from app.supervisor.preflight import check_servers, upgrade_schema
 
-    url = _settings().database_url
+    settings = _settings()
+    url, admin_key = settings.database_url, settings.admin_key
     if url is None:
         msg = "DATABASE_URL is not set; `adjourn serve` migrates its own Postgres"
         raise CannotStart(msg)
     asyncio.run(check_servers(database_url=url))
     upgrade_schema(url)
     print(f"schema is at version {newest_schema_version()}")
+    if admin_key is not None:
+        saved = _with_keys(lambda keyring: keyring.ensure(admin_key))
+        print(f"the key of ADJOURN_ADMIN_KEY is {'saved' if saved else 'known'}")
 
 
 @app.command()
@@ -185,17 +189,21 @@ def list_() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("id", "key", "name", "scopes", "bots", "made", "revoked", box=None)
+    table = Table("id", "key", "name", "scopes", "bots", "made", "last used", "expires", "revoked", box=None)
     for row in _with_keys(lambda keyring: keyring.rows()):
         table.add_row(str(row.id), f"{row.prefix}…", row.name, ",".join(row.scopes), ",".join(row.bots or ["all"]),
-                      _minute(row.created_at), _minute(row.revoked_at))  # fmt: skip
+                      *map(_minute, (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)))  # fmt: skip
     Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
 
 
 @keys.command()
-def revoke(key_id: Annotated[UUID, typer.Argument(help="The id that `adjourn keys list` shows.")]) -> None:
+def revoke(
+    key_id: Annotated[UUID, typer.Argument(help="The id that `adjourn keys list` shows.")],
+    *,
+    created: Annotated[bool, typer.Option("--created", help="Revoke the keys that it created, too.")] = False,
+) -> None:
     """Revoke a key; every process refuses it within two seconds."""
-    if not _with_keys(lambda keyring: keyring.revoke(str(key_id))):
+    if not _with_keys(lambda keyring: keyring.revoke(str(key_id), created=created)):
         msg = f"there is no valid key with the id {key_id}"
         raise CannotStart(msg)
     print(f"revoked {key_id}")

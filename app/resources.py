@@ -18,6 +18,7 @@ from app.clock import Clock
 from app.closing.sweep import Sweep
 from app.config.change import ConfigWriter
 from app.config.follower import ConfigReplica
+from app.config.key_usage import KeyUsage
 from app.config.records import BotConfig
 from app.ingest.intake import Intake
 from app.live.commit import CommitScript
@@ -42,6 +43,7 @@ class Resources:
     pipe: Pipe
     engine: AsyncEngine
     config: ConfigReplica
+    key_usage: KeyUsage
     writer: ConfigWriter
     ledger: Ledger
     live: LiveView
@@ -80,7 +82,10 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         config = ConfigReplica(redis)
         stack.push_async_callback(config.stop)
         await config.start()
-        yield _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, config=config)
+        resources = _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, config=config)
+        resources.key_usage.start()
+        stack.push_async_callback(resources.key_usage.stop)
+        yield resources
 
 
 def _collect_garbage_less_often() -> None:
@@ -112,6 +117,7 @@ def _assemble(
         pipe=pipe,
         engine=engine,
         config=config,
+        key_usage=KeyUsage(config, redis, clock),
         writer=ConfigWriter(engine, redis=redis, replica=config),
         ledger=ledger,
         live=LiveView(pipe, shards=shards),

@@ -7,6 +7,7 @@ A setting's variable is its field's name in capitals (`tick_ms` is `TICK_MS`); i
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -17,6 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENV_FILE = Path(".env")
 _ASYNCPG = "postgresql+asyncpg"
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+ADMIN_KEY_PATTERN = r"^adj_[A-Za-z0-9_-]{43,200}$"
 
 PrivateAddresses = bool | Literal["loopback"]
 """All private addresses, none, or loopback only."""
@@ -80,6 +83,20 @@ class Settings(BaseSettings):
     )
     reply_timeout_s: float = Field(
         default=30.0, gt=0, description="Longest time in which a client reads 64 KB of a reply that waits for it, in seconds."
+    )
+
+    # Keys
+    adjourn_admin_key: str | None = Field(
+        default=None,
+        repr=False,
+        pattern=ADMIN_KEY_PATTERN,
+        description="Key with all scopes that exists from the first start on: adj_ and at least 43 letters and digits.",
+    )
+    adjourn_admin_key_file: Path | None = Field(default=None, description="File with that key, for mounted secrets.")
+    config_max_age_s: float = Field(
+        default=60.0,
+        ge=5,
+        description="Time without news of bots and keys after which every request is refused, in seconds; admin routes after 5.",
     )
 
     # Closing and archive
@@ -155,6 +172,15 @@ class Settings(BaseSettings):
     def _normalise_database_url(cls, url: str | None) -> str | None:
         return None if url is None else normalised_database_url(url)
 
+    @field_validator("adjourn_admin_key_file")
+    @classmethod
+    def _check_admin_key_file(cls, file: Path | None) -> Path | None:
+        key = text_of_file(file)
+        if key is not None and not re.fullmatch(ADMIN_KEY_PATTERN, key):
+            msg = "the file must hold adj_ and at least 43 letters and digits, and nothing else"
+            raise ValueError(msg)
+        return file
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _accept_lower_case_level(cls, level: object) -> object:
@@ -164,6 +190,11 @@ class Settings(BaseSettings):
     def load(cls, **chosen: Any) -> Self:  # noqa: ANN401 - each is checked as the setting that it is
         """Read the environment and, below it, the file `.env` of the working directory; `chosen` goes before both."""
         return cls(_env_file=ENV_FILE, **chosen)  # type: ignore[call-arg]  # an argument of BaseSettings that its type hides
+
+    @property
+    def admin_key(self) -> str | None:
+        """`adjourn_admin_key`, or the content of its file."""
+        return self.adjourn_admin_key or text_of_file(self.adjourn_admin_key_file)
 
     @property
     def embedded(self) -> bool:
@@ -176,6 +207,17 @@ class Settings(BaseSettings):
         if self.webhook_allow_private is not None:
             return self.webhook_allow_private
         return "loopback" if self.embedded else False
+
+
+def text_of_file(file: Path | None) -> str | None:
+    """The content of a file that holds one secret, without the white space around it. Raises `ValueError`."""
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{file} cannot be read: {error}"
+        raise ValueError(msg) from None
 
 
 def normalised_database_url(url: str) -> str:

@@ -19,6 +19,7 @@ from app.closing.consistency import ConsistencyCheck
 from app.closing.policy_change import PolicyChange
 from app.closing.rejects import RejectLimit
 from app.closing.sweep import Job, SandboxSweep, run_each
+from app.config.key_usage import save_key_uses
 from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import Unavailable
@@ -97,6 +98,7 @@ class Worker:
             "archive": (self.archivist.run_once, settings.tick_ms),
             "deliver": (lambda: self.dispatcher.run_once(now_ms()), settings.tick_ms),
             "publish": (lambda: publish(resources.engine, resources.redis), 1_000),
+            "save key uses": (lambda: save_key_uses(resources.engine, resources.redis), 60_000),
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
             "measure": (lambda: self.consistency.measure(bots()), 5_000),
             "repair": (self.repair, 60_000),

@@ -25,7 +25,7 @@ from app.config.follower import ConfigReplica
 from app.config.records import SIGNED_IN, BotConfig, KeyConfig
 from app.domain.entry import LONGEST_SLUG, SLUG_PATTERN
 from app.errors import Forbidden, NotFound, Unauthenticated, Unavailable
-from app.ids import key_digest
+from app.ids import is_mistyped, key_digest
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
@@ -38,6 +38,7 @@ from app.settings import Settings
 KeyScope = Literal["ingest", "read", "admin"]
 Thing = TypeVar("Thing")
 
+ADMIN_MAX_AGE_MS = 5_000
 _BEARER = "bearer"
 _BOT = re.compile(SLUG_PATTERN)
 _HINT = "send `Authorization: Bearer adj_…`"
@@ -102,21 +103,44 @@ def id_of(kind: str, text: str) -> str:
         raise not_found(kind, text) from None
 
 
-def principal_of(config: ConfigReplica, authorization: str, *, signed_in: bytes | None = None) -> Principal:
+def principal_for(resources: Resources, authorization: str, *, signed_in: bytes | None) -> Principal:
+    """The principal of a request to this process, see `principal_of`."""
+    return principal_of(
+        resources.config,
+        authorization,
+        signed_in=signed_in,
+        now_ms=resources.clock.now_ms(),
+        max_age_ms=resources.settings.config_max_age_s * 1000,
+    )
+
+
+def principal_of(
+    config: ConfigReplica, authorization: str, *, signed_in: bytes | None = None, now_ms: int, max_age_ms: float
+) -> Principal:
     """The principal of an `Authorization` header, or of the digest of a key that the console signed in (`SIGNED_IN`).
 
     Keys are found by digest, so no comparison takes time that reveals a key. Raise `Unauthenticated`, or `Unavailable` while this
-    process has not read any keys yet.
+    process has not read any keys yet, or not within `max_age_ms`.
     """
     digest = _given_digest(authorization) if signed_in is None else signed_in
     known = config.key(digest)
-    if known is not None:
+    if known is not None and (known.expires_at_ms is None or now_ms < known.expires_at_ms):
+        check_age(config, max_age_ms)
+        config.used_keys.add(known.id)
         return Principal(known)
     if config.is_unreadable_key(digest):
         raise Unavailable("this process runs an older version than the one that saved this key; retry", retry_after_s=10)
     if not config.loaded:
         raise Unavailable("this process has not read the configuration yet", hint="try again in a moment", retry_after_s=1)
-    raise Unauthenticated("this API key is not known, or was revoked", hint=_HINT)
+    key = authorization.strip().partition(" ")[2].strip()
+    hint = "it was cut or mistyped: its checksum does not match" if is_mistyped(key) else _HINT
+    raise Unauthenticated("this API key is not known, was revoked or has expired", hint=hint)
+
+
+def check_age(config: ConfigReplica, max_age_ms: float) -> None:
+    """Raise `Unavailable` if this process may not know of keys that were revoked in the meantime."""
+    if config.age_ms > max_age_ms:
+        raise Unavailable("this process cannot learn of revoked keys: Redis does not answer", hint="retry", retry_after_s=1)
 
 
 def _given_digest(authorization: str) -> bytes:
@@ -147,8 +171,11 @@ def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
     """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
+        resources = resources_of(request)
         authorization, signed_in = request.headers.get("authorization", ""), request.scope.get(SIGNED_IN)
-        asking = principal_of(request.app.state.resources.config, authorization, signed_in=signed_in)
+        asking = principal_for(resources, authorization, signed_in=signed_in)
+        if scopes == ("admin",):
+            check_age(resources.config, ADMIN_MAX_AGE_MS)
         asking.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
         return asking

@@ -10,7 +10,7 @@ import structlog
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from app.api.auth import known_bot, principal_of
+from app.api.auth import known_bot, principal_for
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
 from app.api.middleware import request_id_of
@@ -67,7 +67,7 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
 
 def _bot(resources: Resources, scope: Scope, headers: dict[bytes, bytes], *, name: str) -> BotConfig:
     authorization = headers.get(b"authorization", b"").decode("latin-1")
-    principal = principal_of(resources.config, authorization, signed_in=scope.get(SIGNED_IN))
+    principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
     principal.require("ingest", bot=name)
     return known_bot(resources.config, name)
 

@@ -12,10 +12,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.auth import principal_of
+from app.api.auth import principal_for
 from app.api.errors import error_of, problem_bytes
-from app.config.follower import ConfigReplica
+from app.config.records import SIGNED_IN
 from app.errors import AdjournError, TooLarge
+from app.resources import Resources
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEYED = "/v1/"
@@ -48,9 +49,9 @@ class KeyFirst:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_KEYED):
-            config: ConfigReplica = scope["app"].state.resources.config
+            resources: Resources = scope["app"].state.resources
             try:
-                principal_of(config, Headers(scope=scope).get("authorization", ""))
+                principal_for(resources, Headers(scope=scope).get("authorization", ""), signed_in=scope.get(SIGNED_IN))
             except AdjournError as error:
                 await _send_problem(error, scope, send)
                 return

@@ -1,4 +1,7 @@
-"""The audit log: who changed what, written in the transaction of the change itself. Secrets never get here."""
+"""The audit log: who changed what, written in the transaction of the change itself. Secrets never get here.
+
+Rows are only added: a trigger refuses every change of one.
+"""
 
 from typing import Any
 
@@ -6,7 +9,9 @@ from msgspec import Struct
 from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.archive import keys
 from app.archive.tables import audit_log
+from app.errors import Unauthenticated
 
 
 class Actor(Struct, frozen=True):
@@ -16,10 +21,20 @@ class Actor(Struct, frozen=True):
     key_id: str | None = None
 
 
+async def check_key(conn: AsyncConnection, actor: Actor) -> None:
+    """Raise `Unauthenticated` if the actor's key is revoked or has expired, even if this process has not learned of it yet."""
+    if actor.key_id is not None and not await keys.is_valid(conn, actor.key_id):
+        raise Unauthenticated("this API key was revoked or has expired")
+
+
 async def record(
     conn: AsyncConnection, actor: Actor, action: str, target: str, *, bot: str | None = None, **detail: object
 ) -> None:
-    """`action` is a thing and what was done to it: `policy.changed`. `bot`: whose admins may read it; None: of no one bot."""
+    """`action` is a thing and what was done to it: `policy.changed`. `bot`: whose admins may read it; None: of no one bot.
+
+    Raises `Unauthenticated` as `check_key` does, so that no change of a revoked key can be committed.
+    """
+    await check_key(conn, actor)
     values = {"key_id": actor.key_id, "actor": actor.name, "action": action, "bot_id": bot, "target": target, "detail": detail}
     await conn.execute(insert(audit_log).values(values))
 

@@ -109,10 +109,12 @@ _EQUAL = {name: sessions.c[name] for name in SessionFilter.__struct_fields__ if 
 _sandboxes = select(bots.c.id).where(bots.c.sandbox)
 
 
-async def find(conn: AsyncConnection, session_id: str) -> ArchivedSession | None:
-    """The session of this id. The id must be a UUID."""
+async def find(conn: AsyncConnection, session_id: str, *, within: frozenset[str] | None = None) -> ArchivedSession | None:
+    """The session of this id, if it is of one of these bots (None: of any). The id must be a UUID."""
     opened_at = instant(opened_at_ms_of(session_id))
     wanted = select(*SESSION_FIELDS).where(sessions.c.opened_at == opened_at, sessions.c.id == session_id)
+    if within is not None:
+        wanted = wanted.where(sessions.c.bot_id.in_(sorted(within)))
     row = (await conn.execute(wanted)).one_or_none()
     return None if row is None else session_of(row)
 

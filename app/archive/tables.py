@@ -120,9 +120,12 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False, doc="`ingest`, `read`, `admin`."),
     Column("bots", ARRAY(Text), doc="Ids of the bots that it covers. Null: all bots."),
     _created_at(),
-    Column("created_by", UuidText, doc="The key that made it. Null: the command line."),
-    Column("revoked_at", Timestamptz, doc="Null: it is valid."),
+    Column("created_by", UuidText, index=True, doc="The key that made it. Null: the command line."),
+    Column("revoked_at", Timestamptz, doc="Null: it is not revoked."),
     _revision(),
+    Column("expires_at", Timestamptz, doc="From when on it is refused. Null: it does not expire."),
+    Column("last_used_at", Timestamptz, doc="A request that it was used for, within a minute of the last one."),
+    Column("note", Text, doc="The admin's own words about it."),
 )
 
 policies = Table(

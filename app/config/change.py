@@ -102,6 +102,16 @@ class Keyring:
             await change.record("key.created", key_id, name=name, scopes=list(scopes), bots=covered)
         return key
 
+    async def ensure(self, key: str) -> bool:
+        """Save this key with all scopes unless it was saved before; False if it was. One that was revoked stays so."""
+        async with self._writer.changing(ACTOR) as change:
+            if await keys.exists(change.conn, key):
+                return False
+            key_id = new_id(wall_ms())
+            await keys.create(change.conn, key_id, key, name="environment", scopes=list(SCOPES), bots=None)
+            await change.record("key.created", key_id, name="environment", scopes=list(SCOPES), bots=None)
+        return True
+
     async def create_first(self) -> str | None:
         """Create a key with all scopes if there is none that can create others."""
         async with self._engine.connect() as conn:
@@ -117,13 +127,14 @@ class Keyring:
                 found.extend(page)
         return found
 
-    async def revoke(self, key_id: str) -> bool:
-        """Revoke a key; False if it was revoked before or does not exist."""
+    async def revoke(self, key_id: str, *, created: bool = False) -> bool:
+        """Revoke a key, and with `created` those that it created; False if none of them was valid."""
         async with self._writer.changing(ACTOR) as change:
-            revoked = await keys.revoke(change.conn, key_id)
-            if revoked:
-                await change.record("key.revoked", key_id)
-        return revoked
+            more = await keys.created_by(change.conn, key_id) if created else []
+            revoked = [each for each in [key_id, *(str(row.id) for row in more)] if await keys.revoke(change.conn, each)]
+            for each in revoked:
+                await change.record("key.revoked", each)
+        return bool(revoked)
 
 
 @asynccontextmanager

@@ -43,6 +43,7 @@ class ConfigReplica:
         self._contexts: dict[str, BotContext] = {}
         self._keys: dict[bytes, KeyConfig] = {}
         self._unreadable: dict[bytes, bytes] = {}
+        self.used_keys: set[str] = set()
         self._mark: Mark | None = None
         self._last_change: bytes = b"0-0"
         self._moved = asyncio.Condition()
@@ -55,13 +56,17 @@ class ConfigReplica:
         return self._mark is not None
 
     @property
+    def age_ms(self) -> float:
+        """Time since this replica was known to be the copy in Redis; more than half a second means that Redis does not answer."""
+        return monotonic_ms() - self._confirmed_ms
+
+    @property
     def warning(self) -> str:
         """Why this process may not know every bot and key, in words; empty if it does."""
         if not self.loaded:
             return "bots and keys are not known yet"
-        silent_ms = monotonic_ms() - self._confirmed_ms
-        if silent_ms > _SILENT_MS:
-            return f"the configuration was last read {silent_ms / 1000:.0f} s ago"
+        if self.age_ms > _SILENT_MS:
+            return f"the configuration was last read {self.age_ms / 1000:.0f} s ago"
         if self._unreadable:
             return f"{len(self._unreadable)} of the bots and keys cannot be read by this version"
         return ""
@@ -86,6 +91,11 @@ class ConfigReplica:
 
     def key(self, digest: bytes) -> KeyConfig | None:
         return self._keys.get(digest)
+
+    def take_used_keys(self) -> set[str]:
+        """The ids of the keys that requests were accepted with since the last call."""
+        used, self.used_keys = self.used_keys, set()
+        return used
 
     def context_of(self, bot: str) -> BotContext:
         """The context of a bot for the ledger. Sessions of a bot that this replica does not have close by the default policy."""

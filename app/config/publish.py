@@ -51,7 +51,7 @@ _BOTS = text("""
 """)
 
 _KEYS = text("""
-    SELECT digest, id, name, scopes, bots, revoked_at IS NOT NULL AS revoked FROM api_keys WHERE revision > :revision
+    SELECT digest, id, name, scopes, bots, expires_at, revoked_at IS NOT NULL AS revoked FROM api_keys WHERE revision > :revision
 """)
 
 
@@ -156,4 +156,10 @@ def _bot(row: Row[Any]) -> BotRecord:
 
 
 def _key(row: Row[Any]) -> KeyConfig:
-    return KeyConfig(str(row.id), row.name, frozenset(row.scopes), None if row.bots is None else frozenset(row.bots))
+    return KeyConfig(
+        id=str(row.id),
+        name=row.name,
+        scopes=frozenset(row.scopes),
+        bots=None if row.bots is None else frozenset(row.bots),
+        expires_at_ms=None if row.expires_at is None else ms_of(row.expires_at),
+    )

@@ -76,3 +76,4 @@ class KeyConfig(Struct, frozen=True):
     name: str  # its name for people
     scopes: frozenset[str]  # of `ingest`, `read` and `admin`
     bots: frozenset[str] | None  # the bots that it covers; None: all of them
+    expires_at_ms: int | None = None  # from when on it is refused, in ms since the epoch; None: it does not expire

@@ -49,6 +49,12 @@ CONSOLE_SECRET = "adj:console:secret"  # noqa: S105 - the name of a key
 Type: string. Writer: the console, at the first sign-in. Life: for ever; without it everyone signs in again. Growth: none.
 """
 
+KEYS_USED = "adj:keys:used"
+"""Id of an API key to the instant of its last use, in ms.
+
+Type: hash. Writer: key usage of each API process. Life: for ever. Growth: one field a key.
+"""
+
 ARCHIVE_STOPPED = "adj:archive:stopped"
 """Why an archivist takes no new records.
 

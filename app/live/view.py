@@ -44,8 +44,8 @@ class LiveView:
         self._pipe = pipe
         self._shards = shards
 
-    async def find(self, session_id: str) -> LiveSession | None:
-        """The session of this id, open or lately closed; None if Redis does not hold it.
+    async def find(self, session_id: str, *, within: frozenset[str] | None = None) -> LiveSession | None:
+        """The session of this id, open or lately closed; None if Redis does not hold it, or it is of none of these bots.
 
         A late entry writes into the message hash also where that has expired: such a remainder lacks `STRAND_FIELD`, serves to
         recognise repeats, and counts as not held.
@@ -56,6 +56,8 @@ class LiveView:
         if member is None:
             return None
         strand = keys.strand_from(member.decode())
+        if within is not None and strand.bot not in within:
+            return None
         if closed is not None:
             return LiveSession(strand, decode_session(closed))
         state = await self.state(strand)

@@ -32,17 +32,21 @@ class Sessions:
         self._config = config
         self._engine = engine
 
-    async def find(self, session_id: str) -> ArchivedSession | None:
-        """The session of this id, open or closed; the id must be a UUID. Raise `Unavailable` if neither server can answer."""
+    async def find(self, session_id: str, *, within: frozenset[str] | None = None) -> ArchivedSession | None:
+        """The session of this id, open or closed, if it is of one of these bots (None: of any); the id must be a UUID.
+
+        For a session of another bot it makes the same reads as for one that does not exist. Raise `Unavailable` if neither
+        server can answer.
+        """
         unreachable: Unavailable | None = None
         try:
-            found = await self._live.find(session_id)
+            found = await self._live.find(session_id, within=within)
         except Unavailable as error:
             found, unreachable = None, error
         if found is not None:
             return _as_archived(found)
         async with self._engine.connect() as conn:
-            archived = await session_reads.find(conn, session_id)
+            archived = await session_reads.find(conn, session_id, within=within)
         if archived is None and unreachable is not None:
             raise unreachable
         return archived

@@ -83,7 +83,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         upgrade_schema(_required(settings.database_url))
         _print_step("schema", f"version {newest_schema_version()}")
         asyncio.run(_try_resources(settings))
-        key = asyncio.run(_first_key(settings)) if servers.postgres is not None else None
+        key = asyncio.run(_first_key(settings, embedded=servers.postgres is not None))
         socket = stack.enter_context(bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
@@ -94,9 +94,15 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         _print_step("stopped", "all requests and jobs in flight have ended")
 
 
-async def _first_key(settings: Settings) -> str | None:
+async def _first_key(settings: Settings, *, embedded: bool) -> str | None:
+    """Save the admin key of the settings; without one, make and return one for an embedded Postgres that has none."""
+    if settings.admin_key is None and not embedded:
+        return None
     async with open_keyring(database_url=_required(settings.database_url), redis_url=settings.redis_url) as keyring:
-        return await keyring.create_first()
+        if settings.admin_key is None:
+            return await keyring.create_first()
+        await keyring.ensure(settings.admin_key)
+        return None
 
 
 async def _try_resources(settings: Settings) -> None:

@@ -32,6 +32,7 @@ VOLATILE = frozenset(
         "next_attempt_at",
         "delivered_at",
         "expires_at",
+        "last_used_at",
         "previous_secret_expires_at",
         "revoked_at",
         "at",

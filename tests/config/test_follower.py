@@ -250,6 +250,6 @@ async def test_a_key_that_cannot_be_read_is_not_refused_as_unknown(engine: Async
     await config.load()
 
     with pytest.raises(Unavailable, match="older version"):
-        principal_of(config, "Bearer adj_one")
+        principal_of(config, "Bearer adj_one", now_ms=0, max_age_ms=60_000)
     with pytest.raises(Unauthenticated):
-        principal_of(config, "Bearer adj_two")
+        principal_of(config, "Bearer adj_two", now_ms=0, max_age_ms=60_000)

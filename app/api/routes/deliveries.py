@@ -168,7 +168,7 @@ async def replay_deliveries(asked: ReplayMany, engine: EngineDep, clock: ClockDe
     endpoint = text_of(asked.endpoint_id)
     bot = asked.bot or await _bot_of(engine, principal, str(endpoint))
     wanted = DeliveryFilter(bots=principal.key.bots, bot=bot, endpoint_id=endpoint, since_ms=ms_of(asked.since))
-    replayed = await _replay_all(engine, clock, wanted)
+    replayed = await _replay_all(engine, clock, wanted, actor=principal.actor)
     detail = {"since": rfc3339(ms_of(asked.since)), "replayed": replayed}
     async with engine.begin() as conn:
         await audit.record(conn, principal.actor, "deliveries.replayed", endpoint or bot, bot=bot, **detail)
@@ -191,11 +191,12 @@ async def replay_delivery(
         return DeliveryView.of(await _delivery(conn, principal, delivery_id))
 
 
-async def _replay_all(engine: AsyncEngine, clock: Clock, wanted: DeliveryFilter) -> int:
+async def _replay_all(engine: AsyncEngine, clock: Clock, wanted: DeliveryFilter, *, actor: audit.Actor) -> int:
     """Replay in batches: one transaction over all would block the dispatcher, and a time-out would undo all of it."""
     replayed, done = 0, REPLAY_BATCH
     while done == REPLAY_BATCH:
         async with engine.begin() as conn:
+            await audit.check_key(conn, actor)
             done = await delivery_log.replay_failed(conn, wanted, room=REPLAY_BATCH, now_ms=clock.now_ms())
         replayed += done
     return replayed

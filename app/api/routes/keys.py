@@ -1,25 +1,28 @@
-"""API keys: create, list, revoke.
+"""API keys: create, list, change, rotate, revoke.
 
 `admin` is the highest scope: it makes keys of any scope, also scopes that the asking key does not have. An admin whose key is
 limited to some bots makes keys for those bots alone, and sees and revokes only keys that reach no further.
 """
 
+from datetime import datetime
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
-from fastapi import APIRouter, Path
-from pydantic import AfterValidator, BaseModel, Field
+from fastapi import APIRouter, Path, Query
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, KeyScope, Principal, found, id_of
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
-from app.api.responses import JsonResponse, answers
+from app.api.responses import JsonResponse, answers, refuses
 from app.archive import bots, keys
+from app.archive.tables import instant
+from app.domain.entry import ID_PATTERN
 from app.domain.errors import Fault
-from app.domain.instants import ms_of, rfc3339
-from app.errors import Invalid
+from app.domain.instants import DAY_MS, ms_of, rfc3339
+from app.errors import Conflict, Invalid
 from app.ids import new_id, new_key
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
@@ -30,6 +33,16 @@ _SCOPES = "`ingest` posts entries and closes sessions, `read` queries, `admin` c
 
 def _each_once(scopes: list[KeyScope]) -> list[KeyScope]:
     return [scope for scope in get_args(KeyScope) if scope in scopes]
+
+
+# A body in JSON holds no instants but as texts.
+_Expiry = Annotated[AwareDatetime, Field(strict=False)]
+_ABOUT_EXPIRY = Field(description="From when on it is refused; null: it does not expire.")
+_ABOUT_NOTE = Field(description="Your own words about the key.", examples=["rotated each quarter"])
+_Note = Annotated[str, Field(min_length=1, max_length=1000, pattern=ID_PATTERN)]
+
+
+_DAY_S = DAY_MS // 1000
 
 
 class NewKey(Body):
@@ -43,6 +56,30 @@ class NewKey(Body):
         list[SlugText] | None,
         Field(min_length=1, max_length=1000, description="The bots that it covers; null for all.", examples=[["shop"]]),
     ] = None
+    expires_at: Annotated[_Expiry | None, _ABOUT_EXPIRY] = None
+    note: Annotated[_Note | None, _ABOUT_NOTE] = None
+
+
+class KeyChange(Body):
+    """Fields to change; a field that is left out stays as it is."""
+
+    name: Annotated[Name | None, ABOUT_NAME] = None
+    expires_at: Annotated[_Expiry | None, _ABOUT_EXPIRY] = None
+    note: Annotated[_Note | None, _ABOUT_NOTE] = None
+
+    @model_validator(mode="after")
+    def _needs_a_name(self) -> "KeyChange":
+        if "name" in self.model_fields_set and self.name is None:
+            raise ValueError("a key has a name: leave `name` out to keep it")
+        return self
+
+
+class RotateKey(Body):
+    """How a key is replaced."""
+
+    previous_valid_s: Annotated[
+        int, Field(ge=0, le=30 * _DAY_S, description="How long the old key stays valid, too, in s.", examples=[3600])
+    ] = _DAY_S
 
 
 class KeyView(BaseModel):
@@ -55,6 +92,11 @@ class KeyView(BaseModel):
     bots: Annotated[list[str] | None, Field(description="The bots that it covers; null for all.", examples=[["shop"]])]
     created_at: Annotated[Instant, Field(description="When it was created.")]
     created_by: Annotated[UuidText | None, Field(description="Id of the key that created it; null: created at the command line.")]
+    expires_at: Annotated[Instant | None, _ABOUT_EXPIRY]
+    last_used_at: Annotated[
+        Instant | None, Field(description="When a request was last accepted with it, to a minute; null: never.")
+    ]
+    note: Annotated[str | None, _ABOUT_NOTE]
     revoked_at: Annotated[Instant | None, Field(description="When it was revoked, if it was.")]
 
     @classmethod
@@ -101,8 +143,10 @@ async def create_key(new: NewKey, clock: ClockDep, changing: ChangingDep, princi
             scopes=list(new.scopes),
             bots=new.bots,
             created_by=principal.key.id,
+            expires_at=new.expires_at,
+            note=new.note,
         )
-        await change.record("key.created", key_id, bot=_only(new.bots), name=new.name, scopes=new.scopes, bots=new.bots)
+        await change.record("key.created", key_id, bot=_only(new.bots), **_audited(row))
     return KeyCreated.with_key(row, key)
 
 
@@ -117,14 +161,72 @@ async def list_keys(engine: EngineDep, principal: Administering, asked: Paged) -
     return JsonResponse({"keys": shown, "next": following})
 
 
-@router.delete("/{key_id}", status_code=204)
-async def revoke_key(key_id: _KeyPath, changing: ChangingDep, principal: Administering) -> None:
-    """Revoke a key; within 2 seconds no process accepts it. Revoking it again is no error."""
-    known_id = id_of("key", key_id)
+@router.patch("/{key_id}", responses=refuses(Conflict))
+async def change_key(key_id: _KeyPath, wanted: KeyChange, changing: ChangingDep, principal: Administering) -> KeyView:
+    """Change a key's name, note or expiry. Scopes and bots stay: create another key for others. 409 for a revoked key."""
     async with changing(principal) as change:
-        row = found(await keys.find(change.conn, known_id), "key", key_id, seen=lambda row: _reaches_no_further(row, principal))
-        if await keys.revoke(change.conn, known_id):
-            await change.record("key.revoked", known_id, bot=_only(row.bots), name=row.name)
+        before = _not_revoked(await _key(change.conn, principal, key_id))
+        row = (
+            await keys.change(change.conn, before.id, **wanted.model_dump(exclude_unset=True))
+            if wanted.model_fields_set
+            else before
+        )
+        await change.record("key.changed", row.id, bot=_only(row.bots), before=_audited(before), after=_audited(row))
+    return KeyView.of(row)
+
+
+@router.post("/{key_id}/rotate", status_code=201, responses=refuses(Conflict))
+async def rotate_key(
+    key_id: _KeyPath, clock: ClockDep, changing: ChangingDep, principal: Administering, *, rotate: RotateKey | None = None
+) -> KeyCreated:
+    """Create a key with the same rights, and let the old one expire after an overlap. 409 for a revoked key.
+
+    The new key does not expire, whatever the old one's expiry was.
+    """
+    until = instant(clock.now_ms() + (rotate or RotateKey()).previous_valid_s * 1000)
+    key, new = new_key(), new_id(clock.now_ms())
+    async with changing(principal) as change:
+        old = _not_revoked(await _key(change.conn, principal, key_id))
+        row = await keys.create(
+            change.conn, new, key, name=old.name, scopes=old.scopes, bots=old.bots, created_by=principal.key.id, note=old.note
+        )
+        expires_at = until if old.expires_at is None else min(old.expires_at, until)
+        await change.record("key.rotated", old.id, bot=_only(old.bots), new=new, previous_valid_until=rfc3339(ms_of(expires_at)))
+        await keys.change(change.conn, old.id, expires_at=expires_at)
+    return KeyCreated.with_key(row, key)
+
+
+@router.delete("/{key_id}", status_code=204)
+async def revoke_key(
+    key_id: _KeyPath,
+    changing: ChangingDep,
+    principal: Administering,
+    *,
+    created: Annotated[
+        bool, Query(description="Whether to revoke the keys that it created, too, and those that they created.")
+    ] = False,
+) -> None:
+    """Revoke a key; within 2 seconds no process accepts it. Revoking it again is no error."""
+    async with changing(principal) as change:
+        row = await _key(change.conn, principal, key_id)
+        more = await keys.created_by(change.conn, row.id) if created else []
+        revoked = [each for each in [row, *more] if each.revoked_at is None]
+        # Recorded first: a key may revoke itself, and a revoked key records nothing.
+        for each in revoked:
+            await change.record("key.revoked", str(each.id), bot=_only(each.bots), name=each.name)
+        for each in revoked:
+            await keys.revoke(change.conn, str(each.id))
+
+
+async def _key(conn: AsyncConnection, principal: Principal, key_id: str) -> Row[Any]:
+    row = await keys.find(conn, id_of("key", key_id))
+    return found(row, "key", key_id, seen=lambda row: _reaches_no_further(row, principal))
+
+
+def _not_revoked(row: Row[Any]) -> Row[Any]:
+    if row.revoked_at is not None:
+        raise Conflict("the key is revoked", hint="create another one")
+    return row
 
 
 async def _check_bots(conn: AsyncConnection, principal: Principal, names: list[str]) -> None:
@@ -149,6 +251,11 @@ def _only(names: list[str] | None) -> str | None:
     return names[0] if names is not None and len(names) == 1 else None
 
 
+def _audited(row: Row[Any]) -> dict[str, Any]:
+    """The fields of a key that an admin chooses."""
+    return {name: _fields(row)[name] for name in ("name", "scopes", "bots", "expires_at", "note")}
+
+
 def _fields(row: Row[Any]) -> dict[str, Any]:
     return {
         "id": row.id,
@@ -158,5 +265,12 @@ def _fields(row: Row[Any]) -> dict[str, Any]:
         "bots": row.bots,
         "created_at": rfc3339(ms_of(row.created_at)),
         "created_by": row.created_by,
-        "revoked_at": None if row.revoked_at is None else rfc3339(ms_of(row.revoked_at)),
+        "expires_at": _instant(row.expires_at),
+        "last_used_at": _instant(row.last_used_at),
+        "note": row.note,
+        "revoked_at": _instant(row.revoked_at),
     }
+
+
+def _instant(at: datetime | None) -> str | None:
+    return None if at is None else rfc3339(ms_of(at))

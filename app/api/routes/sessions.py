@@ -281,8 +281,7 @@ async def read_summary(
 
 async def session_of(sessions: Sessions, principal: Principal, session_id: str) -> ArchivedSession:
     """A session of a bot that the key covers. Raise `NotFound`."""
-    one = await sessions.find(id_of("session", session_id))
-    return found(one, "session", session_id, seen=lambda one: principal.covers(one.strand.bot))
+    return found(await sessions.find(id_of("session", session_id), within=principal.key.bots), "session", session_id)
 
 
 def _filtered(given: Any) -> Any:  # noqa: ANN401 - a value of any parameter

@@ -24,10 +24,10 @@ from app.config.publish import publish
 from app.delivery.dispatcher import Dispatcher
 from app.errors import Unavailable
 from app.failures import failure_of
+from app.live.due import ShardLease
 from app.live.event_stream import EventStream
 from app.live.pipe import Pipe
 from app.live.server import synchronize
-from app.live.shard_lease import ShardLease
 from app.metrics import FAILURES
 from app.resources import Resources, open_resources
 from app.settings import Settings

@@ -1,4 +1,4 @@
-"""Sends what is due in the outbox: claim, sign, POST, record.
+"""Sends what is due in the outbox: claim, sign, POST, record; and maintains the outbox.
 
     run_once ─> claim as many as there is room for ─> SendingTasks: one task each ─> POST
                           ▲                                                            │ Attempt
@@ -7,12 +7,15 @@
 Only deliveries that can be sent at once are claimed, so a lease covers one attempt. Recorded attempts make room for the next
 claim at once, without waiting for a tick. A crash at any step delays a delivery by one lease; it cannot lose it. Every claim
 that is started ends as one `Attempt`, also if its task is cancelled.
+
+`OutboxMaintenance` ends deliveries that will never be sent, deletes old ones and measures how many are pending.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -22,15 +25,56 @@ from app.archive import outbox
 from app.archive.outbox import Claim, DueEndpoint
 from app.clock import monotonic_ms
 from app.delivery import retry
-from app.delivery.maintenance import OutboxMaintenance
 from app.delivery.recorder import Attempt, Interrupted, Recorder
+from app.delivery.retry import DELAYS_MS
 from app.delivery.sender import Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
+from app.domain.instants import DAY_MS
 from app.errors import Unavailable
 from app.failpoints import failpoint
 from app.failures import failure_of
-from app.metrics import DELIVERY_DURATION, DELIVERY_LATENCY
+from app.metrics import DELIVERY_DURATION, DELIVERY_LATENCY, OUTBOX
 from app.settings import Settings
+
+EVERY_MS = 5_000
+PRUNE_EVERY_MS = 600_000
+ROOM = 1_000
+# The whole retry schedule, and a day for the attempts themselves and for breakers in between.
+GIVE_UP_AFTER_MS = sum(DELAYS_MS) + DAY_MS
+# Failed deliveries are kept longer, since an admin may replay them.
+KEPT_MS = {("delivered", "cancelled"): 30 * DAY_MS, ("failed",): 90 * DAY_MS}
+
+
+class OutboxMaintenance:
+    """Run every few seconds by every worker; two workers at once do no harm."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._next_ms = 0
+        self._next_prune_ms = 0
+
+    async def run_once(self, now_ms: int) -> None:
+        if now_ms < self._next_ms:
+            return
+        self._next_ms = now_ms + EVERY_MS
+        await self._all(partial(outbox.cancel_unwanted, room=ROOM, now_ms=now_ms))
+        await self._all(partial(outbox.expire, queued_before_ms=now_ms - GIVE_UP_AFTER_MS, room=ROOM, now_ms=now_ms))
+        async with self._engine.connect() as conn:
+            OUTBOX.set(await outbox.depth(conn))
+        if now_ms >= self._next_prune_ms:
+            self._next_prune_ms = now_ms + PRUNE_EVERY_MS
+            await self._prune(now_ms)
+
+    async def _prune(self, now_ms: int) -> None:
+        for statuses, kept_ms in KEPT_MS.items():
+            await self._all(partial(outbox.prune, statuses=statuses, created_before_ms=now_ms - kept_ms, room=ROOM))
+
+    async def _all(self, batch: Callable[[AsyncConnection], Awaitable[int]]) -> None:
+        """In batches, each a transaction of its own: a long one would block the others' maintenance."""
+        done = ROOM
+        while done == ROOM:
+            async with self._engine.begin() as conn:
+                done = await batch(conn)
 
 
 class SendingTasks:

@@ -6,7 +6,7 @@ from uuid import uuid4
 from msgspec import json
 from sqlalchemy import Row
 
-from app.archive.delivery_log import TestDelivery
+from app.archive.deliveries import TestDelivery
 from app.archive.outbox import valid_secrets
 from app.clock import monotonic_ms
 from app.delivery.sender import Delivered, Gone, Sender, SendOutcome, SignedWebhook, plain, trusted_tls

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.account import server_account
-from app.embedded.folder import folder_lock, open_var, socket_folder, was_used
+from app.embedded.account import folder_lock, open_var, server_account, socket_folder, was_used
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
 from app.errors import CannotStart

@@ -14,9 +14,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.embedded.account import SystemUser, becoming, end_with_parent, give, runnable, view_of
+from app.embedded.account import SystemUser, becoming, end_with_parent, give, runnable, view_of, write_private
 from app.embedded.child import ChildServer
-from app.embedded.folder import write_private
 from app.errors import CannotStart
 
 DATABASE = "adjourn"

@@ -27,9 +27,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from app.embedded.account import SystemUser, give, runnable
+from app.embedded.account import SystemUser, give, runnable, write_private
 from app.embedded.child import ChildServer
-from app.embedded.folder import write_private
 from app.errors import CannotStart
 
 _RECORD = "VERSION"

@@ -21,7 +21,7 @@ from app.domain.records import Reason, Receive, SessionOpening
 from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
-from app.ingest.faults import complete
+from app.ingest.wire import complete
 from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
 from app.live.sandbox import SandboxClocks, followed_ms

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.demo.command import compare, show
 from app.demo.day import KINDS, make_day
 from app.demo.play import JsonDict, Played, ReceivedWebhook, Receiver
-from app.demo.report import compare, show
 
 DAY = make_day()
 README = Path(__file__).resolve().parents[2] / "README.md"

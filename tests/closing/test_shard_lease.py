@@ -1,7 +1,7 @@
 """Workers share the shards; a silent one's are covered by the others."""
 
 from app.live import keys
-from app.live.shard_lease import ShardLease
+from app.live.due import ShardLease
 from app.resources import Resources
 
 LEASE_MS = 5_000

@@ -8,8 +8,7 @@ import pytest
 
 from app.archive.tables import instant
 from app.clock import wall_ms
-from app.delivery.dispatcher import Dispatcher
-from app.delivery.maintenance import GIVE_UP_AFTER_MS, KEPT_MS
+from app.delivery.dispatcher import GIVE_UP_AFTER_MS, KEPT_MS, Dispatcher
 from app.delivery.retry import DELAYS_MS, FAILURES_TO_OPEN, FIRST_PAUSE_MS
 from app.domain.instants import DAY_MS, MINUTE_MS, ms_of
 from app.ids import new_webhook_secret

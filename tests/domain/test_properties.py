@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec import msgpack, structs
 
 from app.domain.entry import Entry
-from app.domain.explanation import RULES
 from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
 from app.domain.rules.decide import decide
+from app.domain.session_view import RULES
 from app.domain.strand import Strand, event_id
 from tests.domain.naive import Item, sessions_of
 from tests.domain.strategies import MINUTE, PAUSES, entries, policies

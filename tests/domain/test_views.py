@@ -4,9 +4,8 @@ from typing import Any
 
 from msgspec import json
 
-from app.domain.explanation import explain
 from app.domain.records import Close, Message, Session
-from app.domain.session_view import session_view
+from app.domain.session_view import explain, session_view
 from app.domain.strand import Strand
 from tests.domain.talk import NOON_MS, Talk
 

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from app.embedded import Servers, account, embedded_servers, redis_server
-from app.embedded.folder import open_var, socket_folder
+from app.embedded.account import open_var, socket_folder
 from app.errors import CannotStart
 
 STRANGER = 65533  # a user id that nothing on this machine has

@@ -7,8 +7,7 @@ import pytest
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.errors import Invalid
-from app.ingest.faults import LONGEST, complete
-from app.ingest.wire import entries_from, entry_from
+from app.ingest.wire import LONGEST, complete, entries_from, entry_from
 
 DEEP: list[object] = []
 for _ in range(40):

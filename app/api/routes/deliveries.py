@@ -14,8 +14,8 @@ from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, co
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.endpoints import endpoint_row
-from app.archive import audit, delivery_log, endpoints
-from app.archive.delivery_log import DeliveryFilter, DeliveryPlace
+from app.archive import audit, deliveries, endpoints
+from app.archive.deliveries import DeliveryFilter, DeliveryPlace
 from app.clock import Clock
 from app.domain.instants import ms_of, rfc3339
 from app.errors import Conflict, NotFound
@@ -148,7 +148,7 @@ async def list_deliveries(engine: EngineDep, principal: Administering, asked: An
     wanted = asked.filter(principal.key.bots)
     page = Page(asked, of=["deliveries", wanted], place=DeliveryPlace)
     async with engine.connect() as conn:
-        rows = await delivery_log.page(conn, wanted, after=page.after, limit=page.probe)
+        rows = await deliveries.page(conn, wanted, after=page.after, limit=page.probe)
     shown, following = page.fit(rows, lambda row: DeliveryPlace(row.created_at, row.id), DeliveryView.of)
     return JsonResponse({"deliveries": shown, "next": following})
 
@@ -158,7 +158,7 @@ async def read_delivery(delivery_id: _DeliveryPath, engine: EngineDep, principal
     """One delivery with its payload and each of its attempts."""
     async with engine.connect() as conn:
         row = await _delivery(conn, principal, delivery_id)
-        return DeliveryDetail.with_history(row, await delivery_log.attempts_of(conn, row.id))
+        return DeliveryDetail.with_history(row, await deliveries.attempts_of(conn, row.id))
 
 
 @router.post("/replay", responses=refuses(NotFound))
@@ -185,7 +185,7 @@ async def replay_delivery(
         endpoint = await endpoints.find(conn, row.endpoint_id)
         if endpoint is None or not endpoint.enabled:
             raise Conflict("its endpoint is disabled or deleted", hint="enable the endpoint, then replay")
-        if not await delivery_log.replay(conn, row.id, now_ms=clock.now_ms()):
+        if not await deliveries.replay(conn, row.id, now_ms=clock.now_ms()):
             raise Conflict("it is pending already", hint="wait for its next attempt")
         await audit.record(conn, principal.actor, "delivery.replayed", row.id, bot=row.bot_id)
         return DeliveryView.of(await _delivery(conn, principal, delivery_id))
@@ -197,7 +197,7 @@ async def _replay_all(engine: AsyncEngine, clock: Clock, wanted: DeliveryFilter,
     while done == REPLAY_BATCH:
         async with engine.begin() as conn:
             await audit.check_key(conn, actor)
-            done = await delivery_log.replay_failed(conn, wanted, room=REPLAY_BATCH, now_ms=clock.now_ms())
+            done = await deliveries.replay_failed(conn, wanted, room=REPLAY_BATCH, now_ms=clock.now_ms())
         replayed += done
     return replayed
 
@@ -208,7 +208,7 @@ async def _bot_of(engine: AsyncEngine, principal: Principal, endpoint_id: str) -
 
 
 async def _delivery(conn: AsyncConnection, principal: Principal, delivery_id: str) -> Row[Any]:
-    row = await delivery_log.find(conn, id_of("delivery", delivery_id))
+    row = await deliveries.find(conn, id_of("delivery", delivery_id))
     return found(row, "delivery", delivery_id, seen=lambda row: principal.covers(row.bot_id))
 
 

@@ -11,8 +11,8 @@ from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, Princi
 from app.api.fields import Body, BotPath, Instant, UuidText
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
-from app.archive import delivery_log, endpoints
-from app.archive.delivery_log import TestDelivery
+from app.archive import deliveries, endpoints
+from app.archive.deliveries import TestDelivery
 from app.archive.endpoints import HEALTHY
 from app.archive.outbox import valid_secrets
 from app.archive.tables import instant
@@ -242,7 +242,7 @@ async def test_endpoint(
     # No connection is held while the receiver answers.
     test = await send_test(settings, endpoint, now_ms=now_ms)
     async with engine.begin() as conn:
-        await delivery_log.insert_test(conn, test)
+        await deliveries.insert_test(conn, test)
         if test.delivered:
             await endpoints.save_health(conn, {endpoint.id: HEALTHY})
     return TestResult.of(test)

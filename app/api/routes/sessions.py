@@ -29,10 +29,9 @@ from app.archive.late_entries import UnassignedPlace, unassigned_view
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace, place_of
 from app.archive.summary import summarise
 from app.domain.entry import ID_PATTERN
-from app.domain.explanation import explain
 from app.domain.instants import ms_of
 from app.domain.records import Outcome, Reason, Trade
-from app.domain.session_view import message_view, public_fields
+from app.domain.session_view import explain, message_view, public_fields
 from app.queries.sessions import Sessions, view
 
 router = APIRouter(prefix="/v1", tags=["sessions"])

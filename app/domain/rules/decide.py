@@ -27,7 +27,6 @@ from app.domain.records import (
     State,
 )
 from app.domain.rules import (
-    context,
     counting,
     ending,
     handoff,
@@ -72,8 +71,8 @@ EFFECTS: dict[EntryType, Callable[[Transition, Session, Entry, str], None]] = {
     "survey.sent": signals.survey_sent,
     "survey.answered": signals.survey_answered,
     "interrupted": signals.interrupt,
-    "discard": context.discard,
-    "discard.all": context.discard_all,
+    "discard": signals.discard,
+    "discard.all": signals.discard_all,
 }
 
 # Effects of an entry, by its kind, on the strand where no session is open and the entry starts none.
@@ -81,8 +80,8 @@ BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
     "handoff": handoff.handed_off_between,
     "agent.left": expect_no_agent,
     "survey.sent": expect_survey,
-    "discard": context.discard_between,
-    "discard.all": context.discard_all_between,
+    "discard": signals.discard_between,
+    "discard.all": signals.discard_all_between,
 }
 
 _ANY_CHANNEL = ""  # no session is open: the entry's channel decides later, if there is an entry
@@ -120,7 +119,7 @@ def _receive(transition: Transition, command: Receive) -> Answer:
     session = _count(transition, session, command)
     if opens:
         transition.emit("session.opened", session, at_ms=transition.now_ms, rule=session.opening_rule)
-    context.learn(transition, entry)
+    signals.learn(transition, entry)
     if kind in EFFECTS:
         EFFECTS[kind](transition, session, entry, command.message_id)
     return _keep(transition, session, command, "opened" if opens else "continued")

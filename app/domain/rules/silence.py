@@ -9,7 +9,6 @@ from typing import Any
 from msgspec import structs
 
 from app.domain.entry import Entry, EntryType
-from app.domain.explanation import DEADLINE_RULES
 from app.domain.instants import MINUTE_MS, rfc3339
 from app.domain.policy.model import ClosureMessage, Spoken, Terms, filled, text_in
 from app.domain.records import Announcement, Event, Reason, Session
@@ -17,6 +16,7 @@ from app.domain.rules import ending
 from app.domain.rules.signals import is_by_user, is_relay
 from app.domain.rules.starting import can_start
 from app.domain.rules.transition import Changes, Transition, Verdict
+from app.domain.session_view import DEADLINE_RULES
 from app.domain.strand import event_id
 
 MOST_ANNOUNCED = 4

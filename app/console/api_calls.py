@@ -9,9 +9,13 @@ from typing import Any
 
 import httpx
 from msgspec import Struct, json
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.config.records import SIGNED_IN
+
+INVALID = 422
+"""Status of a refusal whose `errors` belong into the form that caused it."""
 
 Json = dict[str, Any]
 Query = Mapping[str, str | int] | list[tuple[str, str | int | float | bool | None]]
@@ -67,9 +71,10 @@ class ApiCalls:
             raise Refusal(content)
         return ApiReply(content, reply.headers.get("etag"))
 
-    async def pass_on(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def pass_on(self, path: str, query: Query, *, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a browser's GET with the answer of a route, as a stream."""
-        await self._api({**scope, **self._given, "path": path, "raw_path": path.encode(), "root_path": ""}, receive, send)
+        asked = {"path": path, "raw_path": path.encode(), "root_path": "", "query_string": str(httpx.QueryParams(query)).encode()}
+        await self._api({**scope, **self._given, **asked}, receive, send)
 
     async def _send(
         self, method: str, path: str, body: object = None, *, query: Query | None = None, headers: Mapping[str, str] | None = None
@@ -84,3 +89,14 @@ class ApiCalls:
 
     async def _as_key(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._api({**scope, **self._given}, receive, send)
+
+
+class PassedOn(Response):
+    """An answer of the API to a GET, passed on as it comes."""
+
+    def __init__(self, api: ApiCalls, path: str, query: Query) -> None:
+        super().__init__()
+        self._api, self._path, self._query = api, path, query
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._api.pass_on(self._path, self._query, scope=scope, receive=receive, send=send)

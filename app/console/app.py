@@ -13,8 +13,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.console import home
+from app.console import home, sessions
 from app.console.api_calls import ApiCalls, Refusal
+from app.console.forms import Document
 from app.console.pages import STATIC, html
 from app.console.sign_in import COOKIE, COOKIE_LIFE_S, Signer, check_origin
 from app.console.visit import PREFIX, THEME_COOKIE, THEMES, Act, Show, Visit, checked_form, form_of, frame
@@ -22,10 +23,18 @@ from app.errors import AdjournError
 from app.ids import key_digest
 from app.resources import Resources
 
-PAGES: Mapping[str, Show] = {"/": home.show}
+PAGES: Mapping[str, Show] = {
+    "/": home.show,
+    "/live": sessions.live,
+    "/sessions": sessions.closed,
+    "/sessions.{kind}": sessions.export,
+    "/sessions/{session_id}": sessions.one,
+}
 """Every page by its path."""
 
-ACTIONS: Mapping[str, Act] = {}
+ACTIONS: Mapping[str, Act] = {
+    "/sessions/{session_id}/close": sessions.close,
+}
 """Every form by the path that it is sent to."""
 
 _YEAR_S = 365 * 86_400
@@ -37,6 +46,7 @@ class Console:
     def __init__(self, api: FastAPI) -> None:
         self._api = api
         self._signer: Signer | None = None
+        self._document_read: Document | None = None
 
     def app(self) -> Starlette:
         routes: list[BaseRoute] = [
@@ -62,6 +72,12 @@ class Console:
             self._signer = Signer(self._resources.pipe)
         return self._signer
 
+    @property
+    def _document(self) -> Document:
+        if self._document_read is None:
+            self._document_read = Document(self._api.openapi())
+        return self._document_read
+
     def _shown(self, show: Show) -> Any:  # noqa: ANN401 - an endpoint of Starlette
         async def endpoint(request: Request) -> Response:
             visit = await self._visit(request)
@@ -86,7 +102,9 @@ class Console:
             return None
         api = ApiCalls(self._api, digest=sign_in.digest, outer=request.scope)
         bots = [bot for bot in config.bots() if key.bots is None or bot.id in key.bots]
-        visit = Visit(request, key, sign_in, api, bots=sorted(bots, key=lambda bot: bot.id), now_ms=now_ms)
+        visit = Visit(
+            request, key, sign_in, api, bots=sorted(bots, key=lambda bot: bot.id), now_ms=now_ms, document=self._document
+        )
         request.state.visit = visit
         return visit
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
+
+from app.console.forms import entered
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -57,6 +59,11 @@ def pretty(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
+def compact(value: object) -> str:
+    """Any JSON in one line."""
+    return msgspec.json.encode(value).decode()
+
+
 def with_query(query: list[tuple[str, str]], **changes: str | None) -> str:
     """A query with some parameters replaced, or with None removed."""
     kept = [(name, value) for name, value in query if name not in changes]
@@ -71,13 +78,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "duration": duration,
-        "clock": clock_time,
-        "pretty": pretty,
-        "segment": lambda text: quote(str(text), safe=""),
-    }
-    made.globals |= {"with_query": with_query}
+    made.filters |= {"duration": duration, "clock": clock_time, "pretty": pretty, "compact": compact}
+    made.globals |= {"with_query": with_query, "entered": entered}
     return made
 
 

@@ -3,20 +3,25 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from app.config.records import BotConfig, KeyConfig
 from app.console.api_calls import ApiCalls
+from app.console.forms import Document
 from app.console.pages import html
 from app.console.sign_in import SignIn, check_token
 
 PREFIX = "/console"
 THEME_COOKIE = "adjourn_theme"
 THEMES = ("light", "dark")
-NAVIGATION = (("/", "Home", {"ingest", "read", "admin"}),)
+NAVIGATION = (
+    ("/", "Home", {"ingest", "read", "admin"}),
+    ("/live", "Live", {"read"}),
+    ("/sessions", "Sessions", {"read"}),
+)
 """Address, title, and the scopes of which a key needs one. It only hides links: the API decides, and a test compares the two."""
 
 Fields = dict[str, str]
@@ -34,6 +39,7 @@ class Visit:
     api: ApiCalls
     bots: list[BotConfig]  # those that the key covers
     now_ms: int
+    document: Document
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -42,6 +48,11 @@ class Visit:
 
     def may(self, *scopes: str) -> bool:
         return not self.key.scopes.isdisjoint(scopes)
+
+    @staticmethod
+    def segment(text: str) -> str:
+        """A text as one segment of a path."""
+        return quote(text, safe="")
 
     def of_path(self, name: str) -> str:
         return str(self.request.path_params[name])

@@ -20,7 +20,7 @@ LEFT, RIGHT = 20, 980
 _FIELDS = frozenset(Entry.__struct_fields__) - {"sent_at"}
 
 
-class Mark(Struct, frozen=True):
+class FigureMark(Struct, frozen=True):
     """One thing in the picture."""
 
     x: float
@@ -33,7 +33,7 @@ class Figure(Struct, frozen=True):
 
     start: str
     end: str
-    marks: list[Mark]
+    marks: list[FigureMark]
     gap: tuple[float, float] | None  # the silence from the entry that set the deadline to the deadline
 
 
@@ -49,15 +49,15 @@ def figure(session: Json, messages: Sequence[Json], explanation: Json) -> Figure
         part = (ms_of(parse(at)) - start_ms) / max(end_ms - start_ms, 1)
         return round(LEFT + (RIGHT - LEFT) * min(max(part, 0), 1), 1)
 
-    marks = [Mark(x_of(session["opened_at"]), "boundary", f"opened at {session['opened_at']}")]
+    marks = [FigureMark(x_of(session["opened_at"]), "boundary", f"opened at {session['opened_at']}")]
     if deadline["at"] <= end:
-        marks.append(Mark(x_of(deadline["at"]), "deadline", f"deadline at {deadline['at']}"))
+        marks.append(FigureMark(x_of(deadline["at"]), "deadline", f"deadline at {deadline['at']}"))
     if session["reminded_at"]:
-        marks.append(Mark(x_of(session["reminded_at"]), "reminder", f"reminder at {session['reminded_at']}"))
+        marks.append(FigureMark(x_of(session["reminded_at"]), "reminder", f"reminder at {session['reminded_at']}"))
     if closed_at:
-        marks.append(Mark(x_of(closed_at), "boundary", f"closed at {closed_at}: {session['reason']}"))
+        marks.append(FigureMark(x_of(closed_at), "boundary", f"closed at {closed_at}: {session['reason']}"))
     marks += [
-        Mark(x_of(each["received_at"]), each["role"], f"{each['type']} by {each['role']} at {each['received_at']}")
+        FigureMark(x_of(each["received_at"]), each["role"], f"{each['type']} by {each['role']} at {each['received_at']}")
         for each in messages
     ]
     mover = next((each["received_at"] for each in messages if each["message_id"] == deadline["message_id"]), None)

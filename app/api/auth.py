@@ -31,6 +31,7 @@ from app.live.pipe import Pipe
 from app.live.sandbox import SandboxClocks
 from app.live.users import UserVariables
 from app.live.view import LiveView
+from app.queries.live_events import LiveEvents
 from app.queries.sessions import Sessions
 from app.resources import Resources
 from app.settings import Settings
@@ -160,6 +161,12 @@ def known_bot(config: ConfigReplica, name: str) -> BotConfig:
     raise not_found("bot", name)
 
 
+def principal_of_request(request: Request) -> Principal:
+    """The principal of a request that FastAPI serves, see `principal_of`."""
+    authorization, signed_in = request.headers.get("authorization", ""), request.scope.get(SIGNED_IN)
+    return principal_for(resources_of(request), authorization, signed_in=signed_in)
+
+
 # Only for the OpenAPI document; `_needs` makes the check.
 _documented = Depends(HTTPBearer(auto_error=False, description="An API key, `adj_…`"))
 
@@ -171,11 +178,9 @@ def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
     """
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
-        resources = resources_of(request)
-        authorization, signed_in = request.headers.get("authorization", ""), request.scope.get(SIGNED_IN)
-        asking = principal_for(resources, authorization, signed_in=signed_in)
+        asking = principal_of_request(request)
         if scopes == ("admin",):
-            check_age(resources.config, ADMIN_MAX_AGE_MS)
+            check_age(resources_of(request).config, ADMIN_MAX_AGE_MS)
         asking.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
         return asking
@@ -221,6 +226,7 @@ ConfigDep = Annotated[ConfigReplica, _part("config")]
 EngineDep = Annotated[AsyncEngine, _part("engine")]
 LedgerDep = Annotated[Ledger, _part("ledger")]
 LiveDep = Annotated[LiveView, _part("live")]
+LiveEventsDep = Annotated[LiveEvents, _part("live_events")]
 OwnTimeDep = Annotated[OwnTime, _part("sandbox_ms")]
 PipeDep = Annotated[Pipe, _part("pipe")]
 SandboxesDep = Annotated[SandboxClocks, _part("sandboxes")]

@@ -127,6 +127,26 @@ class LivePage(BaseModel):
     next: Next
 
 
+class ChannelCount(BaseModel):
+    """The open sessions of a bot on a channel."""
+
+    bot: Annotated[str, Field(description="Id of the bot.", examples=["shop"])]
+    channel: Annotated[str, Field(description="The channel.", examples=["web"])]
+    open: Annotated[int, Field(description="How many are open.", examples=[2])]
+
+
+class AllLivePage(BaseModel):
+    """Open sessions, the next due first."""
+
+    open: Annotated[int, Field(description="How many are open in all.", examples=[2])]
+    by_channel: Annotated[list[ChannelCount], Field(description="How many are open by bot and channel; no zeros.")]
+    sessions: Annotated[list[SessionView], Field(description="The sessions of this page. It may be short and not the last.")]
+    next: Next
+    last_event_id: Annotated[
+        str, Field(description="Follow the events after it: `GET /v1/live/events?after=`.", examples=["1795341600000-0-0-0"])
+    ]
+
+
 class MessagePage(BaseModel):
     """Messages in order."""
 

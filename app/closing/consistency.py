@@ -3,10 +3,11 @@
 1. Every open session has a deadline: one without is woken, which writes its deadline anew.
    (The reverse needs no check: the sweep removes a deadline without an open session when it falls due.)
 2. Every open session is found by its user; a missing one is added.
-3. Every event record is undelivered, or pending with an archivist; else all records are delivered again.
+3. The counts of open sessions by channel add up to those that are open; else they are counted anew.
+4. Every event record is undelivered, or pending with an archivist; else all records are delivered again.
 
 One script writes all of it, so the product itself cannot break it. The check is for changes made to Redis from outside, and for
-sessions that version 0.1.0 opened, which had no look-up by user.
+sessions that version 0.1.0 opened, which had no look-up by user and no counts by channel.
 A repair is counted only where something was broken: each difference is read at one instant, by a script, since sessions open and
 close meanwhile.
 Lost sessions and records cannot be repaired: they show in `Totals.unaccounted`, which must be 0.
@@ -22,6 +23,7 @@ from app.closing.sweep import concerns_one, raise_first
 from app.config.records import BotConfig
 from app.domain.records import Wake
 from app.live import keys
+from app.live.channels import repair_channels
 from app.live.event_stream import GROUP
 from app.live.fold import CommandOutcome
 from app.live.ledger import Ledger
@@ -89,6 +91,7 @@ class ConsistencyCheck:
             for bot in bots:
                 repairs += await self._wake_without_deadline(shard, bot)
                 repairs += await repair_users(self._pipe, shard, bot.id)
+            repairs += await repair_channels(self._pipe, shard, [bot.id for bot in bots])
             repairs += int(await _REDELIVER.call(self._pipe, [keys.events(shard)], GROUP))
         if repairs:
             REPAIRS.inc(repairs)

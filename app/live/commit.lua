@@ -1,10 +1,12 @@
 -- Commits decided folds of one shard, each by a compare-and-set of its own.
 --
--- KEYS  [1] the shard's event stream, [2] its counts; then the keys that commits refer to by index
+-- KEYS  [1] the shard's event stream, [2] its counts, [3] its feed, [4] its open sessions by channel;
+--       then the keys that commits refer to by index
 -- ARGV  [1] now in ms, as the caller decided with
 --       [2] how far that may be off this server's clock, in ms
 --       [3] '1': go on when Redis is full (closes), '0': refuse (ingest)
---       [4…] one commit after the other, each:
+--       [4] how long the feed keeps a record, in ms
+--       [5…] one commit after the other, each:
 --   state     index of the state's key
 --   expected  the version that the caller decided on ('': no state)
 --   version   the version to write, unique over all commits
@@ -15,6 +17,8 @@
 --   member    the strand in `due` and `live`
 --   leave     the member of `users` whose session closed, '' for none
 --   join      the member of `users` whose session opened, '' for none
+--   left      the field of KEYS[4] whose session closed, '' for none
+--   joined    the field of KEYS[4] whose session opened, '' for none
 --   wake_at   ms, '' for none
 --   opened_at ms where a session opened; '-' where one closed and none is open; '' where that did not change
 --   keep_ms   how long the state lives on where no session is open; '' where one is
@@ -23,6 +27,7 @@
 --   checks    how many of: index of a message hash, n, then n ids; if any id is in it, nothing is written
 --   messages  how many of: index of a message hash, n, then n fields and values, alternating
 --   events    n, then n stream records
+--   feed      a record of the feed, '' for none
 -- (Flat, since the msgpack of Lua knows no binary strings.)
 --
 -- Returns  {now in ms, 0} if the clock was too far off (nothing was written), else
@@ -38,7 +43,7 @@ if off > tonumber(ARGV[2]) or off < -tonumber(ARGV[2]) then
   return { tostring(now), 0 }
 end
 
-local at = 3
+local at = 4
 local function take()
   at = at + 1
   return ARGV[at]
@@ -67,7 +72,7 @@ while at < #ARGV do
   local c = {
     state = take_key(), expected = take(), version = take(), value = take(),
     due = take_key(), live = take_key(), users = take_key(),
-    member = take(), leave = take(), join = take(),
+    member = take(), leave = take(), join = take(), left = take(), joined = take(),
     wake_at = take(), opened_at = take(), keep_ms = take(),
     opened = tonumber(take()), closed = tonumber(take()),
     checks = take_lists(), messages = take_lists(),
@@ -75,6 +80,7 @@ while at < #ARGV do
   local n = tonumber(take())
   c.first_event, c.last_event = at + 1, at + n
   at = at + n
+  c.feed = take()
 
   -- The stored value may be of another type, or none that a commit wrote: that fails this commit alone.
   local stored = redis.pcall('GET', c.state)
@@ -115,6 +121,7 @@ if ARGV[3] == '1' and #accepted > 0 then
   redis.call('HDEL', KEYS[1] .. ':none', '')
 end
 
+local kept_since = string.format('%.0f', now - tonumber(ARGV[4]))
 local opened, closed, records = 0, 0, 0
 for _, c in ipairs(accepted) do
   if c.value ~= '' then
@@ -136,6 +143,12 @@ for _, c in ipairs(accepted) do
     if c.join ~= '' then
       redis.call('ZADD', c.users, 0, c.join)
     end
+    if c.left ~= '' and redis.call('HINCRBY', KEYS[4], c.left, -1) == 0 then
+      redis.call('HDEL', KEYS[4], c.left)
+    end
+    if c.joined ~= '' then
+      redis.call('HINCRBY', KEYS[4], c.joined, 1)
+    end
     if c.wake_at == '' then
       redis.call('ZREM', c.due, c.member)
     else
@@ -146,6 +159,9 @@ for _, c in ipairs(accepted) do
     end
     for i = c.first_event, c.last_event do
       redis.call('XADD', KEYS[1], '*', 'e', ARGV[i])
+    end
+    if c.feed ~= '' then
+      redis.call('XADD', KEYS[3], 'MINID', '~', kept_since, '*', 'e', c.feed)
     end
   end
 end

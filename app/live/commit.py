@@ -11,6 +11,7 @@ from app.domain.records import Decision, Event, Wake
 from app.errors import Unavailable
 from app.live import keys
 from app.live.codec import EventRecord, encode
+from app.live.feed import FEED_KEPT_MS, feed_record
 from app.live.fold import Fold
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Argument, Pipe, RedisReply
@@ -102,7 +103,7 @@ class CommitScript:
     async def _evaluate(self, call: CommitCall, *args: Argument) -> RedisReply:
         lua = self._closing if call.closing else self._taking
         try:
-            return await lua.call(self._pipe, call.names, call.now_ms, self._max_skew_ms, int(call.closing), *args)
+            return await lua.call(self._pipe, call.names, call.now_ms, self._max_skew_ms, int(call.closing), FEED_KEPT_MS, *args)
         except ResponseError as error:
             raise Unavailable(f"Redis refused a commit: {error}", retry_after_s=1) from error
 
@@ -113,7 +114,8 @@ class _Names(dict[str, int]):
     __slots__ = ("shard",)
 
     def __init__(self, shard: int) -> None:
-        self[keys.events(shard)], self[keys.counts(shard)] = 1, 2
+        for name in (keys.events(shard), keys.counts(shard), keys.feed(shard), keys.channels(shard)):
+            self[name]  # each takes the next index: the script knows them by it
         self.shard = shard
 
     def __missing__(self, name: str) -> int:
@@ -127,7 +129,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     last = fold.decided[-1][1]
     events = fold.events()
     types = [event.type for event in events]
-    opened, leave, join = _opened(fold, last)
+    opened, leave, join, left, joined = _opened(fold, last)
     written = _is_written(fold, last)
     stored = encode(last.state) if written else b""
     args: list[Argument] = [
@@ -141,6 +143,8 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
         member,
         leave,
         join,
+        left,
+        joined,
         last.wake_at_ms if last.wake_at_ms is not None else "",
         opened,
         _keep_ms(fold, last, now_ms=now_ms),
@@ -150,6 +154,7 @@ def _commit(fold: Fold, names: _Names, *, version: str, now_ms: int, silent: fro
     _add_checks(args, fold, names)
     _add_messages(args, fold, names)
     _add_records(args, fold, [event for event in events if event.type not in silent])
+    args.append(feed_record(fold.strand, events) if events else b"")
     return Commit(args, version if written else fold.version, stored)
 
 
@@ -161,15 +166,17 @@ def _is_written(fold: Fold, last: Decision) -> bool:
     return last.state != fold.state
 
 
-def _opened(fold: Fold, last: Decision) -> tuple[Argument, Argument, Argument]:
-    """`opened_at`, and the members to delete from and to add to the sessions by user."""
+def _opened(fold: Fold, last: Decision) -> tuple[Argument, ...]:
+    """`opened_at`; the members to delete from and to add to the sessions by user; the same of the counts by channel."""
     before, after = fold.state.session, last.state.session
     if before is after or (before is not None and after is not None and before.id == after.id):
-        return "", "", ""  # nearly always
+        return "", "", "", "", ""  # nearly always
     leave = keys.user_member(before.user_id, fold.strand) if before else ""
+    left = keys.channel_field(fold.strand.bot, before.channel) if before else ""
     if after is None:
-        return "-", leave, ""
-    return after.opened_at_ms, leave, keys.user_member(after.user_id, fold.strand)
+        return "-", leave, "", left, ""
+    joined = keys.channel_field(fold.strand.bot, after.channel)
+    return after.opened_at_ms, leave, keys.user_member(after.user_id, fold.strand), left, joined
 
 
 def _keep_ms(fold: Fold, last: Decision, *, now_ms: int) -> Argument:

@@ -125,6 +125,24 @@ def events(shard: int) -> str:
     return f"adj:{{{shard}}}:events"
 
 
+def feed(shard: int) -> str:
+    """What happened to sessions lately, for clients that follow it.
+
+    Type: stream. Writer: commit. Life: a record is trimmed two minutes later, by a commit that writes another.
+    Growth: the events of two minutes, about 150 bytes each.
+    """
+    return f"adj:{{{shard}}}:feed"
+
+
+def channels(shard: int) -> str:
+    """`channel_field` to how many sessions are open there.
+
+    Type: hash. Writer: commit; the consistency check counts anew where the sum is wrong. Life: a field is deleted at 0.
+    Growth: one field a bot and channel.
+    """
+    return f"adj:{{{shard}}}:channels"
+
+
 def counts(shard: int) -> str:
     """Sessions opened and closed, event records emitted and released, since the shard began.
 
@@ -165,6 +183,22 @@ def member(strand: Strand) -> str:
 def user_member(user: str, strand: Strand) -> str:
     """A user's session as a member of `users`."""
     return SEPARATOR.join((user, strand.conversation, strand.thread))
+
+
+def channel_field(bot: str, channel: str) -> str:
+    """A bot's channel as a field of `channels`."""
+    return SEPARATOR.join((bot, channel))
+
+
+def channel_from(field: bytes) -> tuple[str, str]:
+    """The bot and the channel that a field of `channels` names."""
+    bot, _, channel = field.decode().partition(SEPARATOR)
+    return bot, channel
+
+
+def bot_of_member(member: bytes) -> str:
+    """The bot of a strand as a member; some text that is no bot's id for a member that this product did not write."""
+    return member.split(SEPARATOR.encode(), 1)[0].decode(errors="replace")
 
 
 def live_member(bot: str, user_member: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from sys import maxsize
 
 import structlog
@@ -31,10 +31,14 @@ class LiveSession(Struct, frozen=True):
 _STRAND = keys.STRAND_FIELD.encode()
 _PORTION_BYTES = 4 << 20
 _MOST_AT_ONCE = 1_000
+_MOST_LOOKED_AT = 50_000
 _BACKLOG = 1_000
 
 OpenPosition = tuple[int, bytes]
 """A position in a bot's list of open sessions: `opened_at_ms` and the strand as a member."""
+
+DuePosition = tuple[int, bytes]
+"""A position in the list of open sessions by the instant at which they are due: that instant and the strand as a member."""
 
 
 class LiveView:
@@ -119,7 +123,7 @@ class LiveView:
 
         A session that closes while the list is walked may be left out; one that stays open is given exactly once.
         """
-        shards = [self._positions(shard, bot, after=after, count=limit + 1) for shard in range(self._shards)]
+        shards = [self._positions(keys.live(shard, bot), after=after, count=limit + 1) for shard in range(self._shards)]
         positions = sorted(position for found in await asyncio.gather(*shards) for position in found)
         shown = positions[:limit]
         found = await self._sessions(strands_in((member for _, member in shown), of=f"the open sessions of {bot}"))
@@ -187,11 +191,58 @@ class LiveView:
             if cursor == b"0":
                 return sorted(strands_in(members, of=name))
 
-    async def _positions(self, shard: int, bot: str, *, after: OpenPosition | None, count: int) -> list[OpenPosition]:
-        """At least `count` positions of one shard after `after`, if there are so many."""
+    async def upcoming(
+        self,
+        *,
+        sandboxes: Sequence[str],
+        covers: Callable[[str], bool],
+        wanted: Callable[[LiveSession], bool],
+        after: DuePosition | None,
+        limit: int,
+    ) -> tuple[list[tuple[DuePosition, LiveSession]], DuePosition | None]:
+        """Open sessions of bots that `covers` names, the next due first, and the position to continue from; None at the end.
+
+        Due is a session at its reminder or at its deadline. Sandbox bots have a time of their own: only those named are read.
+        A page may be short, since what one request looks at is bounded.
+        """
+        found: list[tuple[DuePosition, LiveSession]] = []
+        looked_at = 0
+        while True:
+            positions = await self._due_positions(sandboxes, after=after, count=_MOST_AT_ONCE)
+            covered = [each for each in positions if covers(keys.bot_of_member(each[1]))]
+            for start in range(0, len(covered), limit):
+                portion = covered[start : start + limit]
+                for each in await self._sessions_at(portion):
+                    if len(found) == limit:
+                        return found, after
+                    after = each[0]
+                    if wanted(each[1]):
+                        found.append(each)
+                after = portion[-1]
+            if len(positions) < _MOST_AT_ONCE:
+                return found, None
+            after = positions[-1]
+            looked_at += len(positions)
+            if looked_at >= _MOST_LOOKED_AT:
+                return found, after
+
+    async def _due_positions(self, sandboxes: Sequence[str], *, after: DuePosition | None, count: int) -> list[DuePosition]:
+        """The first `count` positions after `after` in the sets of all shards."""
+        names = [keys.due(shard, bot) for shard in range(self._shards) for bot in (None, *sandboxes)]
+        found = await asyncio.gather(*(self._positions(name, after=after, count=count) for name in names))
+        return sorted(position for positions in found for position in positions)[:count]
+
+    async def _sessions_at(self, positions: Sequence[DuePosition]) -> list[tuple[DuePosition, LiveSession]]:
+        """The open sessions at these positions; a strand that is only due to be cleaned up has none."""
+        placed = [(each, strand) for each in positions if (strand := keys.strand_or_none(each[1])) is not None]
+        found = {one.strand: one for one in await self._sessions([strand for _, strand in placed])}
+        return [(position, found[strand]) for position, strand in placed if strand in found]
+
+    async def _positions(self, name: str, *, after: OpenPosition | None, count: int) -> list[OpenPosition]:
+        """At least `count` positions of a sorted set after `after`, if there are so many."""
         start, asked = ("-inf", count) if after is None else (str(after[0]), 2 * count)
         while True:
-            reply = await self._pipe.call("ZRANGEBYSCORE", keys.live(shard, bot), start, "+inf", "WITHSCORES", "LIMIT", 0, asked)
+            reply = await self._pipe.call("ZRANGEBYSCORE", name, start, "+inf", "WITHSCORES", "LIMIT", 0, asked)
             read = [(int(float(reply[i + 1])), bytes(reply[i])) for i in range(0, len(reply), 2)]
             positions = [position for position in read if after is None or position > after]
             # Sessions opened in the same ms, at or before the position, are read again and skipped.

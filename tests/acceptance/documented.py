@@ -50,6 +50,7 @@ VOLATILE = frozenset(
         "request_id",
         "target",
         "instance",
+        "last_event_id",
     }
 )
 _EXAMPLE = re.compile(r"```http\n(?P<request>.*?)```\n(?P<between>\s*)```json\n(?P<answer>.*?)```", re.DOTALL)

@@ -78,6 +78,8 @@ FOREIGN: dict[tuple[str, str], Any] = {
 
 NAMING: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/v1/sessions"): {"params": {"bot": MARK}},
+    ("GET", "/v1/live"): {"params": {"bot": MARK}},
+    ("GET", "/v1/live/events"): {"params": {"bot": MARK}},
     ("GET", "/v1/conversations/{conversation_id}/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/analytics/sessions"): {"params": {"bot": MARK}},
     ("GET", "/v1/analytics/definitions/compare"): {"params": {"bot": MARK}},

@@ -11,6 +11,7 @@ from app.api.routes import (
     endpoints,
     exports,
     keys,
+    live,
     operations,
     policies,
     rejects,
@@ -22,6 +23,7 @@ from app.api.routes import (
 # Variables of a conversation come before the conversation's sessions: see `conversations`.
 _MODULES = (
     sessions,
+    live,
     analytics,
     exports,
     conversations,

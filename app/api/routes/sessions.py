@@ -1,11 +1,9 @@
 """Sessions: lists of open and of closed ones; one with its messages and its explanation; closing one; sums over closed ones."""
 
-import asyncio
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from msgspec import Struct
 from pydantic import BaseModel, Field, create_model
 
 from app.api.auth import (
@@ -13,7 +11,6 @@ from app.api.auth import (
     ClosingSessions,
     ConfigDep,
     EngineDep,
-    LiveDep,
     Principal,
     Reading,
     SessionsDep,
@@ -24,7 +21,7 @@ from app.api.auth import (
 from app.api.fields import BotPath, GivenInstant, IdText, SlugText, object_of
 from app.api.paging import LARGEST_PAGE, LongPageQuery, Page, Paged, PageQuery
 from app.api.responses import MOST_VALUES, JsonResponse, answers, asked, asked_as
-from app.api.session_views import CloserDep, Explanation, LivePage, MessagePage, SessionPage, SessionView, UnassignedPage
+from app.api.session_views import CloserDep, Explanation, MessagePage, SessionPage, SessionView, UnassignedPage
 from app.archive.late_entries import UnassignedPlace, unassigned_view
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionOrder, SessionPlace, place_of
 from app.archive.summary import summarise
@@ -163,13 +160,6 @@ class SummaryView(BaseModel):
     by_trade: Annotated[dict[Trade, int], Field(description="Sessions by trade.", examples=[{"bot": 3}])]
 
 
-class OpenSessionPlace(Struct, frozen=True):
-    """Where a page of open sessions ended: the last one's instant of opening, and its strand as a member."""
-
-    opened_at_ms: int
-    member: bytes
-
-
 @router.get("/sessions", openapi_extra=_OPENAPI, **answers(SessionPage))
 async def list_sessions(
     request: Request,
@@ -179,7 +169,7 @@ async def list_sessions(
     *,
     asked: Annotated[SessionQuery, Query()],
 ) -> JsonResponse:
-    """Closed sessions by filter, of the bots that the key covers. Open ones: `GET /v1/bots/{bot}/live`.
+    """Closed sessions by filter, of the bots that the key covers. Open ones: `GET /v1/live`.
 
     A session is in one of the two lists at every instant: in this one from its close on, before it is archived too.
     """
@@ -189,24 +179,6 @@ async def list_sessions(
     rows = await sessions.page(wanted, order=asked.order, after=page.after, limit=page.probe)
     shown, following = page.fit(rows, lambda one: place_of(one.session, asked.order), view)
     return JsonResponse({"sessions": shown, "next": following})
-
-
-@router.get("/bots/{bot}/live", **answers(LivePage))
-async def list_live(
-    bot: BotPath, config: ConfigDep, live: LiveDep, sessions: SessionsDep, *, _: Reading, asked: Paged
-) -> JsonResponse:
-    """Open sessions, the longest open first. One that closes while the list is walked may be left out."""
-    known_bot(config, bot)
-    page = Page(asked, of=["live", bot], place=OpenSessionPlace)
-    after = None if page.after is None else (page.after.opened_at_ms, page.after.member)
-    (rows, last), count = await asyncio.gather(sessions.live_page(bot, after=after, limit=page.limit), live.count(bot))
-    shown, following = page.fit(
-        rows,
-        lambda row: OpenSessionPlace(*row[0]),
-        lambda row: view(row[1]),
-        last=None if last is None else OpenSessionPlace(*last),
-    )
-    return JsonResponse({"open": count, "sessions": shown, "next": following})
 
 
 @router.get("/sessions/{session_id}", **answers(SessionView))

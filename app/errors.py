@@ -10,6 +10,7 @@ AdjournError
 ├── UnsupportedMedia       415  a body of a kind that this route does not read
 ├── Invalid                422  a body or parameter that says something impossible
 ├── PreconditionRequired   428  `If-Match` is missing
+├── RateLimited            429  more entries or requests than a key or bot may send; retry
 └── Unavailable            503  Redis or Postgres does not answer; nothing was lost, retry
 """
 
@@ -85,6 +86,12 @@ class PreconditionRequired(AdjournError):
     status = 428
     code = "precondition_required"
     title = "If-Match is required"
+
+
+class RateLimited(AdjournError):
+    status = 429
+    code = "rate_limited"
+    title = "Too many requests"
 
 
 class Unavailable(AdjournError):

@@ -6,6 +6,8 @@ With several processes the library keeps the values in files of `PROMETHEUS_MULT
 from prometheus_client import Counter, Gauge, Histogram
 
 ENTRIES = Counter("adjourn_entries_total", "Entries accepted", ["result"])
+RATE_LIMITED = Counter("adjourn_rate_limited_total", "Requests, and entries of batches, refused by a rate", ["rate"])
+RATES_UNCHECKED = Counter("adjourn_rates_unchecked_total", "Slices of a rate given without Redis, which did not answer")
 UNASSIGNED = Counter("adjourn_unassigned_entries_total", "Entries that belong to no session", ["reason"])
 OPENED = Counter("adjourn_sessions_opened_total", "Sessions opened")
 CLOSED = Counter("adjourn_sessions_closed_total", "Sessions closed", ["reason"])

@@ -21,9 +21,11 @@ from app.config.follower import ConfigReplica
 from app.config.key_usage import KeyUsage
 from app.config.records import BotConfig
 from app.ingest.intake import Intake
+from app.ingest.limits import RateLimits
 from app.live.commit import CommitScript
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
+from app.live.rates import Rates
 from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
 from app.live.users import UserVariables
@@ -51,6 +53,7 @@ class Resources:
     live_events: LiveEvents
     sandboxes: SandboxClocks
     user_variables: UserVariables
+    limits: RateLimits
     intake: Intake
     sweep: Sweep
 
@@ -126,6 +129,7 @@ def _assemble(
         live_events=LiveEvents(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
+        limits=RateLimits(Rates(pipe), settings),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
         sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),
     )

@@ -71,6 +71,13 @@ class Settings(BaseSettings):
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
 
+    # Rates: ten seconds' worth may be spent at once
+    rate_entries: int = Field(default=5000, ge=0, description="Entries a second of one key, and of one bot. 0: no limit.")
+    rate_bytes: int = Field(
+        default=10_000_000, ge=0, description="Bytes of entries a second of one key, and of one bot. 0: no limit."
+    )
+    rate_requests: int = Field(default=200, ge=0, description="Other requests a second of one key. 0: no limit.")
+
     # Connections of clients
     max_connections: int = Field(
         default=2000, ge=10, description="Connections of clients that one API process has at most, with room for probes beside."

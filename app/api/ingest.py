@@ -10,14 +10,16 @@ import structlog
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
-from app.api.auth import known_bot, principal_for
+from app.api.auth import Principal, known_bot, principal_for
 from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
-from app.api.middleware import request_id_of
+from app.api.middleware import rate_headers, request_id_of
 from app.config.records import SIGNED_IN, BotConfig
+from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
+from app.ingest.limits import over_rate
 from app.ingest.wire import entries_from, entry_from
 from app.resources import Resources
 
@@ -54,22 +56,29 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
     if scope["method"] != "POST":
         raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
-    bot = _bot(resources, scope, headers, name=route["bot"])
+    principal, bot = _principal_and_bot(resources, scope, headers, name=route["bot"])
+    spenders = f"key:{principal.key.id}", f"bot:{bot.id}"
+    resources.limits.check_entries(*spenders)
     if scope["query_string"]:
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     body = await _body(receive, headers, limit=resources.settings.max_body_bytes)
-    if route["batch"]:
-        return await _many(resources, bot, body, media=media)
-    return await _one(resources, bot, body, media=media)
+    entries = _many_of(resources, body, media=media) if route["batch"] else [_one_of(body, media=media)]
+    allowed = await resources.limits.spend_entries(*spenders, entries=len(entries), size=len(body))
+    refused = [over_rate("entries") for _ in entries[allowed.entries :]]
+    results = await resources.intake.take(bot, [*entries[: allowed.entries], *refused]) if entries else []
+    status, answer, text = _batch(results) if route["batch"] else _single(results)
+    return status, answer + rate_headers(allowed.spent), text
 
 
-def _bot(resources: Resources, scope: Scope, headers: dict[bytes, bytes], *, name: str) -> BotConfig:
+def _principal_and_bot(
+    resources: Resources, scope: Scope, headers: dict[bytes, bytes], *, name: str
+) -> tuple[Principal, BotConfig]:
     authorization = headers.get(b"authorization", b"").decode("latin-1")
     principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
     principal.require("ingest", bot=name)
-    return known_bot(resources.config, name)
+    return principal, known_bot(resources.config, name)
 
 
 def _check_encoding(headers: dict[bytes, bytes]) -> None:
@@ -82,20 +91,26 @@ def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
     return UnsupportedMedia(f"cannot read {what[:LONGEST_WHERE]!r}", hint=hint)
 
 
-async def _one(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Reply:
+def _one_of(body: bytes, *, media: str) -> Entry:
     if media != _JSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
-    (result,) = await resources.intake.take(bot, [entry_from(body)])
+    return entry_from(body)
+
+
+def _single(results: list[Receipt | EntryRefusal]) -> Reply:
+    (result,) = results
     if not isinstance(result, Receipt):
         raise result
     return _ok(result)
 
 
-async def _many(resources: Resources, bot: BotConfig, body: bytes, *, media: str) -> Reply:
+def _many_of(resources: Resources, body: bytes, *, media: str) -> list[Entry | Invalid]:
     if media != _JSON and media not in _NDJSON:
         raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
-    entries = entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
-    results = await resources.intake.take(bot, entries) if entries else []
+    return entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
+
+
+def _batch(results: list[Receipt | EntryRefusal]) -> Reply:
     refused = sum(not isinstance(result, Receipt) for result in results)
     return _ok({"accepted": len(results) - refused, "refused": refused, "answers": list(map(_result, results))})
 

@@ -8,14 +8,16 @@ from typing import Any, cast
 
 import structlog
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from starlette import datastructures
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import principal_for
-from app.api.errors import error_of, problem_bytes
+from app.api.errors import Headers, error_of, problem_bytes
 from app.config.records import SIGNED_IN
 from app.errors import AdjournError, TooLarge
+from app.ingest.limits import Spendings
+from app.live.rates import BURST_S, Spent
 from app.resources import Resources
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -39,9 +41,9 @@ def install_middleware(app: FastAPI) -> None:
 
 
 class KeyFirst:
-    """Refuses requests without a valid key before anything else is done for them; FastAPI would read and decode the body first.
+    """Refuses requests without a valid key, and those of a key that sends too many, before anything else is done for them.
 
-    Scope and bot are the route's to check.
+    FastAPI would read and decode the body first. Scope and bot are the route's to check.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,11 +52,15 @@ class KeyFirst:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(_KEYED):
             resources: Resources = scope["app"].state.resources
+            authorization = datastructures.Headers(scope=scope).get("authorization", "")
             try:
-                principal_for(resources, Headers(scope=scope).get("authorization", ""), signed_in=scope.get(SIGNED_IN))
+                principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
+                spent = await resources.limits.spend_request(f"key:{principal.key.id}")
             except AdjournError as error:
                 await _send_problem(error, scope, send)
                 return
+            await self._app(scope, receive, _with_headers(send, rate_headers(spent)))
+            return
         await self._app(scope, receive, send)
 
 
@@ -96,13 +102,12 @@ class RequestIds:
         request_id = request_id_of(scope)
         scope["adjourn.request_id"] = request_id
         started = False
+        answer = _with_headers(send, [(b"x-request-id", request_id.encode())])
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
+            started = True
+            await answer(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -120,6 +125,28 @@ def request_id_of(scope: MutableMapping[str, Any]) -> str:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value.decode("latin-1")):
             return cast("bytes", value).decode("latin-1")
     return f"{_PROCESS}{next(_COUNT):08x}"
+
+
+def rate_headers(spent: Spendings) -> Headers:
+    """The headers of draft-ietf-httpapi-ratelimit-headers: of each kind of rate the one of which least is left."""
+    least: dict[str, Spent] = {}
+    for kind, each in spent:
+        if each.per_s and (kind not in least or each.left < least[kind].left):
+            least[kind] = each
+    if not least:
+        return []
+    policy = ", ".join(f'"{kind}";q={each.per_s * BURST_S};w={BURST_S}' for kind, each in least.items())
+    state = ", ".join(f'"{kind}";r={each.left};t={each.full_after_s}' for kind, each in least.items())
+    return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
+
+
+def _with_headers(send: Send, added: Headers) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *added]
+        await send(message)
+
+    return sending
 
 
 async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:

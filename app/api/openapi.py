@@ -23,7 +23,17 @@ from app.api.webhooks import EVENTS
 from app.domain.entry import END, Entry
 from app.domain.policy.model import Policy
 from app.domain.policy.parse import PRESETS
-from app.errors import AdjournError, Forbidden, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from app.errors import (
+    AdjournError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+)
 from app.ingest.intake import Receipt
 from app.settings import Settings
 
@@ -209,9 +219,10 @@ def _add_errors(path: str, operation: JsonSchema) -> None:
     for status, response in responses.items():
         if status >= str(BadRequest.status) and "Readiness" not in str(response.get("content")):
             response["content"] = {PROBLEM_JSON: {"schema": _ref("Problem")}}
-    if str(Unavailable.status) in responses and "security" in operation:
+    if "security" in operation:
         wait = {"description": "Seconds to wait before a retry.", "schema": {"type": "integer", "examples": [2]}}
-        responses[str(Unavailable.status)]["headers"] = {"Retry-After": wait}
+        for kind in (RateLimited, Unavailable):
+            responses[str(kind.status)]["headers"] = {"Retry-After": wait}
     operation["responses"] = dict(sorted(responses.items()))
 
 
@@ -219,7 +230,7 @@ def _errors(path: str, operation: JsonSchema) -> Iterator[type[AdjournError]]:
     yield Unexpected
     if "security" in operation:
         # The check of a key also checks the names of query parameters.
-        yield from (Unauthenticated, Forbidden, Invalid, Unavailable)
+        yield from (Unauthenticated, Forbidden, Invalid, RateLimited, Unavailable)
     if operation.get("parameters"):
         yield Invalid
     if "{" in path or any(parameter["name"] == "bot" for parameter in operation.get("parameters", ())):

@@ -62,6 +62,14 @@ Type: string. Writer: archivist. Life: 30 s after the last try; deleted when one
 """
 
 
+def rate(name: str) -> str:
+    """What is left of a rate: `entries`, `bytes` or `requests`, and the key or bot that spends it.
+
+    Type: hash. Writer: the API. Life: a TTL a second longer than it takes to fill. Growth: up to three a key and two a bot.
+    """
+    return f"adj:rate:{name}"
+
+
 def state(shard: int, member: str) -> str:
     """A strand's version, a colon, and its state as msgpack.
 

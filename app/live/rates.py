@@ -1,0 +1,100 @@
+"""Rates: how much of something (entries, bytes, requests) one key or bot may spend a second, over all processes.
+
+A bucket in Redis fills at the rate and holds `BURST_S` seconds of it. A process takes a slice of it at a time and spends that
+from memory, so most entries cost no second trip to Redis. Where Redis does not answer soon, slices are given without it, and
+counted: a rate protects others from one caller, and must not stop all of them.
+"""
+
+import asyncio
+from math import ceil
+
+import structlog
+from msgspec import Struct, field
+from redis.exceptions import RedisError
+
+from app.clock import monotonic_ms
+from app.errors import Unavailable
+from app.live import keys
+from app.live.lua import LuaScript, read_source
+from app.live.pipe import Pipe
+from app.metrics import RATES_UNCHECKED
+
+BURST_S = 10
+_SLICE_S = 0.1
+_PAUSE_MS = 100.0  # after a bucket was found empty
+_LONGEST_WAIT_S = 0.2
+_UNCHECKED_MS = 1_000.0  # after Redis did not answer
+_SPEND = LuaScript(read_source("app.live", "spend.lua"))
+log = structlog.get_logger(__name__)
+
+
+class Spent(Struct, frozen=True):
+    """How much of what was asked for may be done. `left`: what may be spent at once from now on, as far as this process knows."""
+
+    allowed: int
+    left: int
+    per_s: int
+
+    @property
+    def full_after_s(self) -> int:
+        """Until all may be spent again, in whole seconds."""
+        return ceil(max(0, self.per_s * BURST_S - self.left) / self.per_s)
+
+
+class _Slice(Struct, eq=False):
+    """What a process has taken out of a bucket and not spent yet."""
+
+    tokens: int = 0
+    left: int = 0  # in the bucket, when it was asked last
+    empty_until_ms: float = 0.0  # on the monotonic clock: until then Redis is not asked again
+    asking: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Rates:
+    """The rates of one process."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._slices: dict[str, _Slice] = {}
+        self._unchecked_until_ms = 0.0  # on the monotonic clock: until then slices are given without Redis
+
+    async def spend(self, name: str, *, per_s: int, wanted: int) -> Spent:
+        """Spend up to `wanted` of the rate `name`; `per_s` 0 is no limit."""
+        if not per_s:
+            return Spent(wanted, 0, 0)
+        held = self._slices.get(name)
+        if held is None:
+            held = self._slices[name] = _Slice()
+        if held.tokens < wanted:
+            await self._fill(name, held, per_s=per_s, wanted=wanted)
+        allowed = min(wanted, held.tokens)
+        held.tokens -= allowed
+        return Spent(allowed, held.left + held.tokens, per_s)
+
+    def is_spent(self, name: str) -> bool:
+        """Whether nothing of a rate is left, as far as is known without asking Redis."""
+        held = self._slices.get(name)
+        return held is not None and not held.tokens and monotonic_ms() < held.empty_until_ms
+
+    async def _fill(self, name: str, held: _Slice, *, per_s: int, wanted: int) -> None:
+        async with held.asking:
+            if held.tokens >= wanted or monotonic_ms() < held.empty_until_ms:
+                return
+            asked = max(wanted - held.tokens, ceil(per_s * _SLICE_S))
+            taken, held.left = await self._take(name, per_s=per_s, asked=asked)
+            held.tokens += taken
+            if taken < asked:
+                held.empty_until_ms = monotonic_ms() + _PAUSE_MS
+
+    async def _take(self, name: str, *, per_s: int, asked: int) -> tuple[int, int]:
+        """Tokens taken out of the bucket, and those left in it."""
+        if monotonic_ms() >= self._unchecked_until_ms:
+            try:
+                async with asyncio.timeout(_LONGEST_WAIT_S):
+                    taken, left = await _SPEND.call(self._pipe, [keys.rate(name)], per_s, per_s * BURST_S, asked)
+                return int(taken), int(left)
+            except (RedisError, Unavailable, TimeoutError) as error:
+                self._unchecked_until_ms = monotonic_ms() + _UNCHECKED_MS
+                log.warning("rate not checked, entries are taken without it", rate=name, error=repr(error))
+        RATES_UNCHECKED.inc()
+        return asked, 0

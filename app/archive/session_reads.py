@@ -103,7 +103,7 @@ class SessionFilter(Struct, frozen=True, kw_only=True):
     ] = None
 
 
-_EQUAL = {name: sessions.c[name] for name in SessionFilter.__struct_fields__ if name in sessions.c}
+EQUAL = {name: sessions.c[name] for name in SessionFilter.__struct_fields__ if name in sessions.c}
 """Fields of the filter that a column equals, or is one of."""
 
 _sandboxes = select(bots.c.id).where(bots.c.sandbox)
@@ -218,7 +218,7 @@ def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     """The conditions of a filter, in SQL."""
     return [
         *_bots(wanted.bots),
-        *(_is(column, value) for name, column in _EQUAL.items() if (value := getattr(wanted, name)) is not None),
+        *(_is(column, value) for name, column in EQUAL.items() if (value := getattr(wanted, name)) is not None),
         *([] if wanted.tag is None else [sessions.c.tags.contains([wanted.tag])]),
         *([] if wanted.sandbox is None else [sessions.c.bot_id.in_(_sandboxes) == wanted.sandbox]),
         *(_has_metadata(key, value) for key, value in (wanted.metadata or {}).items()),
@@ -235,7 +235,7 @@ def matches(wanted: SessionFilter, one: ArchivedSession, *, sandbox: bool) -> bo
     metadata = session.session_metadata or {}
     return (
         (wanted.bots is None or one.strand.bot in wanted.bots)
-        and all(_chosen(_value(one, name), getattr(wanted, name)) for name in _EQUAL)
+        and all(_chosen(_value(one, name), getattr(wanted, name)) for name in EQUAL)
         and (wanted.tag is None or wanted.tag in session.tags)
         and (wanted.sandbox is None or wanted.sandbox == sandbox)
         and all(

@@ -10,7 +10,10 @@ A trigger stamps `revision` on every change of `bots`, `policies`, `endpoints` a
 order of commits: `app.config.follower` copies what is newer than the copy in Redis.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from types import NoneType
+from typing import Any, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -31,6 +34,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
+from app.domain.records import last_reported
+
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -47,6 +52,7 @@ NOW = text("now()")
 TRUE = text("true")
 FALSE = text("false")
 ZERO = text("0")
+_TYPES = {str: Text, int: BigInteger, bool: Boolean}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A day within the calendar of Python: asyncpg takes its very ends for infinity.
@@ -80,6 +86,14 @@ def _created_at() -> Column[datetime]:
 
 def _count(name: str, doc: str) -> Column[int]:
     return Column(name, Integer, nullable=False, doc=doc)
+
+
+def _last_reported() -> Iterator[Column[Any]]:
+    """The columns of the fields that a session takes from the entry that reported them last."""
+    for name, hint in last_reported().items():
+        kind, meta = get_args(hint)[:2]
+        (plain,) = set(get_args(kind)) - {NoneType}
+        yield Column(name, _TYPES[plain], doc=meta.description)
 
 
 instance = Table(
@@ -193,8 +207,7 @@ sessions = Table(
     Column("contained", Boolean, doc="Whether the bot did without a human."),
     Column("outcome", Text, doc="What it came to."),
     Column("trade", Text, nullable=False, doc="Who took part beside the user: `bot`, or `agent`."),
-    Column("language", Text, doc="The last language reported."),
-    Column("intent", Text, doc="The last intent reported."),
+    *_last_reported(),
     Column("tags", ARRAY(Text), nullable=False, doc="The last set of tags reported."),
     _count("entries", "Entries, late ones not counted."),
     _count("user_entries", "Entries by the user, without `activity`."),

@@ -8,7 +8,7 @@ Each field of a stored record says what it means. A name that ends in `_at_ms` o
 epoch, UTC; any other name that ends in `_ms` is a duration.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from msgspec import Meta, Struct
 
@@ -45,6 +45,12 @@ EventType = Literal[
     "session.updated",
 ]
 UnassignedReason = Literal["no_session", "too_late", "cannot_start"]
+
+LAST_REPORTED = Meta(extra={"last_reported": True})
+"""Marks a field of `Session` that holds the value of the entry's field of the same name, as reported last.
+
+The rule that sets it (`app.domain.rules.counting`) and its column (`app.archive.tables`) follow from the mark.
+"""
 
 
 class BotRules(Struct, frozen=True, gc=False):
@@ -116,7 +122,9 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
     last_bot_at_ms: int | None = None  # the last of them
     interactive: Annotated[bool, Meta(description="Whether the user took part.")] = False
     counted: Annotated[bool, Meta(description="Whether it counts in statistics (`requires_bot`).")] = True
-    intent: Annotated[str | None, Meta(description="The last intent that was reported.", examples=["order.status"])] = None
+    intent: Annotated[
+        str | None, Meta(description="The last intent that was reported.", examples=["order.status"]), LAST_REPORTED
+    ] = None
     billing_sessions: Annotated[int, Meta(description="Started blocks with user activity.", examples=[1])] = 0
     billed_until_ms: int = 0  # the end of the billing block that was counted last
     agent_entries: int = 0  # entries by a human agent, without `activity`
@@ -131,7 +139,9 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
     first_response_ms: Annotated[
         int | None, Meta(description="From the user's first message to the first answer, in ms.", examples=[2000])
     ] = None
-    language: Annotated[str | None, Meta(description="The last language that was reported.", examples=["en"])] = None
+    language: Annotated[str | None, Meta(description="The last language that was reported.", examples=["en"]), LAST_REPORTED] = (
+        None
+    )
     tags: Annotated[tuple[str, ...], Meta(description="The last set of tags that was reported.", examples=[["vip"]])] = ()
     trade: Annotated[Trade, Meta(description="Who takes part: the bot, or a human agent assisted by it.")] = "bot"
     developer: Annotated[bool, Meta(description="Whether a developer took part: never billed.")] = False
@@ -320,3 +330,9 @@ class Decision(Struct, frozen=True, gc=False):
     events: tuple[Event, ...] = ()
     answer: Answer | None = None
     unassigned: tuple[UnassignedEntry, ...] = ()
+
+
+def last_reported() -> dict[str, Any]:
+    """Name to annotated type of the fields of `Session` that are marked `LAST_REPORTED`."""
+    hints = get_type_hints(Session, include_extras=True)
+    return {name: hint for name, hint in hints.items() if LAST_REPORTED in getattr(hint, "__metadata__", ())}

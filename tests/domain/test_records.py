@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.domain import records, transcript
 from app.domain.entry import Entry
-from app.domain.records import Answer, Message, Session
+from app.domain.records import Answer, Message, Session, last_reported
 from app.domain.session_view import ROLES, message_view
 
 SOURCE = Path(records.__file__).read_text()
@@ -41,7 +41,7 @@ def test_every_field_of_an_entry_reaches_the_transcript() -> None:
 
 
 def test_every_field_of_a_session_is_set_by_a_rule() -> None:
-    """By name, in a change or as an argument; the fields of each role are named by their pattern."""
+    """By name, in a change or as an argument, or by its mark; the fields of each role are named by their pattern."""
     trees = [ast.parse(path.read_text()) for path in (Path(records.__file__).parent / "rules").glob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     named: set[object] = {node.arg for node in nodes if isinstance(node, ast.keyword)}
@@ -49,4 +49,5 @@ def test_every_field_of_a_session_is_set_by_a_rule() -> None:
     named |= {key.value for node in nodes if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)}
     of_roles = {f"{role}_entries" for role in ROLES} | {f"{which}_{role}_at_ms" for role in ROLES for which in ("first", "last")}
 
-    assert set(Session.__struct_fields__) - named - of_roles == set()
+    assert set(last_reported()) - set(Entry.__struct_fields__) == set(), "an entry reports the field"
+    assert set(Session.__struct_fields__) - named - of_roles - set(last_reported()) == set()

@@ -12,6 +12,7 @@ import pytest
 
 from app.api import routes
 from app.archive.session_reads import SessionFilter
+from app.archive.tables import sessions
 from app.domain.entry import EntryType
 from app.domain.records import EventType, Outcome, Reason
 from app.domain.session_view import public_fields
@@ -21,6 +22,15 @@ from tests.tooling.shape import imports
 from tests.tooling.tree import DOCS, modules, texts
 
 RULES = (DOCS / "rules.md").read_text()
+
+# Columns of a session by which lists are filtered under another name: a list of bots, a tag, a key, an end of a range.
+BY_OTHER_FILTERS = {"bot_id", "tags", "session_metadata", "opened_at", "closed_at", "active_ms"}
+# Columns that are read or summed, and that no list is filtered by.
+NOT_FILTERED = {
+    *("id", "thread", "opening_rule", "closing_rule", "closed_by", "continuation_of", "detail", "archived_at", "intents"),
+    *("entries", "user_entries", "bot_entries", "agent_entries", "system_entries", "late_entries", "interactions"),
+    *("billing_sessions", "first_response_ms", "idle_ms"),
+}
 
 
 def used_names() -> set[str]:
@@ -93,6 +103,11 @@ def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
 def test_the_webhook_guide_names_every_event(event: str) -> None:
     """docs/webhooks.md says when it is sent."""
     assert f"`{event}`" in (DOCS / "webhooks.md").read_text()
+
+
+def test_every_column_of_a_session_has_its_filter() -> None:
+    """A column that is added and no list is filtered by: a filter that was forgotten, together with its test."""
+    assert set(sessions.c.keys()) - set(SessionFilter.__struct_fields__) == BY_OTHER_FILTERS | NOT_FILTERED
 
 
 def test_every_field_of_the_filter_is_a_query_parameter() -> None:

@@ -8,6 +8,7 @@ up the continuation: nothing is dropped, and the archived session and its events
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from msgspec import convert, structs
@@ -16,12 +17,14 @@ from app.domain.entry import Entry, EntryType
 from app.domain.errors import InvalidEntry
 from app.domain.json_value import JsonCheck
 from app.domain.policy.model import PolicyVersion
-from app.domain.records import Event, Message, Session, State
+from app.domain.records import Event, Message, Session, State, last_reported
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
 from app.domain.strand import Strand, session_id
 
 MOST_INTENTS = 32
+_LAST_REPORTED = tuple(last_reported())
+_reported = attrgetter(*_LAST_REPORTED)
 
 # By the user, but no interaction: typing, arriving and leaving (K13, and the table of entry types).
 _NOT_INTERACTING: frozenset[EntryType] = frozenset({"activity", "connect", "session.end", "conversation.ended", "chat.closed"})
@@ -64,11 +67,10 @@ def take_part(transition: Transition, session: Session, entry: Entry, changes: C
 
 
 def see(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
-    """Language, intent and tags of the entry that gave them last; the user's own intents; the session's metadata."""
-    if entry.language is not None:
-        changes["language"] = entry.language
-    if entry.intent is not None:
-        changes["intent"] = entry.intent
+    """The values that stay as reported last, and the last set of tags; the user's own intents; the session's metadata."""
+    for name, value in zip(_LAST_REPORTED, _reported(entry), strict=True):
+        if value is not None:
+            changes[name] = value
     if entry.role == "user" and entry.type != "activity":
         _see_intent_of_user(session, entry, changes)
     if entry.tags and (tags := tuple(tag for tag in entry.tags if tag not in CONTROL_TAGS)):
@@ -133,6 +135,10 @@ def _time_response(transition: Transition, session: Session, entry: Entry, chang
 
 ROLLBACK = "rollback"
 _COUNTERS = (count, take_part, see, bill)
+# What they read of an entry: fields of its message, and those that stand in the message's `rest`.
+_READ = ("user_id", "role", "type", "tags", "developer", *_LAST_REPORTED)
+_READ_OF_MESSAGE = tuple(name for name in _READ if name in Message.__struct_fields__)
+_READ_OF_REST = frozenset(_READ) - set(_READ_OF_MESSAGE)
 
 
 def continuation(
@@ -184,14 +190,5 @@ def _counted(strand: Strand, session: Session, message: Message, policy: PolicyV
 
 def _entry(message: Message) -> Entry:
     """The entry as the bot reported it, in the fields that counting reads."""
-    developer = bool((message.rest or {}).get("developer"))
-    fields = {
-        "user_id": message.user_id,
-        "role": message.role,
-        "type": message.type,
-        "intent": message.intent,
-        "language": message.language,
-        "tags": message.tags,
-        "developer": developer,
-    }
-    return convert(fields, Entry)
+    fields = {name: value for name, value in (message.rest or {}).items() if name in _READ_OF_REST}
+    return convert(fields | {name: getattr(message, name) for name in _READ_OF_MESSAGE}, Entry)

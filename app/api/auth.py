@@ -125,7 +125,7 @@ def principal_of(
     """
     digest = _given_digest(authorization) if signed_in is None else signed_in
     known = config.key(digest)
-    if known is not None and (known.expires_at_ms is None or now_ms < known.expires_at_ms):
+    if known is not None and known.accepted_at(now_ms):
         check_age(config, max_age_ms)
         config.used_keys.add(known.id)
         return Principal(known)

@@ -77,3 +77,7 @@ class KeyConfig(Struct, frozen=True):
     scopes: frozenset[str]  # of `ingest`, `read` and `admin`
     bots: frozenset[str] | None  # the bots that it covers; None: all of them
     expires_at_ms: int | None = None  # from when on it is refused, in ms since the epoch; None: it does not expire
+
+    def accepted_at(self, now_ms: int) -> bool:
+        """Whether requests with it are accepted: it has not expired."""
+        return self.expires_at_ms is None or now_ms < self.expires_at_ms

@@ -4,7 +4,7 @@ A call passes through the whole app, its limits, its checks of scope and bot, an
 change more than the same key can by HTTP.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ INVALID = 422
 """Status of a refusal whose `errors` belong into the form that caused it."""
 
 Json = dict[str, Any]
-Query = Mapping[str, str | int] | list[tuple[str, str | int | float | bool | None]]
+Query = Mapping[str, str | int] | Sequence[tuple[str, str]]
 
 
 class Refusal(Exception):
@@ -73,7 +73,7 @@ class ApiCalls:
 
     async def pass_on(self, path: str, query: Query, *, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a browser's GET with the answer of a route, as a stream."""
-        asked = {"path": path, "raw_path": path.encode(), "root_path": "", "query_string": str(httpx.QueryParams(query)).encode()}
+        asked = {"path": path, "raw_path": path.encode(), "root_path": "", "query_string": str(_parameters(query)).encode()}
         await self._api({**scope, **self._given, **asked}, receive, send)
 
     async def _send(
@@ -81,7 +81,7 @@ class ApiCalls:
     ) -> httpx.Response:
         content = None if body is None else json.encode(body)
         sent = {"content-type": "application/json", "x-request-id": self._request_id, **(headers or {})}
-        request = httpx.Request(method, f"http://console{path}", params=query, headers=sent, content=content)
+        request = httpx.Request(method, f"http://console{path}", params=_parameters(query or {}), headers=sent, content=content)
         reply = await httpx.ASGITransport(self._as_key).handle_async_request(request)
         reply.request = request
         await reply.aread()
@@ -89,6 +89,10 @@ class ApiCalls:
 
     async def _as_key(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._api({**scope, **self._given}, receive, send)
+
+
+def _parameters(query: Query) -> httpx.QueryParams:
+    return httpx.QueryParams(dict(query) if isinstance(query, Mapping) else list(query))
 
 
 class PassedOn(Response):

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.console import home, sessions
+from app.console import bots, home, sessions
 from app.console.api_calls import ApiCalls, Refusal
 from app.console.forms import Document
 from app.console.pages import STATIC, html
@@ -29,11 +29,21 @@ PAGES: Mapping[str, Show] = {
     "/sessions": sessions.closed,
     "/sessions.{kind}": sessions.export,
     "/sessions/{session_id}": sessions.one,
+    "/bots": bots.every,
+    "/bots/{bot}": bots.one,
+    "/bots/{bot}/versions": bots.versions,
+    "/bots/{bot}/sandbox": bots.sandbox,
 }
 """Every page by its path."""
 
 ACTIONS: Mapping[str, Act] = {
     "/sessions/{session_id}/close": sessions.close,
+    "/bots": bots.create,
+    "/bots/{bot}/preview": bots.preview,
+    "/bots/{bot}/policy": bots.save,
+    "/bots/{bot}/restore": bots.restore,
+    "/bots/{bot}/sandbox/entry": bots.report,
+    "/bots/{bot}/sandbox/clock": bots.advance,
 }
 """Every form by the path that it is sent to."""
 
@@ -94,11 +104,11 @@ class Console:
         return endpoint
 
     async def _visit(self, request: Request) -> Visit | None:
-        """The visit of a request; None unless it carries a valid cookie of a key that is not revoked."""
+        """The visit of a request; None unless it carries a valid cookie of a key that the API accepts."""
         now_ms, config = self._resources.clock.now_ms(), self._resources.config
         sign_in = await self._signing.read(request.cookies.get(COOKIE, ""), now_ms=now_ms)
         key = None if sign_in is None else config.key(sign_in.digest)
-        if sign_in is None or key is None:
+        if sign_in is None or key is None or not key.accepted_at(now_ms):
             return None
         api = ApiCalls(self._api, digest=sign_in.digest, outer=request.scope)
         bots = [bot for bot in config.bots() if key.bots is None or bot.id in key.bots]
@@ -115,9 +125,10 @@ class Console:
         check_origin(request.headers.get("sec-fetch-site"))
         fields = await form_of(request)
         digest = key_digest(fields.get("key", "").strip())
-        if self._resources.config.key(digest) is None:
+        key, now_ms = self._resources.config.key(digest), self._resources.clock.now_ms()
+        if key is None or not key.accepted_at(now_ms):
             return html("sign_in.html", frame(request, "Sign in") | {"wrong": True, "next": _next(fields)}, status=401)
-        cookie = await self._signing.cookie(digest, now_ms=self._resources.clock.now_ms())
+        cookie = await self._signing.cookie(digest, now_ms=now_ms)
         answer = RedirectResponse(_next(fields), status_code=303)
         _set_cookie(answer, request, COOKIE, cookie, life_s=COOKIE_LIFE_S)
         return answer

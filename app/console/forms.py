@@ -55,6 +55,10 @@ class Document:
         """The properties of a component."""
         return [self._field(f"{within}{name}", each) for name, each in self.properties(schema).items()]
 
+    def field(self, schema: str, name: str) -> Field:
+        """One property of a component."""
+        return self._field(name, self.properties(schema)[name])
+
     def properties(self, schema: str) -> Json:
         """Names and schemas of the properties of a component."""
         found: Json = self._schemas[schema]["properties"]
@@ -103,7 +107,11 @@ def _kind(schema: Json) -> tuple[Kind, tuple[str, ...]]:
             return kind, options
 
 
-_PLAIN: Mapping[str, tuple[Kind, tuple[str, ...]]] = {"boolean": ("yes_no", ("true", "false")), "integer": ("number", ())}
+_PLAIN: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
+    "boolean": ("yes_no", ("true", "false")),
+    "integer": ("number", ()),
+    "number": ("number", ()),
+}
 
 
 def _object_kind(schema: Json) -> Kind:
@@ -168,10 +176,10 @@ def _value(field: Field, texts: list[str]) -> Any:  # noqa: ANN401 - any JSON
     return text
 
 
-def as_query(fields: Sequence[Field], given: Sequence[tuple[str, str]]) -> list[tuple[str, str | int | float | bool | None]]:
+def as_query(fields: Sequence[Field], given: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The parameters of a query as the API reads them: an input of an instant sends UTC without saying so."""
     kinds = {field.name: field.kind for field in fields}
-    sent: list[tuple[str, str | int | float | bool | None]] = []
+    sent: list[tuple[str, str]] = []
     for name, text in given:
         match kinds.get(name):
             case "instant" if "T" in text and not text.endswith("Z") and "+" not in text:

@@ -45,7 +45,7 @@ async def closed(visit: Visit) -> Response:
     """Closed sessions by the API's own filters: the page's address is the query."""
     fields = visit.document.query_fields(LIST, without=_WITHOUT)
     columns = [value for name, value in visit.query if name == "column"] or list(COLUMNS)
-    given = [(name, value) for name, value in visit.query if name not in {"column", "done"}]
+    given = [(name, value) for name, value in visit.query if name != "column"]
     known = [name for name in visit.document.properties("SessionView") if name != "id"]
     problem: Json | None = None
     answer: Json = {"sessions": [], "next": None}

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -21,10 +22,13 @@ NAVIGATION = (
     ("/", "Home", {"ingest", "read", "admin"}),
     ("/live", "Live", {"read"}),
     ("/sessions", "Sessions", {"read"}),
+    ("/bots", "Bots", {"admin"}),
 )
 """Address, title, and the scopes of which a key needs one. It only hides links: the API decides, and a test compares the two."""
 
-Fields = dict[str, str]
+Fields = QueryParams
+"""The fields of a form; of a name that is repeated, `[]` gives the last value and `getlist` all."""
+
 Show = Callable[["Visit"], Awaitable[Response]]
 Act = Callable[["Visit", Fields], Awaitable[Response]]
 
@@ -43,8 +47,8 @@ class Visit:
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """The parameters of the address that are not empty: a form sends its empty fields, too."""
-        return [(name, value) for name, value in self.request.query_params.multi_items() if value]
+        """The parameters of the address, without the notice and the empty ones: a form sends its empty fields, too."""
+        return [(name, value) for name, value in self.request.query_params.multi_items() if value and name != "done"]
 
     def may(self, *scopes: str) -> bool:
         return not self.key.scopes.isdisjoint(scopes)
@@ -100,13 +104,12 @@ NOTICES: Mapping[str, str] = {
 
 
 async def form_of(request: Request) -> Fields:
-    """The fields of a form; the last one of a name counts."""
-    body = await request.body()
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=500))
+    """The fields of a form."""
+    return QueryParams((await request.body()).decode("utf-8", "replace"))
 
 
 async def checked_form(visit: Visit) -> Fields:
     """The fields of a form of this sign-in. Raise `Forbidden` for any other."""
     fields = await form_of(visit.request)
-    check_token(visit.sign_in, fields.pop("csrf", ""))
+    check_token(visit.sign_in, fields.get("csrf", ""))
     return fields

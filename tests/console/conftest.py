@@ -29,7 +29,7 @@ class Browser(httpx.AsyncClient):
         assert reply.status_code == status, f"{path}: {reply.status_code} {reply.text}"
         return reply.text
 
-    async def submit(self, path: str, to: str, **fields: str) -> httpx.Response:
+    async def submit(self, path: str, to: str, **fields: str | list[str]) -> httpx.Response:
         """Send a form as a page shows it, with the token that it finds there."""
         token = re.search(r'name="csrf" value="([0-9a-f]+)"', await self.page(path))
         assert token, f"{path} has no form"

@@ -9,11 +9,15 @@ from app.config.publish import publish
 from app.console.app import ACTIONS, PAGES
 from app.console.sign_in import COOKIE, COOKIE_LIFE_S
 from app.console.visit import NAVIGATION
+from app.domain.instants import rfc3339
 from app.resources import Resources
 from tests.api.conftest import Client
 from tests.console.conftest import Browser, BrowserMaker
 
 KEYS = ((), ("ingest",), ("read",), ("admin",), ("admin", "read", "ingest"))
+
+OTHERWISE = {"/bots/{bot}/sandbox": {"ingest"}}
+"""Pages for other keys than the page of the navigation that they are below."""
 
 
 async def test_the_root_leads_to_the_sign_in(browsers: BrowserMaker) -> None:
@@ -74,6 +78,19 @@ async def test_revocation_signs_out_everywhere(browser: Browser, admin: Client, 
     assert reply.headers["location"] == "/console/sign-in"
 
 
+async def test_an_expired_key_is_signed_out(browsers: BrowserMaker, admin: Client, resources: Resources) -> None:
+    """At the instant at which the API refuses it, its cookie is worth nothing, and it signs in no more."""
+    made = await admin.ok("POST", "/v1/keys", {"name": "a day", "scopes": ["ingest"], "expires_at": "2100-01-01T00:00:00Z"})
+    browser = await browsers()
+    assert (await browser.post("/console/sign-in", data={"key": made["key"]})).url.path == "/console/"
+    changed = {"expires_at": rfc3339(resources.clock.now_ms() + 60_000)}
+    await admin.ok("PATCH", f"/v1/keys/{made['id']}", changed)
+    resources.clock._offset_ms += 61_000
+
+    assert (await browser.get("/console/")).url.path == "/console/sign-in"
+    assert (await browser.post("/console/sign-in", data={"key": made["key"]})).status_code == 401
+
+
 async def test_signing_out_forgets_the_cookie(browser: Browser) -> None:
     """The page after it is the sign-in."""
     reply = await browser.post("/console/sign-out")
@@ -132,12 +149,12 @@ async def test_the_api_takes_no_sign_in_from_outside(browser: Browser) -> None:
 
 
 async def test_every_page_follows_the_scopes(browsers: BrowserMaker) -> None:
-    """The navigation names exactly the pages that the key may open, and a page below one is for the same keys."""
+    """The navigation names exactly the pages that the key may open; a page below one is for the same keys, unless it is named above."""
     for scopes in KEYS:
         browser = await browsers(*scopes)
         for path in PAGES:
             top = "/" + re.split(r"[/.]", path)[1]
-            (wanted,) = [wanted for address, _, wanted in NAVIGATION if address == top]
+            (wanted,) = [OTHERWISE.get(path, wanted) for address, _, wanted in NAVIGATION if address == top]
             found = {200, 404} if "{" in path else {200}
             reply = await browser.get(f"/console{re.sub(r'{(?P<name>[a-z_]+)}', 'csv', path)}", follow_redirects=False)
             assert reply.status_code in (found if wanted & set(scopes) else {403} if scopes else {303}), f"{scopes}: {path}"

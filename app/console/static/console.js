@@ -45,3 +45,20 @@ setInterval(countDown, 1000);
 if (document.querySelector("[data-live]")) setInterval(refreshSoon, REFRESH_MS);
 
 export { refresh, refreshSoon, remaining };
+
+// A form with `data-preview` shows the effects of its present values while one types.
+const form = document.querySelector("[data-preview]");
+if (form) {
+  let timer = 0;
+  const preview = async () => {
+    const body = new URLSearchParams(new FormData(form));
+    const answer = await fetch(form.dataset.preview, { method: "POST", body });
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const effects = page.querySelector("#effects");
+    if (effects) document.querySelector("#effects").replaceWith(effects);
+  };
+  form.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => preview().catch(() => {}), 250);
+  });
+}

@@ -149,7 +149,7 @@ async def test_the_api_takes_no_sign_in_from_outside(browser: Browser) -> None:
 
 
 async def test_every_page_follows_the_scopes(browsers: BrowserMaker) -> None:
-    """The navigation names exactly the pages that the key may open; a page below one is for the same keys, unless it is named above."""
+    """The navigation names exactly the pages that the key may open; a page below one is for the same keys."""
     for scopes in KEYS:
         browser = await browsers(*scopes)
         for path in PAGES:

@@ -1,4 +1,4 @@
-"""`python -m bench [part …]`: all measurements, or some of `routes`, `ledger`, `archivist`, `deliveries`."""
+"""`python -m bench [part …]`: `routes`, `ledger`, `archivist` and `deliveries`, or some of them, or `instructions`."""
 
 import sys
 
@@ -7,7 +7,7 @@ import uvloop
 
 from app.resources import open_resources
 from app.settings import Settings
-from bench import archivist, deliveries, ledger, routes
+from bench import archivist, deliveries, instructions, ledger, routes
 from bench.installation import installation, make_bots
 
 
@@ -27,6 +27,8 @@ def main(parts: list[str]) -> None:
         key = uvloop.run(make_bots(settings.redis_url or ""))
         if "routes" in parts:
             routes.show(routes.measure(settings, key))
+        if "instructions" in parts:
+            instructions.show(instructions.measure(settings, key))
         uvloop.run(_in_process(settings, parts, psutil.Process(servers.redis_pid)))
 
 

@@ -41,11 +41,9 @@ def measure(settings: Settings, key: str) -> dict[str, list[TakenRecord]]:
     """Alternate the targets in rounds, so that other work of the machine affects all alike."""
     taken: dict[str, list[TakenRecord]] = {}
     with ExitStack() as stack:
-        targets = [stack.enter_context(target) for target in _targets(settings)]
-        for target in targets:
-            _wait_until_it_answers(target)
+        running = [stack.enter_context(target) for target in targets(settings)]
         for run in range(ROUNDS):
-            for target in targets:
+            for target in running:
                 taken.setdefault(target.name, []).append(_round(target, key, run))
     return taken
 
@@ -63,30 +61,41 @@ def show(taken: dict[str, list[TakenRecord]]) -> None:
         print(f"  {name:<26}{ratio:>8.2f}{rate:>12,.0f}{cpu_us:>13.1f}{cpu:>12.1f}x")
 
 
-def _targets(settings: Settings) -> Iterator[AbstractContextManager[Target]]:
-    ours = ("-m", "app.cli", "api", "--fd")
-    yield _running("bare ASGI app", "/", ("-m", "bench.targets", "bare"), settings)
-    yield _running("FastAPI + pydantic + await", "/entries", ("-m", "bench.targets", "pydantic"), settings)
-    yield _running("adjourn ingest", f"/v1/bots/{BOT}/messages", ours, settings)
+def targets(
+    settings: Settings, *, names: frozenset[str] = frozenset(), under: tuple[str, ...] = (sys.executable,)
+) -> Iterator[AbstractContextManager[Target]]:
+    """The servers under test, or those of these names; `under` is the command that runs Python."""
+    every = {
+        "bare ASGI app": ("/", ("-m", "bench.targets", "bare")),
+        "FastAPI + pydantic + await": ("/entries", ("-m", "bench.targets", "pydantic")),
+        "adjourn ingest": (f"/v1/bots/{BOT}/messages", ("-m", "app.cli", "api", "--fd")),
+    }
+    for name, (path, command) in every.items():
+        if not names or name in names:
+            yield _running(name, path, (*under, *command), settings)
 
 
 @contextmanager
 def _running(name: str, path: str, command: tuple[str, ...], settings: Settings) -> Iterator[Target]:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         process = subprocess.Popen(
-            [sys.executable, *command, str(listener.fileno())],
+            [*command, str(listener.fileno())],
             env=environment_with(
                 redis_url=settings.redis_url,
                 database_url=settings.database_url,
                 var_dir=settings.var_dir,
-                log_level="WARNING",
                 rate_entries=_BEYOND_ANY,
                 rate_bytes=_BEYOND_ANY,
+                log_level="ERROR",
+                redis_timeout_s=60,  # under valgrind, or on a busy machine, an answer may take that long
+                ingest_deadline_s=60,
             ),
             pass_fds=(listener.fileno(),),
         )
+        target = Target(name, path, listener.getsockname()[1], process)
         try:
-            yield Target(name, path, listener.getsockname()[1], process)
+            _wait_until_it_answers(target)
+            yield target
         finally:
             process.terminate()
             process.wait()
@@ -94,7 +103,7 @@ def _running(name: str, path: str, command: tuple[str, ...], settings: Settings)
 
 def _wait_until_it_answers(target: Target) -> None:
     """The socket listens already, so the first request waits until the process answers it."""
-    connection = HTTPConnection("127.0.0.1", target.port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", target.port, timeout=120)
     connection.request("GET", "/")
     connection.getresponse().read()
     connection.close()
@@ -104,11 +113,16 @@ def _round(target: Target, key: str, run: int) -> TakenRecord:
     load = Load(target.port, target.path, key=key, seconds=SECONDS, run=run)
     server = psutil.Process(target.process.pid)
     before = server.cpu_times()
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load", msgspec.json.encode(load).decode()], check=True, capture_output=True, timeout=60
-    )
+    counted = offer(load)
     after = server.cpu_times()
-    counted = msgspec.json.decode(done.stdout, type=Counted)
-    assert set(counted.statuses) == {"200"}, f"{target.name}: {counted.statuses}"
     cpu_s = after.user + after.system - before.user - before.system
     return TakenRecord(counted.answered / counted.seconds, cpu_s / counted.total * 1e6)
+
+
+def offer(load: Load, *, timeout_s: float = 60) -> Counted:
+    """Send the load from a process of its own; every answer is a 200."""
+    command = [sys.executable, "-m", "bench.load", msgspec.json.encode(load).decode()]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=timeout_s)
+    counted = msgspec.json.decode(done.stdout, type=Counted)
+    assert set(counted.statuses) == {"200"}, f"{load.path}: {counted.statuses}"
+    return counted

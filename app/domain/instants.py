@@ -1,6 +1,7 @@
 """Instants and durations: in ms, and as RFC 3339 in UTC with milliseconds and `Z`."""
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 SECOND_MS = 1_000
 MINUTE_MS = 60 * SECOND_MS
@@ -16,7 +17,13 @@ LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 def rfc3339(at_ms: int) -> str:
     """`2026-11-21T10:00:00.000Z`. It never fails: an instant that an offset has put outside the calendar becomes its end."""
     seconds, ms = divmod(max(FIRST_MS, min(at_ms, LAST_MS)), SECOND_MS)
-    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ms:03d}Z"
+    return f"{_second(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    """An instant without its fraction; the answers of a moment share few of them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
 def rfc3339_or_none(at_ms: int | None) -> str | None:

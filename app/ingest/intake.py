@@ -4,10 +4,11 @@ Promised: a receipt is given only for an entry that is committed. An entry that 
 """
 
 import asyncio
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
 from secrets import token_hex
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,19 +18,20 @@ from app.config.records import BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.domain.instants import ms_of, rfc3339
-from app.domain.records import Reason, Receive, SessionOpening
+from app.domain.records import Command, Reason, Receive, SessionOpening
 from app.domain.strand import strand_of
 from app.errors import AdjournError, Invalid, Unavailable
 from app.failpoints import failpoint
 from app.ingest.wire import complete
-from app.live.fold import CommandOutcome
+from app.live.fold import BatchedCommand, CommandBatch, CommandOutcome, PendingCommand
 from app.live.ledger import Ledger
 from app.live.sandbox import SandboxClocks, followed_ms
-from app.metrics import ENTRIES
+from app.metrics import ENTRIES_TAKEN
 
 EntryRefusal = AdjournError | DomainError
 
-_counter_of = cache(ENTRIES.labels)
+_LOOKS = 40
+"""How many times in the time that an entry may take the deadlines are looked at."""
 
 encode = msgspec.json.Encoder().encode
 """An answer's JSON."""
@@ -64,6 +66,48 @@ class Receipt(Struct, frozen=True):
     closed: Annotated[list[ClosedView], Meta(description="The sessions that it ended.")]
 
 
+class Waiting(Protocol):
+    """A command or a batch that waits for Redis."""
+
+    def is_over(self) -> bool: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+
+class Deadlines:
+    """Fails what waits too long, by one timer for all: all may wait equally long, so they end in the order in which they came."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._waiting: deque[tuple[float, Waiting]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, waiting: Waiting) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiting.append((loop.time() + self._deadline_s, waiting))
+        if self._timer is None:
+            self._timer = loop.call_later(self._deadline_s / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        now_s = loop.time()
+        while waiting and (waiting[0][0] <= now_s or waiting[0][1].is_over()):
+            waiting.popleft()[1].fail(Unavailable("Redis did not answer in time", retry_after_s=1))
+        self._timer = loop.call_later(self._deadline_s / _LOOKS, self._look) if waiting else None
+
+
+class EntryCommand(PendingCommand, kw_only=True, eq=False):
+    """An entry whose sender is answered by a callback, with a receipt or a refusal."""
+
+    answer: Callable[[Receipt | Exception], None]
+
+    def notify(self, outcome: CommandOutcome | Exception) -> None:
+        failpoint("ingest.after_commit")
+        result = _result(self.command, outcome)
+        _count([result])
+        self.answer(result)
+
+
 class Intake:
     """Takes entries of one bot at a time; every entry gets a receipt or a refusal of its own, in order."""
 
@@ -72,9 +116,37 @@ class Intake:
         self._sandboxes = sandboxes
         self._clock = clock
         self._deadline_s = deadline_s
+        self._deadlines = Deadlines(deadline_s)
+        self._prefix = f"gen-{token_hex(8)}"
+        self._generated = count()
 
     async def take(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | EntryRefusal]:
         """Receipts once everything is committed. Raises `Unavailable` only if it is not known of any entry."""
+        if bot.clock_mode is None:
+            failpoint("ingest.before_commit")
+            results = await self._submit(bot, entries, None)
+            failpoint("ingest.after_commit")
+        else:
+            results = await self._take_in_time(bot, entries)
+        _count(results)
+        return results
+
+    def start(self, bot: BotConfig, entry: Entry, answer: Callable[[Receipt | Exception], None]) -> None:
+        """Take one entry of a bot in real time; `answer` is called once, with its receipt or its refusal."""
+        failpoint("ingest.before_commit")
+        try:
+            strand = strand_of(bot.id, entry, bot.rules.policy)
+        except DomainError as error:
+            refusal = complete(error, entry)
+            _count([refusal])
+            answer(refusal)
+            return
+        pending = EntryCommand(strand, self._receive(entry), None, answer=answer)
+        self._deadlines.watch(pending)
+        self._ledger.add(pending)
+
+    async def _take_in_time(self, bot: BotConfig, entries: Sequence[Entry | AdjournError]) -> list[Receipt | EntryRefusal]:
+        """Take entries of a bot with a clock of its own."""
         try:
             async with asyncio.timeout(self._deadline_s):
                 entries, instants = await self._in_time(bot, entries)
@@ -86,26 +158,37 @@ class Intake:
                     await self._move_clock(bot, instants)
         except TimeoutError as error:
             raise Unavailable("Redis did not answer in time", retry_after_s=1) from error
-        _count(results)
         return results
 
     async def _submit(
-        self, bot: BotConfig, entries: Sequence[Entry | AdjournError], instants: Sequence[int | None]
+        self, bot: BotConfig, entries: Sequence[Entry | AdjournError], instants: Sequence[int | None] | None
     ) -> list[Receipt | EntryRefusal]:
-        """All entries go to the ledger before the first is waited for, so that they share commits."""
-        under_way: list[tuple[str, asyncio.Future[CommandOutcome]] | EntryRefusal] = []
-        for entry, at_ms in zip(entries, instants, strict=True):
+        """All entries go to the ledger together, so that they share commits, and are awaited as one. No `instants`: real time."""
+        batch = CommandBatch(asyncio.get_running_loop().create_future())
+        results: list[BatchedCommand | EntryRefusal] = []
+        for index, entry in enumerate(entries):
             if isinstance(entry, AdjournError):
-                under_way.append(entry)
+                results.append(entry)
                 continue
-            message_id = entry.message_id or f"gen-{token_hex(12)}"
             try:
                 strand = strand_of(bot.id, entry, bot.rules.policy)
             except DomainError as error:
-                under_way.append(complete(error, entry))
+                results.append(complete(error, entry))
             else:
-                under_way.append((message_id, self._ledger.submit(strand, Receive(entry, message_id), at_ms=at_ms)))
-        return [item if isinstance(item, Exception) else await _result(*item) for item in under_way]
+                results.append(batch.add(strand, self._receive(entry), None if instants is None else instants[index]))
+        await self._outcomes(batch)
+        return [item if isinstance(item, Exception) else _refused_or_taken(item) for item in results]
+
+    async def _outcomes(self, batch: CommandBatch) -> None:
+        if not batch.commands:
+            return
+        for command in batch.commands:
+            self._ledger.add(command)
+        self._deadlines.watch(batch)
+        await batch.future
+
+    def _receive(self, entry: Entry) -> Receive:
+        return Receive(entry, entry.message_id or f"{self._prefix}{next(self._generated):08x}")
 
     async def _in_time(
         self, bot: BotConfig, entries: Sequence[Entry | AdjournError]
@@ -155,28 +238,30 @@ def receipt(message_id: str, outcome: CommandOutcome) -> Receipt:
         answer.session_id,
         answer.session,
         answer.sequence,
-        None if answer.closes_at_ms is None else _instant(answer.closes_at_ms),
-        _instant(answer.received_at_ms),
+        None if answer.closes_at_ms is None else rfc3339(answer.closes_at_ms),
+        rfc3339(answer.received_at_ms),
         outcome.duplicate,
         [ClosedView(ended.session_id, ended.reason) for ended in answer.closed],
     )
 
 
-@lru_cache(maxsize=4096)
-def _instant(at_ms: int) -> str:
-    return rfc3339(at_ms)
+def _result(command: Command, outcome: CommandOutcome | Exception) -> Receipt | Exception:
+    if isinstance(outcome, Exception) or not isinstance(command, Receive):
+        return outcome if isinstance(outcome, Exception) else AssertionError("only entries are taken here")
+    return receipt(command.message_id, outcome)
 
 
-async def _result(message_id: str, future: asyncio.Future[CommandOutcome]) -> Receipt | EntryRefusal:
-    try:
-        return receipt(message_id, await future)
-    except (AdjournError, DomainError) as error:
-        return error
+def _refused_or_taken(item: BatchedCommand) -> Receipt | EntryRefusal:
+    """The result of one of a batch. Raises an error that is no refusal."""
+    result = _result(item.command, item.outcome or Unavailable("Redis did not answer in time", retry_after_s=1))
+    if isinstance(result, Receipt | AdjournError | DomainError):
+        return result
+    raise result
 
 
-def _count(results: Sequence[Receipt | EntryRefusal]) -> None:
+def _count(results: Sequence[Receipt | Exception]) -> None:
     for result in results:
         if isinstance(result, Receipt):
-            _counter_of("duplicate" if result.duplicate else result.session).inc()
+            ENTRIES_TAKEN.add("duplicate" if result.duplicate else result.session)
         else:
-            _counter_of("refused").inc()
+            ENTRIES_TAKEN.add("refused")

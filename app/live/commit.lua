@@ -1,33 +1,32 @@
--- Commits decided folds of one shard, each by a compare-and-set of its own.
+-- Commits decided folds, each by a compare-and-set of its own. They may belong to any shards.
 --
--- KEYS  [1] the shard's event stream, [2] its counts, [3] its feed, [4] its open sessions by channel;
---       then the keys that commits refer to by index
+-- KEYS  the keys that commits refer to by index
 -- ARGV  [1] now in ms, as the caller decided with
 --       [2] how far that may be off this server's clock, in ms
 --       [3] '1': go on when Redis is full (closes), '0': refuse (ingest)
---       [4] how long the feed keeps a record, in ms
+--       [4] how long a feed keeps a record, in ms
 --       [5…] one commit after the other, each:
---   state     index of the state's key
---   expected  the version that the caller decided on ('': no state)
---   version   the version to write, unique over all commits
---   value     the state to write; '' writes nothing and only checks the version
---   due       index of the sorted set of deadlines
---   live      index of the sorted set of the bot's open sessions
---   users     index of the sorted set of the bot's open sessions by user, '' where that does not change
---   member    the strand in `due` and `live`
---   leave     the member of `users` whose session closed, '' for none
---   join      the member of `users` whose session opened, '' for none
---   left      the field of KEYS[4] whose session closed, '' for none
---   joined    the field of KEYS[4] whose session opened, '' for none
---   wake_at   ms, '' for none
---   opened_at ms where a session opened; '-' where one closed and none is open; '' where that did not change
---   keep_ms   how long the state lives on where no session is open; '' where one is
---   opened    how many sessions it opens
---   closed    how many sessions it closes
---   checks    how many of: index of a message hash, n, then n ids; if any id is in it, nothing is written
---   messages  how many of: index of a message hash, n, then n fields and values, alternating
---   events    n, then n stream records
---   feed      a record of the feed, '' for none
+--   head      packed by HEAD, then the beginning of the stored value that the caller decided on: its version and a colon
+--             (nothing: no state). Packed are
+--               state, hash, due, live, users, channels, events, feed, counts
+--                         indices of the state, of the message hash of `id`, of the sorted sets of deadlines, of the bot's open
+--                         sessions and of those by user, of the open sessions by channel, of the event stream, of the feed and
+--                         of the shard's counts; 0 where it is not used
+--               member    where the strand, the member of `due` and `live`, begins in the name of the state
+--               single    0: messages come in lists; 1: one message, stored only if its id is new in the hash; 2: one, unchecked
+--               opened, closed  how many sessions it opens and closes
+--               checks, lists, records  how many of them follow
+--               wake_at   ms; -1 for none
+--               opened_at ms where a session opened; -2 where one closed and none is open; -1 where that did not change
+--               keep_ms   how long the state lives on where no session is open; -1 where one is
+--   value     version, colon and state to write, the version unique over all commits; '' writes nothing and only checks
+--   id, message     where `single` is not 0
+--   leave, join     where `users` is not 0: its members whose session closed and opened, '' for none
+--   left, joined    likewise the fields of `channels`
+--   checks    each: index of a message hash, n, then n ids; if any id is in it, nothing is written
+--   lists     each: index of a message hash, n, then n fields and values, alternating
+--   records   stream records
+--   feed      where `feed` is not 0: a record of the feed
 -- (Flat, since the msgpack of Lua knows no binary strings.)
 --
 -- Returns  {now in ms, 0} if the clock was too far off (nothing was written), else
@@ -36,139 +35,177 @@
 --
 -- Nothing here knows a timeout, a role or a reason.
 
-local time = redis.call('TIME')
+local KEYS, ARGV, call, pcall = KEYS, ARGV, redis.call, redis.pcall
+local sub, find, tonumber, unpack = string.sub, string.find, tonumber, unpack
+local unpack_head = struct.unpack
+local HEAD = '>HHHHHHHHHHHHHHHHi8i8i8'
+
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local off = now - tonumber(ARGV[1])
 if off > tonumber(ARGV[2]) or off < -tonumber(ARGV[2]) then
   return { tostring(now), 0 }
 end
 
-local at = 4
-local function take()
-  at = at + 1
-  return ARGV[at]
-end
-local function take_key()
-  local index = tonumber(take())
-  return index and KEYS[index]
-end
--- The next lists: {key, first argument, last argument}.
-local function take_lists()
-  local lists = {}
-  for i = 1, tonumber(take()) do
-    local key, n = take_key(), tonumber(take())
-    lists[i] = { key, at + 1, at + n }
-    at = at + n
+-- The refusal of a commit whose stored value is not the one that was decided on. That may be of another type, or none that a
+-- commit wrote: it fails this commit alone.
+local function not_expected(index, stored)
+  if not stored then
+    return { index, 'conflict', '', '' }
   end
-  return lists
-end
-
--- Read and check everything before the first write: an error after a write would leave half of it.
-local refused = {}
-local accepted = {}
-local index = 0
-while at < #ARGV do
-  index = index + 1
-  local c = {
-    state = take_key(), expected = take(), version = take(), value = take(),
-    due = take_key(), live = take_key(), users = take_key(),
-    member = take(), leave = take(), join = take(), left = take(), joined = take(),
-    wake_at = take(), opened_at = take(), keep_ms = take(),
-    opened = tonumber(take()), closed = tonumber(take()),
-    checks = take_lists(), messages = take_lists(),
-  }
-  local n = tonumber(take())
-  c.first_event, c.last_event = at + 1, at + n
-  at = at + n
-  c.feed = take()
-
-  -- The stored value may be of another type, or none that a commit wrote: that fails this commit alone.
-  local stored = redis.pcall('GET', c.state)
-  local version, value = '', ''
-  local colon = type(stored) == 'string' and string.find(stored, ':', 1, true)
+  local colon = type(stored) == 'string' and find(stored, ':', 1, true)
   if colon and colon > 1 then
-    version, value = string.sub(stored, 1, colon - 1), string.sub(stored, colon + 1)
+    return { index, 'conflict', sub(stored, 1, colon - 1), sub(stored, colon + 1) }
   end
-  if stored and version == '' then
-    refused[#refused + 1] = { index, 'unreadable' }
-  elseif version ~= c.expected then
-    refused[#refused + 1] = { index, 'conflict', version, value }
-  else
-    local repeats = { index, 'repeat' }
-    local unreadable = false
-    for _, check in ipairs(c.checks) do
-      local messages = redis.pcall('HMGET', check[1], unpack(ARGV, check[2], check[3]))
-      unreadable = unreadable or messages.err
-      for i, message in ipairs(messages) do
-        if message then
-          repeats[#repeats + 1] = ARGV[check[2] + i - 1]
-          repeats[#repeats + 1] = message
-        end
+  return { index, 'unreadable' }
+end
+
+-- The refusal of a commit with an id that is stored already, nil if all are new. `at`: the first of `checks` lists.
+local function repeats_of(index, at, checks)
+  local repeats
+  for _ = 1, checks do
+    local n = tonumber(ARGV[at + 1])
+    local messages = pcall('HMGET', KEYS[tonumber(ARGV[at])], unpack(ARGV, at + 2, at + 1 + n))
+    if messages.err then
+      return { index, 'unreadable' }
+    end
+    for i = 1, n do
+      if messages[i] then
+        repeats = repeats or { index, 'repeat' }
+        repeats[#repeats + 1] = ARGV[at + 1 + i]
+        repeats[#repeats + 1] = messages[i]
       end
     end
-    if unreadable then
-      refused[#refused + 1] = { index, 'unreadable' }
-    elseif #repeats == 2 then
-      accepted[#accepted + 1] = c
-    else
-      refused[#refused + 1] = repeats
+    at = at + 2 + n
+  end
+  return repeats
+end
+
+local function after_lists(at, lists)
+  for _ = 1, lists do
+    at = at + 2 + tonumber(ARGV[at + 1])
+  end
+  return at
+end
+
+local reply = { tostring(now), 1 }
+local counts = {}
+local when_full = ARGV[3] == '1'
+local kept_since = string.format('%.0f', now - tonumber(ARGV[4]))
+local index, at, last = 0, 5, #ARGV
+while at <= last do
+  index = index + 1
+  local state, hash, due, live, users, channels, events, feed, counted, member_at, single, opened, closed,
+    checks, lists, records, wake_at, opened_at, keep_ms, expected_at = unpack_head(HEAD, ARGV[at])
+  local name, expected, value = KEYS[state], sub(ARGV[at], expected_at), ARGV[at + 1]
+  at = at + 2
+  local id, message, leave, join, left, joined
+  if single > 0 then
+    id, message = ARGV[at], ARGV[at + 1]
+    at = at + 2
+  end
+  if users > 0 then
+    leave, join, left, joined = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    at = at + 4
+  end
+  local first_check = at
+  local first_list = checks > 0 and after_lists(at, checks) or at
+  local first_record = lists > 0 and after_lists(first_list, lists) or first_list
+  at = first_record + records
+  local fed
+  if feed > 0 then
+    fed = ARGV[at]
+    at = at + 1
+  end
+
+  -- Read and check everything of a commit before its first write: an error after a write would leave half of it.
+  local refused
+  local stored = pcall('GET', name)
+  if expected == '' and stored or expected ~= '' and (type(stored) ~= 'string' or sub(stored, 1, #expected) ~= expected) then
+    refused = not_expected(index, stored)
+  elseif checks > 0 then
+    refused = repeats_of(index, first_check, checks)
+  end
+
+  if not refused and value ~= '' then
+    if when_full then
+      -- This first write cannot enlarge memory, so Redis lets the script go on when it is full (see app/live/lua.py).
+      call('HDEL', KEYS[counted] .. ':none', '')
+      when_full = false
+    end
+    if single == 1 then
+      -- The check of the id, and the first write if it is new.
+      local new = pcall('HSETNX', KEYS[hash], id, message)
+      if new == 0 then
+        refused = { index, 'repeat', id, call('HGET', KEYS[hash], id) }
+      elseif new ~= 1 then
+        if not find(new.err, 'WRONGTYPE', 1, true) then
+          return new
+        end
+        refused = { index, 'unreadable' }
+      end
+    elseif single == 2 then
+      call('HSET', KEYS[hash], id, message)
     end
   end
-end
 
-if ARGV[3] == '1' and #accepted > 0 then
-  -- This first write cannot enlarge memory, so Redis lets the script go on when it is full (see app/live/lua.py).
-  redis.call('HDEL', KEYS[1] .. ':none', '')
-end
-
-local kept_since = string.format('%.0f', now - tonumber(ARGV[4]))
-local opened, closed, records = 0, 0, 0
-for _, c in ipairs(accepted) do
-  if c.value ~= '' then
-    opened, closed, records = opened + c.opened, closed + c.closed, records + c.last_event - c.first_event + 1
-    local value = c.version .. ':' .. c.value
-    if c.keep_ms == '' then
-      redis.call('SET', c.state, value)
+  if refused then
+    reply[#reply + 1] = refused
+  elseif value ~= '' then
+    if keep_ms < 0 then
+      call('SET', name, value)
     else
-      redis.call('SET', c.state, value, 'PX', c.keep_ms)
+      call('SET', name, value, 'PX', keep_ms)
     end
-    if c.opened_at == '-' then
-      redis.call('ZREM', c.live, c.member)
-    elseif c.opened_at ~= '' then
-      redis.call('ZADD', c.live, c.opened_at, c.member)
+    local member = sub(name, member_at)
+    if opened_at >= 0 then
+      call('ZADD', KEYS[live], opened_at, member)
+    elseif opened_at == -2 then
+      call('ZREM', KEYS[live], member)
     end
-    if c.leave ~= '' then
-      redis.call('ZREM', c.users, c.leave)
+    if users > 0 then
+      if leave ~= '' then
+        call('ZREM', KEYS[users], leave)
+      end
+      if join ~= '' then
+        call('ZADD', KEYS[users], 0, join)
+      end
+      if left ~= '' and call('HINCRBY', KEYS[channels], left, -1) == 0 then
+        call('HDEL', KEYS[channels], left)
+      end
+      if joined ~= '' then
+        call('HINCRBY', KEYS[channels], joined, 1)
+      end
     end
-    if c.join ~= '' then
-      redis.call('ZADD', c.users, 0, c.join)
-    end
-    if c.left ~= '' and redis.call('HINCRBY', KEYS[4], c.left, -1) == 0 then
-      redis.call('HDEL', KEYS[4], c.left)
-    end
-    if c.joined ~= '' then
-      redis.call('HINCRBY', KEYS[4], c.joined, 1)
-    end
-    if c.wake_at == '' then
-      redis.call('ZREM', c.due, c.member)
+    if wake_at < 0 then
+      call('ZREM', KEYS[due], member)
     else
-      redis.call('ZADD', c.due, c.wake_at, c.member)
+      call('ZADD', KEYS[due], wake_at, member)
     end
-    for _, list in ipairs(c.messages) do
-      redis.call('HSET', list[1], unpack(ARGV, list[2], list[3]))
+    local list = first_list
+    for _ = 1, lists do
+      local n = tonumber(ARGV[list + 1])
+      call('HSET', KEYS[tonumber(ARGV[list])], unpack(ARGV, list + 2, list + 1 + n))
+      list = list + 2 + n
     end
-    for i = c.first_event, c.last_event do
-      redis.call('XADD', KEYS[1], '*', 'e', ARGV[i])
+    for i = first_record, first_record + records - 1 do
+      call('XADD', KEYS[events], '*', 'e', ARGV[i])
     end
-    if c.feed ~= '' then
-      redis.call('XADD', KEYS[3], 'MINID', '~', kept_since, '*', 'e', c.feed)
+    if feed > 0 then
+      call('XADD', KEYS[feed], 'MINID', '~', kept_since, '*', 'e', fed)
+    end
+    if opened + closed + records > 0 then
+      local sums = counts[counted] or { 0, 0, 0 }
+      counts[counted] = { sums[1] + opened, sums[2] + closed, sums[3] + records }
     end
   end
 end
 
 -- The consistency check compares these counts with the sets and the stream.
-if opened > 0 then redis.call('HINCRBY', KEYS[2], 'opened', opened) end
-if closed > 0 then redis.call('HINCRBY', KEYS[2], 'closed', closed) end
-if records > 0 then redis.call('HINCRBY', KEYS[2], 'written', records) end
+for counted, sums in pairs(counts) do
+  if sums[1] > 0 then call('HINCRBY', KEYS[counted], 'opened', sums[1]) end
+  if sums[2] > 0 then call('HINCRBY', KEYS[counted], 'closed', sums[2]) end
+  if sums[3] > 0 then call('HINCRBY', KEYS[counted], 'written', sums[3]) end
+end
 
-return { tostring(now), 1, unpack(refused) }
+return reply

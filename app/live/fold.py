@@ -1,18 +1,19 @@
 """Several commands of one strand, decided one after the other and committed as one write.
 
-It owns what a caller waits for (`PendingCommand`) and the decisions on it. It writes nothing itself.
+It owns the commands that wait for an outcome (`PendingCommand`) and the decisions on them. It writes nothing itself.
 """
 
 import asyncio
 
 import structlog
-from msgspec import Struct, field
+from msgspec import Struct
 
 from app.domain.errors import DomainError
 from app.domain.records import Answer, BotRules, Command, Decision, Event, Receive, State, UnassignedEntry
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
+from app.live import keys
 from app.live.codec import UNREADABLE, decode_message, decode_state, encode
 
 log = structlog.get_logger(__name__)
@@ -47,20 +48,116 @@ def size_of(command: Command) -> int:
 
 
 class PendingCommand(Struct, eq=False):
-    """A command that waits for its outcome. `at_ms` is its instant, for a bot with a clock of its own."""
+    """A command that waits for its outcome. `at_ms` is its instant, for a bot with a clock of its own.
+
+    A subclass says in `notify` who learns of the outcome, and in `is_over` whether it still matters.
+    """
 
     strand: Strand
     command: Command
     at_ms: int | None
-    future: asyncio.Future[CommandOutcome]
+    outcome: CommandOutcome | Exception | None = None
 
-    def settle(self, outcome: CommandOutcome) -> None:
-        if not self.future.done():
-            self.future.set_result(outcome)
+    def is_over(self) -> bool:
+        """Whether it has its outcome, or its caller no longer waits."""
+        return self.outcome is not None
+
+    def settle(self, outcome: CommandOutcome | Exception) -> None:
+        """Give it its outcome; a later one changes nothing."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.notify(outcome)
 
     def fail(self, error: Exception) -> None:
+        self.settle(error)
+
+    def notify(self, outcome: CommandOutcome | Exception) -> None:
+        """Called once, with the outcome."""
+        raise NotImplementedError
+
+
+class AwaitedCommand(PendingCommand, kw_only=True, eq=False):
+    """A command whose caller awaits a future."""
+
+    future: asyncio.Future[CommandOutcome]
+
+    def is_over(self) -> bool:
+        return self.future.done()
+
+    def notify(self, outcome: CommandOutcome | Exception) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+
+class CommandBatch(Struct, eq=False):
+    """Commands that one caller waits for together: `future` is done when each of them has its outcome."""
+
+    future: asyncio.Future[None]
+    commands: list["BatchedCommand"] = []
+    remaining: int = 0
+
+    def add(self, strand: Strand, command: Command, at_ms: int | None) -> "BatchedCommand":
+        """One more, to be submitted once all are added."""
+        added = BatchedCommand(strand, command, at_ms, batch=self)
+        self.commands.append(added)
+        self.remaining += 1
+        return added
+
+    def is_over(self) -> bool:
+        return self.future.done()
+
+    def fail(self, error: Exception) -> None:
+        """End the waiting for all of them."""
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class BatchedCommand(PendingCommand, kw_only=True, eq=False):
+    """One of a batch; its outcome, or its error, stays with it."""
+
+    batch: CommandBatch
+
+    def is_over(self) -> bool:
+        return self.outcome is not None or self.batch.future.done()
+
+    def notify(self, outcome: CommandOutcome | Exception) -> None:
+        del outcome
+        batch = self.batch
+        batch.remaining -= 1
+        if not batch.remaining and not batch.future.done():
+            batch.future.set_result(None)
+
+
+class StoredStrand(Struct, eq=False, gc=False):
+    """Where a strand is stored, and the version and the encoded state that this process last saw there.
+
+    `member_at`: where the strand begins in the name of its state, in bytes from 1.
+    """
+
+    shard: int
+    key: str
+    member_at: int
+    version: str = ""
+    state: bytes = b""
+    session: str = ""
+    messages_key: str = ""
+
+    def messages(self, session: str) -> str:
+        """The name of the message hash of the open session, made once a session."""
+        if session != self.session:
+            self.session, self.messages_key = session, keys.messages(self.shard, session)
+        return self.messages_key
+
+
+def stored_strand(strand: Strand, shards: int) -> StoredStrand:
+    """Where a strand is stored, of which this process knows nothing yet."""
+    shard, member = keys.shard_of(strand, shards), keys.member(strand)
+    key = keys.state(shard, member)
+    return StoredStrand(shard, key, len(key.encode()) - len(member.encode()) + 1)
 
 
 class Fold(Struct, eq=False):
@@ -72,42 +169,54 @@ class Fold(Struct, eq=False):
     strand: Strand
     rules: BotRules
     sandbox: bool
+    silent: frozenset[str]  # event types not to emit
+    at: StoredStrand
     pending: list[PendingCommand]
     version: str = ""
-    state: State = field(default_factory=State)
+    state: State = State()
     decided: list[tuple[PendingCommand, Decision]] = []
     repeated: list[tuple[PendingCommand, PendingCommand]] = []
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
     def decide(self, now_ms: int) -> None:
         """Decide all pending commands on `state`; a command that the domain refuses fails alone."""
+        if len(self.pending) == 1:  # nearly always
+            (pending,) = self.pending
+            decision = None if pending.is_over() else self._decision(self.state, pending, now_ms)
+            self.decided = [] if decision is None else [(pending, decision)]
+            return
         state, decided, repeated = self.state, [], []
         first: dict[str, PendingCommand] = {}
         for pending in self.pending:
-            if pending.future.done():
-                continue  # refused by an earlier try, or its caller no longer waits
+            if pending.is_over():
+                continue
             command = pending.command
             if isinstance(command, Receive):
-                earlier = first.setdefault(command.message_id, pending)
-                if earlier is not pending:
+                earlier = first.get(command.message_id)
+                if earlier is not None:
                     repeated.append((pending, earlier))
                     continue
-            at_ms = now_ms if pending.at_ms is None else pending.at_ms
-            try:
-                decision = decide(self.strand, state, command, self.rules, at_ms)
-            except DomainError as error:
-                first = {message_id: known for message_id, known in first.items() if known is not pending}
-                pending.fail(error)
+            decision = self._decision(state, pending, now_ms)
+            if decision is None:
                 continue
-            except Exception:
-                # A bug that one conversation meets must not fail the others of its commit.
-                log.exception("decision failed", bot=self.strand.bot, command=type(command).__name__)
-                first = {message_id: known for message_id, known in first.items() if known is not pending}
-                pending.fail(StuckConversation("the command cannot be decided; the error was logged", retry_after_s=60))
-                continue
+            if isinstance(command, Receive):
+                first[command.message_id] = pending
             state = decision.state
             decided.append((pending, decision))
         self.decided, self.repeated = decided, repeated
+
+    def _decision(self, state: State, pending: PendingCommand, now_ms: int) -> Decision | None:
+        """The decision on one command; None if it failed."""
+        at_ms = now_ms if pending.at_ms is None else pending.at_ms
+        try:
+            return decide(self.strand, state, pending.command, self.rules, at_ms)
+        except DomainError as error:
+            pending.settle(error)
+        except Exception:
+            # A bug that one conversation meets must not fail the others of its commit.
+            log.exception("decision failed", bot=self.strand.bot, command=type(pending.command).__name__)
+            pending.settle(StuckConversation("the command cannot be decided; the error was logged", retry_after_s=60))
+        return None
 
     def base_on(self, version: str, stored: bytes) -> bool:
         """Base the decisions on what Redis holds. False if it cannot be read: then every command has failed."""
@@ -131,9 +240,24 @@ class Fold(Struct, eq=False):
         """Fail every command: the stored state cannot be read, and must not be overwritten."""
         log.error("state of a conversation unreadable", bot=self.strand.bot)
         for pending in self.pending:
-            pending.fail(
+            pending.settle(
                 StuckConversation("the state of this conversation cannot be read; the error was logged", retry_after_s=60)
             )
+
+    @property
+    def expected(self) -> bytes:
+        """The beginning of the stored value that the decisions are based on."""
+        return b"%b:" % self.version.encode() if self.version else b""
+
+    def only_message_of(self) -> str | None:
+        """The open session to which the fold adds one message and nothing else; None for any other fold."""
+        session = self.state.session
+        if len(self.decided) != 1 or session is None:
+            return None
+        decision = self.decided[0][1]
+        if decision.events or decision.unassigned or len(decision.messages) != 1:
+            return None
+        return session.id if decision.messages[0][0] == session.id else None
 
     def message_ids(self) -> list[str]:
         """Ids that may be repeats: those that the bot chose and, after a lost reply, the generated ones."""
@@ -188,6 +312,6 @@ class Fold(Struct, eq=False):
             pending.settle(CommandOutcome(decode_message(message).answer, duplicate=duplicate))
         except UNREADABLE:
             log.exception("stored message unreadable", bot=self.strand.bot)
-            pending.fail(
+            pending.settle(
                 StuckConversation("the earlier answer to this entry cannot be read; the error was logged", retry_after_s=60)
             )

@@ -19,12 +19,12 @@ from app.domain.entry import Entry
 from app.domain.instants import HOUR_MS, MINUTE_MS
 from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.records import Event, Message, Receive, Session
-from app.domain.strand import Strand, strand_of
+from app.domain.strand import strand_of
 from app.errors import Unavailable
 from app.ingest.intake import Receipt, receipt
 from app.live import keys
 from app.live.codec import EventRecord
-from app.live.fold import CommandOutcome
+from app.live.fold import PendingCommand
 from app.live.view import messages_of
 from app.resources import Resources, open_resources
 from app.settings import Settings, environment_with
@@ -129,16 +129,15 @@ async def test_the_clock_does_not_pass_an_entry_that_redis_did_not_take(
     resources, bot = processes[0], processes[0].config.bot(BOT)
     assert bot is not None
     entries = [_sent(number, f"2026-11-21T1{number}:00:00Z") for number in range(3)]
-    submit = resources.ledger.submit
+    add = resources.ledger.add
 
-    def refuse_one(strand: Strand, command: Receive, **more: int) -> asyncio.Future[CommandOutcome]:
-        if command.message_id != "m1":
-            return submit(strand, command, **more)
-        refused: asyncio.Future[CommandOutcome] = asyncio.get_running_loop().create_future()
-        refused.set_exception(Unavailable("not now"))
-        return refused
+    def refuse_one(pending: PendingCommand) -> None:
+        if isinstance(pending.command, Receive) and pending.command.message_id == "m1":
+            pending.fail(Unavailable("not now"))
+        else:
+            add(pending)
 
-    monkeypatch.setattr(resources.ledger, "submit", refuse_one)
+    monkeypatch.setattr(resources.ledger, "add", refuse_one)
     first = await resources.intake.take(bot, entries)
     stood_ms = await resources.sandboxes.stored_ms(BOT)
     monkeypatch.undo()

@@ -141,7 +141,7 @@ async def test_cached_states_are_bounded_by_their_bytes(redis: Redis) -> None:
 
     for strand in strands:
         await ledger.submit(strand, large)
-    cached = [len(state) for _, state in ledger._cache.values()]
+    cached = [len(at.state) for at in ledger._cache.values()]
     again = [await ledger.submit(strand, said("again")) for strand in strands]
     await pipe.stop()
 

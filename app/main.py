@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     install_error_handlers(app)
-    install_middleware(app)
+    install_middleware(app, known)
     install_docs_page(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_FILE = Path(".env")
@@ -70,6 +70,25 @@ class Settings(BaseSettings):
     state_cache_bytes: int = Field(default=64 << 20, ge=0, description="Live states that a process caches, in bytes.")
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
+    tls_cert_file: Path | None = Field(
+        default=None, description="Certificate chain (PEM); with TLS_KEY_FILE the API answers by https. Unset: http."
+    )
+    tls_key_file: Path | None = Field(default=None, description="Private key (PEM) of TLS_CERT_FILE.")
+    trusted_proxies: str = Field(
+        default="127.0.0.1",
+        description="Addresses and networks, by commas, whose X-Forwarded-For and X-Forwarded-Proto count. Empty: none.",
+    )
+    cors_origins: str = Field(
+        default="",
+        description="Origins of browsers, by commas, that may call all routes but those that take entries. Empty: none.",
+    )
+    hsts_max_age_s: int = Field(
+        default=0,
+        ge=0,
+        description="How long browsers insist on https (Strict-Transport-Security), in seconds. 0: no such header.",
+    )
+    metrics_need_key: bool = Field(default=False, description="Whether /metrics needs a key with scope `read` for all bots.")
+    docs_need_key: bool = Field(default=False, description="Whether /docs and /openapi.json need a key, of any scope.")
 
     # Rates: ten seconds' worth may be spent at once
     rate_entries: int = Field(default=5000, ge=0, description="Entries a second of one key, and of one bot. 0: no limit.")
@@ -188,6 +207,13 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return file
 
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            msg = "TLS_CERT_FILE and TLS_KEY_FILE belong together: set both, or neither"
+            raise ValueError(msg)
+        return self
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _accept_lower_case_level(cls, level: object) -> object:
@@ -207,6 +233,11 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether both servers are embedded: a local installation and not a deployment."""
         return self.redis_url is None and self.database_url is None
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def private_webhooks_allowed(self) -> PrivateAddresses:

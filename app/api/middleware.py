@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI
 from starlette import datastructures
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import principal_for
@@ -19,9 +20,12 @@ from app.errors import AdjournError, TooLarge
 from app.ingest.limits import Spendings
 from app.live.rates import BURST_S, Spent
 from app.resources import Resources
+from app.settings import Settings
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEYED = "/v1/"
+_METRICS = ("/metrics",)
+_DOCS = ("/docs", "/openapi.json")
 _log = structlog.get_logger()
 
 # Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
@@ -33,11 +37,30 @@ ADMIN_BODY_BYTES = 65_536
 """Longest body of the routes behind this middleware: all but those that take entries."""
 
 
-def install_middleware(app: FastAPI) -> None:
-    """Request ids are outermost, so that a body over the limit is answered with one, too."""
+_FOR_BROWSERS: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+_NO_STORE = (b"cache-control", b"no-store")  # answers hold what users said, and some a new key or secret
+
+
+def install_middleware(app: FastAPI, settings: Settings) -> None:
+    """Request ids are outermost but for CORS, so that a body over the limit is answered with one, too."""
     app.add_middleware(BodyLimit, max_bytes=ADMIN_BODY_BYTES)
-    app.add_middleware(KeyFirst)
-    app.add_middleware(RequestIds)
+    app.add_middleware(KeyFirst, metrics=settings.metrics_need_key, docs=settings.docs_need_key)
+    hsts = b"max-age=%d" % settings.hsts_max_age_s
+    lasting = [(b"strict-transport-security", hsts)] if settings.hsts_max_age_s else []
+    app.add_middleware(RequestIds, headers=_FOR_BROWSERS + lasting)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["authorization", "content-type", "if-match", "x-request-id"],
+            expose_headers=["etag", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"],
+        )
 
 
 class KeyFirst:
@@ -46,20 +69,24 @@ class KeyFirst:
     FastAPI would read and decode the body first. Scope and bot are the route's to check.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: bool, docs: bool) -> None:
         self._app = app
+        self._keyed = (_KEYED, *(_METRICS if metrics else ()), *(_DOCS if docs else ()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(_KEYED):
+        if scope["type"] == "http" and scope["path"].startswith(self._keyed):
             resources: Resources = scope["app"].state.resources
             authorization = datastructures.Headers(scope=scope).get("authorization", "")
             try:
                 principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
+                if scope["path"] in _METRICS:
+                    principal.require("read")
+                    principal.require_all_bots()
                 spent = await resources.limits.spend_request(f"key:{principal.key.id}")
             except AdjournError as error:
                 await _send_problem(error, scope, send)
                 return
-            await self._app(scope, receive, _with_headers(send, rate_headers(spent)))
+            await self._app(scope, receive, _with_headers(send, [*rate_headers(spent), _NO_STORE]))
             return
         await self._app(scope, receive, send)
 
@@ -90,10 +117,14 @@ class BodyLimit:
 
 
 class RequestIds:
-    """Gives each request an id (the caller's own, if it is plain), and answers requests that fail with an unforeseen error."""
+    """Gives each request an id (the caller's own, if it is plain), and answers requests that fail with an unforeseen error.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `headers` are added to each answer that does not have them.
+    """
+
+    def __init__(self, app: ASGIApp, *, headers: Headers) -> None:
         self._app = app
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,7 +133,7 @@ class RequestIds:
         request_id = request_id_of(scope)
         scope["adjourn.request_id"] = request_id
         started = False
-        answer = _with_headers(send, [(b"x-request-id", request_id.encode())])
+        answer = _with_headers(send, [*self._headers, (b"x-request-id", request_id.encode())])
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
@@ -141,9 +172,13 @@ def rate_headers(spent: Spendings) -> Headers:
 
 
 def _with_headers(send: Send, added: Headers) -> Send:
+    """Sends these headers, too, where an answer does not have them."""
+
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *added]
+            own = list(message.get("headers", ()))
+            names = {name for name, _ in own}
+            message["headers"] = own + [each for each in added if each[0] not in names]
         await send(message)
 
     return sending

@@ -32,7 +32,13 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
     from app.main import create_app
 
     app = create_app(settings)
-    config = uvicorn.Config(
+    server = ApiServer(server_config(app, settings), app=app, drain_delay_s=settings.drain_delay_s, ready=ready)
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the app."""
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http=connection_within(_limits(settings)),
@@ -41,10 +47,12 @@ def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) ->
         log_config=None,
         access_log=settings.access_log,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=None if settings.tls_key_file is None else str(settings.tls_key_file),
         timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
     )
-    server = ApiServer(config, app=app, drain_delay_s=settings.drain_delay_s, ready=ready)
-    server.run(sockets=[socket.socket(fileno=descriptor)])
 
 
 def _limits(settings: Settings) -> ConnectionLimits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
@@ -164,9 +165,11 @@ _FRESH_MS = 10_000
 def check_api(settings: Settings) -> str:
     """The body of /readyz; raises `CannotStart` if it does not answer 200."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - connected to, not listened on
-    url = f"http://{host}:{settings.port}/readyz"
+    url = f"{'https' if settings.tls_cert_file else 'http'}://{host}:{settings.port}/readyz"
+    tls = ssl.create_default_context()
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE  # the certificate is for another name than this machine's own
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=tls) as answer:  # noqa: S310 - one of the two
             return str(answer.read().decode())
     except urllib.error.HTTPError as refusal:
         msg = f"{url} answers {refusal.code}: {refusal.read().decode()}"

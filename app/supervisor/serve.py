@@ -51,11 +51,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """The URL that reaches it from this machine."""
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    return f"http://{reachable}:{port}"
+    return f"{'https' if tls else 'http'}://{reachable}:{port}"
 
 
 def _reason(error: OSError, *, host: str, port: int) -> str:
@@ -89,7 +89,9 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
         worker = worker_child(settings, metrics_dir=metrics_dir) if with_worker else None
         processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
-        announce = partial(_announce, settings, url_of(socket), key=key, with_worker=with_worker)
+        announce = partial(
+            _announce, settings, url_of(socket, tls=settings.tls_cert_file is not None), key=key, with_worker=with_worker
+        )
         asyncio.run(processes.run(announce=announce, watch=_reviver(servers)))
         _print_step("stopped", "all requests and jobs in flight have ended")
 

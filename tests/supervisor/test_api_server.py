@@ -6,15 +6,19 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from app.supervisor.api import ApiServer
+from app.settings import Settings
+from app.supervisor.api import ApiServer, server_config
 from app.supervisor.connection import LONGEST_HEAD, Connection, ConnectionLimits
 from app.supervisor.serve import bind, url_of
 
@@ -24,7 +28,7 @@ LONG = 50_000_000  # more than the sockets of both sides hold
 class Served:
     """A server of a small app on a free port. `/slow` answers when `release` is set."""
 
-    def __init__(self, *, drain_delay_s: float) -> None:
+    def __init__(self, *, drain_delay_s: float, settings: Settings | None) -> None:
         self.began = asyncio.Event()
         self.release = asyncio.Event()
         self.listener = bind("127.0.0.1", 0)
@@ -36,7 +40,11 @@ class Served:
         app.add_api_route("/length", self._length, methods=["POST"])
         app.add_api_route("/long", self._long)
         app.add_api_route("/readyz", self._quick)
-        config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, timeout_graceful_shutdown=5)
+        app.add_api_route("/peer", self._peer)
+        if settings is None:
+            config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, timeout_graceful_shutdown=5)
+        else:
+            config = server_config(app, settings)
         self.server = ApiServer(config, app=app, drain_delay_s=drain_delay_s, ready=announcement)
 
     def ask_to_stop(self) -> None:
@@ -50,6 +58,9 @@ class Served:
     async def _quick(self, request: Request) -> dict[str, bool]:
         return {"draining": request.app.state.draining}
 
+    async def _peer(self, request: Request) -> list[str | None]:
+        return [request.url.scheme, request.client and request.client.host]
+
     async def _long(self) -> Response:
         return Response(b"x" * LONG)
 
@@ -58,8 +69,10 @@ class Served:
 
 
 @asynccontextmanager
-async def _served(*, drain_delay_s: float = 0.0) -> AsyncIterator[tuple[Served, asyncio.Task[None]]]:
-    served = Served(drain_delay_s=drain_delay_s)
+async def _served(
+    *, drain_delay_s: float = 0.0, settings: Settings | None = None
+) -> AsyncIterator[tuple[Served, asyncio.Task[None]]]:
+    served = Served(drain_delay_s=drain_delay_s, settings=settings)
     task = asyncio.create_task(served.server.serve(sockets=[served.listener]))
     await _until(lambda: served.server.started)
     try:
@@ -253,3 +266,36 @@ async def test_probes_are_answered_where_every_connection_is_at_work(monkeypatch
 
         assert (probe.status_code, refused.status_code) == (200, 503)
         assert [answer.json() for answer in await asyncio.gather(*at_work)] == ["finished"] * 2
+
+
+async def test_addresses_are_those_that_a_trusted_proxy_names() -> None:
+    """Of any other peer the header is what a caller wrote: it counts for nothing."""
+    named = {"x-forwarded-for": "203.0.113.9", "x-forwarded-proto": "https"}
+    peers = {}
+    for trusted in ("127.0.0.0/8", "10.0.0.0/8", ""):
+        async with _served(settings=Settings(trusted_proxies=trusted)) as (served, _), httpx.AsyncClient() as client:
+            peers[trusted] = (await client.get(f"{served.url}/peer", headers=named)).json()
+
+    assert peers == {"127.0.0.0/8": ["https", "203.0.113.9"], "10.0.0.0/8": ["http", "127.0.0.1"], "": ["http", "127.0.0.1"]}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for this machine, and its key."""
+    paths = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(paths[0]), "-keyout", str(paths[1])]
+    subprocess.run([*made.split(), *names], check=True, capture_output=True)
+    return paths
+
+
+async def test_tls_by_settings(certificate: tuple[Path, Path]) -> None:
+    """With a certificate and its key, the API answers by https alone."""
+    settings = Settings(tls_cert_file=certificate[0], tls_key_file=certificate[1])
+    tls = ssl.create_default_context(cafile=str(certificate[0]))
+    async with _served(settings=settings) as (served, _), httpx.AsyncClient(verify=tls) as client:
+        url = url_of(served.listener, tls=True)
+
+        assert (await client.get(f"{url}/peer")).json()[0] == "https"
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.get(f"{served.url}/peer")

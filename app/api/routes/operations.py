@@ -15,10 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.api.auth import ClockDep, ConfigDep, EngineDep, PipeDep, SettingsDep
+from app.api.responses import refuses
 from app.archive.engine import schema_is_current
 from app.clock import Clock
 from app.config.follower import ConfigReplica
-from app.errors import AdjournError
+from app.errors import AdjournError, Forbidden, RateLimited, Unauthenticated
 from app.live import keys
 from app.live.pipe import Pipe
 from app.live.server import durability_warnings
@@ -104,7 +105,7 @@ async def readyz(
     return Readiness(status=status, checks=Checks(**checks))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=refuses(Unauthenticated, Forbidden, RateLimited))
 async def metrics(settings: SettingsDep, clock: ClockDep) -> Response:
     """Metrics for Prometheus, of all processes of this machine; read at most once a second."""
     page = _metrics_at(clock.now_ms() // 1000, settings.prometheus_multiproc_dir)

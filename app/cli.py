@@ -22,7 +22,7 @@ import uvloop
 
 from app.errors import AdjournError, CannotStart
 from app.log import configure_logging
-from app.settings import ENV_FILE, Settings
+from app.settings import ENV_FILE, SECRETS_KEY_FILE, Settings
 
 if TYPE_CHECKING:
     from app.config.change import Keyring
@@ -47,6 +47,8 @@ class HealthTarget(StrEnum):
 
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+secrets = typer.Typer(help="Keys that encrypt the secrets of endpoints.", no_args_is_help=True)
+app.add_typer(secrets, name="secrets")
 
 
 @app.command()
@@ -80,6 +82,7 @@ def worker() -> None:
 def migrate() -> None:
     """Bring the schema of DATABASE_URL to this version."""
     from app.archive.engine import newest_schema_version
+    from app.delivery.secret_box import SecretBox
     from app.supervisor.preflight import check_servers, upgrade_schema
 
     settings = _settings()
@@ -88,7 +91,7 @@ def migrate() -> None:
         msg = "DATABASE_URL is not set; `adjourn serve` migrates its own Postgres"
         raise CannotStart(msg)
     asyncio.run(check_servers(database_url=url))
-    upgrade_schema(url)
+    upgrade_schema(url, SecretBox.of(settings))
     print(f"schema is at version {newest_schema_version()}")
     if admin_key is not None:
         saved = _with_keys(lambda keyring: keyring.ensure(admin_key))
@@ -209,6 +212,30 @@ def revoke(
     print(f"revoked {key_id}")
 
 
+@secrets.command("new-key")
+def new_secrets_key_() -> None:
+    """Print a new key for SECRETS_KEY."""
+    from app.delivery.secret_box import new_secrets_key
+
+    print(new_secrets_key())
+
+
+@secrets.command("rotate")
+def rotate_secrets_() -> None:
+    """Encrypt the secrets of all endpoints with the first key of SECRETS_KEY; then the other keys can be removed."""
+    from app.delivery.secret_box import SecretBox, rotate_secrets
+
+    settings = _settings()
+    _, database_url = _urls(settings)
+    if settings.database_url is None and not settings.secret_keys:
+        settings = _settings(secrets_key_file=settings.var_dir / SECRETS_KEY_FILE)
+    try:
+        endpoints = asyncio.run(rotate_secrets(database_url, SecretBox.of(settings)))
+    except ValueError as error:
+        raise CannotStart(str(error)) from None
+    print(f"{endpoints} endpoints have secrets encrypted with the first key")
+
+
 def _minute(instant: datetime | None) -> str:
     return "" if instant is None else f"{instant:%Y-%m-%d %H:%M}"
 
@@ -216,13 +243,9 @@ def _minute(instant: datetime | None) -> str:
 def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
     """Use the keyring of DATABASE_URL, or of the `adjourn serve` that runs on VAR_DIR."""
     from app.config.change import open_keyring
-    from app.embedded import urls_of
     from app.supervisor.preflight import check_servers
 
-    settings = _settings()
-    redis_url, database_url = settings.redis_url, settings.database_url
-    if database_url is None:
-        redis_url, database_url = urls_of(settings.var_dir)
+    redis_url, database_url = _urls(_settings())
 
     async def work() -> T:
         await check_servers(database_url=database_url)
@@ -230,6 +253,15 @@ def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:
             return await use(keyring)
 
     return asyncio.run(work())
+
+
+def _urls(settings: Settings) -> tuple[str | None, str]:
+    """The URLs of Redis and Postgres; without DATABASE_URL those of the `adjourn serve` that runs on VAR_DIR."""
+    from app.embedded import urls_of
+
+    if settings.database_url is not None:
+        return settings.redis_url, settings.database_url
+    return urls_of(settings.var_dir)
 
 
 def _settings(**chosen: object) -> Settings:

@@ -59,18 +59,19 @@ def configure_logging(settings: Settings) -> None:
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Redact values whose name or form shows a secret, at any depth."""
-    return {name: _redacted(value, name=name) for name, value in event.items()}
+    return {name: redacted(value, name=name) for name, value in event.items()}
 
 
-def _redacted(value: Any, *, name: str = "") -> Any:  # noqa: ANN401 - a log line holds anything
+def redacted(value: Any, *, name: str = "") -> Any:  # noqa: ANN401 - a log line holds anything
+    """The value without what looks like a secret by its form, or by the name of a field, at any depth."""
     if _SECRET_NAMES.search(name) and isinstance(value, str | bytes):
         return REDACTED
     if isinstance(value, str):
         return _SECRET_TEXTS.sub(lambda found: (found["kept"] or "") + REDACTED, value)
     if isinstance(value, Mapping):
-        return {key: _redacted(inner, name=str(key)) for key, inner in value.items()}
+        return {key: redacted(inner, name=str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_redacted(inner, name=name) for inner in value]
+        return [redacted(inner, name=name) for inner in value]
     return value
 
 

@@ -20,6 +20,7 @@ from app.config.change import ConfigWriter
 from app.config.follower import ConfigReplica
 from app.config.key_usage import KeyUsage
 from app.config.records import BotConfig
+from app.delivery.secret_box import SecretBox
 from app.ingest.intake import Intake
 from app.ingest.limits import RateLimits
 from app.live.commit import CommitScript
@@ -67,6 +68,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Open everything. Raises `ConfigurationError` for settings that cannot work, `Unavailable` if Redis is unreachable."""
     if settings.redis_url is None or settings.database_url is None:
         raise ConfigurationError("REDIS_URL and DATABASE_URL are not set; `adjourn serve` starts its own servers")
+    SecretBox.of(settings)  # a deployment that has no key is refused at its start and not at its first webhook
     _collect_garbage_less_often()
     async with AsyncExitStack() as stack:
         redis = open_redis(settings.redis_url, timeout_s=settings.redis_timeout_s)

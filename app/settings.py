@@ -21,6 +21,9 @@ _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 ADMIN_KEY_PATTERN = r"^adj_[A-Za-z0-9_-]{43,200}$"
 
+SECRETS_KEY_FILE = "secrets.key"
+"""The file in VAR_DIR that is made where Postgres is embedded."""
+
 PrivateAddresses = bool | Literal["loopback"]
 """All private addresses, none, or loopback only."""
 
@@ -149,6 +152,15 @@ class Settings(BaseSettings):
     database_timeout_s: float = Field(default=10.0, gt=0, description="Longest wait for one statement, in seconds.")
 
     # Delivery
+    secrets_key: str | None = Field(
+        default=None,
+        repr=False,
+        description="Keys that encrypt the secrets of endpoints, comma-separated, the first encrypts. Unset: the file's.",
+    )
+    secrets_key_file: Path | None = Field(
+        default=None,
+        description="File with these keys. Unset: VAR_DIR/secrets.key, made at the first start, if Postgres is embedded.",
+    )
     webhook_allow_private: PrivateAddresses | None = Field(
         default=None,
         description="Private addresses that webhooks may go to: true, false or loopback. Unset: loopback if embedded.",
@@ -198,6 +210,18 @@ class Settings(BaseSettings):
     def _normalise_database_url(cls, url: str | None) -> str | None:
         return None if url is None else normalised_database_url(url)
 
+    @field_validator("secrets_key")
+    @classmethod
+    def _check_secrets_key(cls, keys: str | None) -> str | None:
+        _keys_in(keys or "")
+        return keys
+
+    @field_validator("secrets_key_file")
+    @classmethod
+    def _check_secrets_key_file(cls, file: Path | None) -> Path | None:
+        _keys_in(text_of_file(file) or "")
+        return file
+
     @field_validator("adjourn_admin_key_file")
     @classmethod
     def _check_admin_key_file(cls, file: Path | None) -> Path | None:
@@ -223,6 +247,11 @@ class Settings(BaseSettings):
     def load(cls, **chosen: Any) -> Self:  # noqa: ANN401 - each is checked as the setting that it is
         """Read the environment and, below it, the file `.env` of the working directory; `chosen` goes before both."""
         return cls(_env_file=ENV_FILE, **chosen)  # type: ignore[call-arg]  # an argument of BaseSettings that its type hides
+
+    @property
+    def secret_keys(self) -> list[str]:
+        """The keys of `secrets_key`, or of its file; none if neither is set."""
+        return _keys_in(self.secrets_key or text_of_file(self.secrets_key_file) or "")
 
     @property
     def admin_key(self) -> str | None:
@@ -256,6 +285,15 @@ def text_of_file(file: Path | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{file} cannot be read: {error}"
         raise ValueError(msg) from None
+
+
+def _keys_in(listed: str) -> list[str]:
+    """Keys between commas or white space. Raises `ValueError` for a text that is no key, without quoting it."""
+    keys = listed.replace(",", " ").split()
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]{43}=", key) for key in keys):
+        msg = "must be keys that `adjourn secrets new-key` makes, with commas between them"
+        raise ValueError(msg)
+    return keys
 
 
 def normalised_database_url(url: str) -> str:

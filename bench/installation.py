@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from app.archive.engine import migrate
 from app.config.publish import move
 from app.config.records import BotRecord, KeyConfig, Mark
+from app.delivery.secret_box import new_secrets_key
 from app.embedded import Servers, embedded_servers
 from app.ids import key_digest, new_key
 from app.settings import Settings
@@ -26,7 +27,11 @@ def installation() -> Iterator[tuple[Settings, Servers]]:
     try:
         with embedded_servers(folder, redis=True, postgres=True) as servers:
             settings = Settings(
-                redis_url=servers.redis_url, database_url=servers.database_url, var_dir=folder, webhook_allow_private=True
+                redis_url=servers.redis_url,
+                database_url=servers.database_url,
+                var_dir=folder,
+                webhook_allow_private=True,
+                secrets_key=new_secrets_key(),
             )
             migrate(settings.database_url or "")
             yield settings, servers

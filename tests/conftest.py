@@ -20,6 +20,7 @@ import pytest
 import redis
 
 from app.archive.engine import migrate
+from app.delivery.secret_box import new_secrets_key
 from app.embedded import Servers, embedded_servers, redis_server
 from app.embedded.postgres_server import PostgresServer
 
@@ -33,6 +34,7 @@ def servers() -> Iterator[Servers]:
     try:
         with embedded_servers(folder, redis=True, postgres=True, durable=False) as running, pytest.MonkeyPatch.context() as patch:
             patch.setenv("APPENDFSYNC", "no")  # a test needs no more
+            patch.setenv("SECRETS_KEY", new_secrets_key())
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)

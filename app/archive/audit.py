@@ -1,4 +1,4 @@
-"""The audit log: who changed what, written in the transaction of the change itself. Secrets never get here.
+"""The audit log: who changed what, written in the transaction of the change itself. Secrets are redacted.
 
 Rows are only added: a trigger refuses every change of one.
 """
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive import keys
 from app.archive.tables import audit_log
 from app.errors import Unauthenticated
+from app.log import redacted
 
 
 class Actor(Struct, frozen=True):
@@ -35,7 +36,14 @@ async def record(
     Raises `Unauthenticated` as `check_key` does, so that no change of a revoked key can be committed.
     """
     await check_key(conn, actor)
-    values = {"key_id": actor.key_id, "actor": actor.name, "action": action, "bot_id": bot, "target": target, "detail": detail}
+    values = {
+        "key_id": actor.key_id,
+        "actor": actor.name,
+        "action": action,
+        "bot_id": bot,
+        "target": target,
+        "detail": redacted(detail),
+    }
     await conn.execute(insert(audit_log).values(values))
 
 

@@ -168,7 +168,7 @@ endpoints = Table(
         doc="Whether the key that set the URL may name private addresses; a host name is resolved again at each delivery.",
     ),
     Column("events", ARRAY(Text), nullable=False, doc="Types of the events that it receives."),
-    Column("secret", Text, nullable=False, doc="Signs webhooks: `whsec_` and base64."),
+    Column("secret", Text, nullable=False, doc="Signs webhooks: `whsec_` and base64, encrypted (`app.delivery.secret_box`)."),
     Column("previous_secret", Text, doc="The secret before it; signs as well until it expires."),
     Column("previous_secret_expires_at", Timestamptz, doc="When the previous secret stops signing."),
     Column("enabled", Boolean, nullable=False, server_default=TRUE, doc="Whether it receives anything."),

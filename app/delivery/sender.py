@@ -7,6 +7,7 @@ and nothing after the 64 KB is read: the connection is dropped.
 
 import asyncio
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -20,7 +21,9 @@ import structlog
 from msgspec import Struct
 from standardwebhooks import Webhook
 
+from app.delivery.secret_box import SecretBox
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
+from app.log import redacted
 from app.settings import PrivateAddresses, Settings
 
 log = structlog.get_logger(__name__)
@@ -55,7 +58,8 @@ class ReceiverReply:
                 return
 
     def text(self) -> str:
-        return plain(self._beginning.decode(errors="replace"))
+        """The beginning of the reply, without secrets: a receiver may echo what it got."""
+        return str(redacted(plain(self._beginning.decode(errors="replace"))))
 
 
 def retry_after_s(header: str | None, *, now_ms: int) -> int | None:
@@ -77,7 +81,7 @@ def plain(text: str) -> str:
 
 
 class SignedWebhook(Struct, frozen=True):
-    """One webhook to send. `secrets`: the current one first, then the previous one while it is still accepted.
+    """One webhook to send. `secrets` as they are stored: the current one first, then the previous one while it is still accepted.
 
     Without `private_allowed` it goes to public addresses only, also if the sender may reach others.
     """
@@ -127,12 +131,14 @@ class Sender:
         allow_private: PrivateAddresses,
         deadline_s: float,
         reply_max_bytes: int,
+        secret_box: SecretBox,
     ) -> None:
         self._client = _client(GuardedNetwork(resolver=resolver, allow_private=allow_private), tls)
         # Connections are reused, so endpoints that may reach private addresses do not share a pool with those that may not.
         self._public = _client(GuardedNetwork(resolver=resolver, allow_private=False), tls) if allow_private else self._client
         self._deadline_s = deadline_s
         self._reply_max_bytes = reply_max_bytes
+        self._secret_box = secret_box
 
     @classmethod
     def of(cls, settings: Settings, *, resolver: Resolver, tls: ssl.SSLContext) -> Self:
@@ -143,6 +149,7 @@ class Sender:
             allow_private=settings.private_webhooks_allowed,
             deadline_s=settings.delivery_timeout_s,
             reply_max_bytes=settings.delivery_reply_max_bytes,
+            secret_box=SecretBox.of(settings),
         )
 
     async def close(self) -> None:
@@ -168,7 +175,8 @@ class Sender:
         return _verdict(reply, None, now_ms=now_ms)
 
     async def _post(self, webhook: SignedWebhook, reply: ReceiverReply, *, now_ms: int) -> None:
-        headers = signed_headers(webhook, now_ms=now_ms)
+        secrets = [self._secret_box.decrypt(secret) for secret in webhook.secrets]
+        headers = signed_headers(webhook, secrets, now_ms=now_ms)
         client = self._client if webhook.private_allowed else self._public
         async with client.stream("POST", webhook.url, content=webhook.body.encode(), headers=headers) as response:
             reply.status = response.status_code
@@ -176,10 +184,10 @@ class Sender:
             await reply.read(response, limit=self._reply_max_bytes)
 
 
-def signed_headers(webhook: SignedWebhook, *, now_ms: int) -> dict[str, str]:
+def signed_headers(webhook: SignedWebhook, secrets: Sequence[str], *, now_ms: int) -> dict[str, str]:
     """The three headers of Standard Webhooks; one signature for each secret, so that either verifies."""
     at = datetime.fromtimestamp(now_ms // 1000, UTC)
-    signatures = [Webhook(secret).sign(webhook.id, at, webhook.body) for secret in webhook.secrets]
+    signatures = [Webhook(secret).sign(webhook.id, at, webhook.body) for secret in secrets]
     return {
         "webhook-id": webhook.id,
         "webhook-timestamp": str(now_ms // 1000),

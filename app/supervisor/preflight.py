@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.archive.engine import make_single_use_engine, migrate
+from app.delivery.secret_box import SecretBox, encrypt_plain
 from app.errors import CannotStart
 
 TIMEOUT_S = 5.0
@@ -49,10 +50,14 @@ async def check_servers(*, redis_url: str | None = None, database_url: str | Non
         await _check("DATABASE_URL", database_url, _probe_postgres(database_url))
 
 
-def upgrade_schema(database_url: str) -> None:
-    """Bring the schema to this version; raises `CannotStart` if the database refuses or is newer."""
+def upgrade_schema(database_url: str, box: SecretBox) -> None:
+    """Bring the schema to this version, and encrypt the secrets that are not encrypted.
+
+    Raises `CannotStart` if the database refuses or is newer.
+    """
     with _naming("DATABASE_URL", database_url):
         migrate(database_url)
+        asyncio.run(encrypt_plain(database_url, box))
 
 
 def without_password(url: str) -> str:

@@ -123,6 +123,8 @@ def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> di
         "host": settings.host,
         "port": settings.port,
         "webhook_allow_private": settings.webhook_allow_private,
+        "secrets_key": settings.secrets_key,
+        "secrets_key_file": settings.secrets_key_file,
         "process_name": name,
         "prometheus_multiproc_dir": metrics_dir,
     }

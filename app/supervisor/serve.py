@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import shlex
 import signal
 import socket
@@ -22,10 +23,11 @@ import structlog
 
 from app.archive.engine import newest_schema_version
 from app.config.change import open_keyring
+from app.delivery.secret_box import SecretBox, new_secrets_key
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
 from app.resources import open_resources
-from app.settings import Settings
+from app.settings import SECRETS_KEY_FILE, Settings
 from app.supervisor.preflight import check_servers, upgrade_schema, without_password
 from app.supervisor.processes import Processes, worker_child
 
@@ -79,8 +81,9 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         asyncio.run(check_servers(redis_url=settings.redis_url, database_url=settings.database_url))
         servers = stack.enter_context(_servers(settings))
         settings = _with_urls(settings, servers)
+        box = SecretBox.of(settings)
         _print_servers(settings, servers)
-        upgrade_schema(_required(settings.database_url))
+        upgrade_schema(_required(settings.database_url), box)
         _print_step("schema", f"version {newest_schema_version()}")
         asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings, embedded=servers.postgres is not None))
@@ -131,8 +134,23 @@ def _with_urls(settings: Settings, servers: Servers) -> Settings:
             "webhook_allow_private": settings.private_webhooks_allowed,
             "redis_url": settings.redis_url or servers.redis_url,
             "database_url": settings.database_url or servers.database_url,
+            "secrets_key_file": secrets_key_file(settings),
         }
     )
+
+
+def secrets_key_file(settings: Settings) -> Path | None:
+    """The file of the settings; where Postgres is embedded and no key is given, the file in their folder."""
+    if settings.database_url is not None or settings.secret_keys:
+        return settings.secrets_key_file
+    file = settings.var_dir / SECRETS_KEY_FILE
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return file
+    with os.fdopen(descriptor, "w") as written:
+        written.write(f"{new_secrets_key()}\n")
+    return file
 
 
 def _required(url: str | None) -> str:

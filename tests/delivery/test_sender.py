@@ -11,6 +11,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.clock import wall_ms
+from app.delivery.secret_box import SecretBox
 from app.delivery.sender import Delivered, Gone, Retry, Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.ids import new_webhook_secret
@@ -60,6 +61,7 @@ async def make_sender() -> AsyncIterator[Make]:
             allow_private=True,
             deadline_s=deadline_s,
             reply_max_bytes=reply_max_bytes,
+            secret_box=SecretBox(()),
         )
         made.append(sender)
         return sender

@@ -7,6 +7,7 @@ import httpcore
 import pytest
 
 from app.clock import wall_ms
+from app.delivery.secret_box import SecretBox
 from app.delivery.sender import Delivered, Retry, Sender, SignedWebhook, trusted_tls
 from app.delivery.special_addresses import RANGES, AddressKind, refusal
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver, check_destination, check_url
@@ -231,6 +232,7 @@ async def test_what_may_not_go_to_private_addresses_finds_no_open_connection_to_
         allow_private=True,
         deadline_s=5,
         reply_max_bytes=65_536,
+        secret_box=SecretBox(()),
     )
     url, secrets = receiver.url(host="rebound.example"), (new_webhook_secret(),)
     first = await sender.send(SignedWebhook("x", url, "{}", secrets), now_ms=wall_ms())
@@ -273,7 +275,9 @@ async def test_no_address_at_all_is_a_connect_error() -> None:
 @pytest.fixture
 async def rebinding(receiver: Receiver) -> AsyncIterator[tuple[Sender, ScriptedResolver, SignedWebhook]]:
     resolver = ScriptedResolver(("127.0.0.1",), ("169.254.169.254",))
-    sender = Sender(resolver=resolver, tls=trusted_tls(), allow_private=True, deadline_s=5, reply_max_bytes=65_536)
+    sender = Sender(
+        resolver=resolver, tls=trusted_tls(), allow_private=True, deadline_s=5, reply_max_bytes=65_536, secret_box=SecretBox(())
+    )
     yield sender, resolver, SignedWebhook("x", receiver.url(host="rebound.example"), "{}", (new_webhook_secret(),))
     await sender.close()
 

@@ -17,6 +17,7 @@ from app.archive.endpoints import HEALTHY
 from app.archive.outbox import valid_secrets
 from app.archive.tables import instant
 from app.delivery.endpoint_test import send_test
+from app.delivery.secret_box import SecretBox
 from app.delivery.url_guard import check_destination
 from app.domain.entry import ID_PATTERN
 from app.domain.instants import DAY_MS, ms_of, rfc3339
@@ -98,8 +99,8 @@ class EndpointCreated(EndpointView):
     ]
 
     @classmethod
-    def with_secret(cls, row: Row[Any]) -> "EndpointCreated":
-        return cls(**_fields(row), secret=row.secret)
+    def with_secret(cls, row: Row[Any], secret: str) -> "EndpointCreated":
+        return cls(**_fields(row), secret=secret)
 
 
 class EndpointList(BaseModel):
@@ -164,7 +165,7 @@ async def create_endpoint(
 ) -> EndpointCreated:
     """Add an endpoint. Its secret, which verifies webhooks, is in this answer and in no other."""
     await _check_url(settings, principal, new.url)
-    endpoint = new_id(clock.now_ms())
+    endpoint, secret = new_id(clock.now_ms()), new_webhook_secret()
     async with changing(principal) as change:
         await bot_row(change.conn, bot)
         if len(await endpoints.of_bot(change.conn, bot)) >= MOST:
@@ -176,11 +177,11 @@ async def create_endpoint(
             url=new.url,
             private_allowed=_may_name_private(principal),
             events=list(new.events),
-            secret=new_webhook_secret(),
+            secret=SecretBox.of(settings).encrypt(secret),
         )
         await change.record("endpoint.created", endpoint, bot=bot, url=new.url, events=new.events)
     response.headers["Location"] = f"/v1/endpoints/{endpoint}"
-    return EndpointCreated.with_secret(row)
+    return EndpointCreated.with_secret(row, secret)
 
 
 @router.get("/bots/{bot}/endpoints")
@@ -253,8 +254,9 @@ async def rotate_secret(
     endpoint_id: EndpointPath,
     clock: ClockDep,
     changing: ChangingDep,
-    principal: Administering,
+    settings: SettingsDep,
     *,
+    principal: Administering,
     rotate: RotateSecret | None = None,
 ) -> NewSecret:
     """Sign with a new secret from now on, and for a while with the present one, too.
@@ -267,7 +269,11 @@ async def rotate_secret(
         endpoint = await endpoint_row(change.conn, principal, endpoint_id)
         if not wanted.force:
             _check_previous_over(endpoint, now_ms=now_ms)
-        changes = {"secret": secret, "previous_secret": endpoint.secret, "previous_secret_expires_at": instant(until_ms)}
+        changes = {
+            "secret": SecretBox.of(settings).encrypt(secret),
+            "previous_secret": endpoint.secret,
+            "previous_secret_expires_at": instant(until_ms),
+        }
         await endpoints.change(change.conn, endpoint.id, changes)
         await change.record("endpoint.secret_rotated", endpoint.id, bot=endpoint.bot_id, previous_valid_until=rfc3339(until_ms))
     return NewSecret(secret=secret, previous_valid_until=rfc3339(until_ms))

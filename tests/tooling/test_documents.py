@@ -159,3 +159,19 @@ def test_no_file_names_one_outside_the_repository() -> None:
 def test_no_file_names_a_registry() -> None:
     """Where packages come from is set on the machine that installs them."""
     assert [(path, host) for path, text in texts().items() for host in REGISTRIES if host in text] == []
+
+
+def test_each_threat_names_a_test() -> None:
+    """docs/security.md, "Threats": the last cell of each row is a test that there is."""
+    threats = re.findall(r"^\| (?!who|---).*\| ([^|]+) \|$", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE)
+    absent = [cell for cell in threats if not _is_test(cell.strip("`"))]
+
+    assert len(threats) > 20
+    assert absent == []
+
+
+def _is_test(name: str) -> bool:
+    path, _, function = name.partition("::")
+    return (ROOT / path).is_file() and re.search(
+        rf"^(async )?def {function}\(", (ROOT / path).read_text(), re.MULTILINE
+    ) is not None

@@ -14,15 +14,18 @@ from app.api import routes
 from app.archive.session_reads import SessionFilter
 from app.archive.tables import sessions
 from app.domain.entry import EntryType
+from app.domain.policy.model import Policy
 from app.domain.records import EventType, Outcome, Reason
 from app.domain.session_view import public_fields
 from app.main import create_app
 from app.settings import Settings
 from tests.tooling.shape import imports
-from tests.tooling.tree import DOCS, modules, texts
+from tests.tooling.tree import DOCS, ROOT, modules, texts
 
 RULES = (DOCS / "rules.md").read_text()
 
+# Settings that say what is counted and billed, not where a session begins and ends.
+NO_BOUNDARY = {"requires_bot", "billing_block_minutes"}
 # Columns of a session by which lists are filtered under another name: a list of bots, a tag, a key, an end of a range.
 BY_OTHER_FILTERS = {"bot_id", "tags", "session_metadata", "opened_at", "closed_at", "active_ms"}
 # Columns that are read or summed, and that no list is filtered by.
@@ -97,6 +100,27 @@ def test_every_row_that_the_code_names_is_known() -> None:
 def test_the_rules_name_every_type_reason_and_outcome(word: str) -> None:
     """docs/rules.md says what an entry of each type does, and when each reason and outcome is given."""
     assert re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.]\w)", RULES)
+
+
+def test_the_naive_model_knows_every_setting_type_and_reason() -> None:
+    """A rule that moves boundaries is written twice: the property tests compare the two only where the second one has it."""
+    nodes = list(ast.walk(ast.parse((ROOT / "tests" / "domain" / "naive.py").read_text())))
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    named = {node.value for node in nodes if isinstance(node, ast.Constant)}
+
+    assert set(Policy.__struct_fields__) - read == NO_BOUNDARY, "read the setting in tests/domain/naive.py"
+    assert {*get_args(EntryType), *get_args(Reason)} - named == {"search"}, "name the type or reason in tests/domain/naive.py"
+
+
+def test_the_property_tests_draw_every_setting() -> None:
+    """A setting that no drawn policy has is never compared."""
+    words = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "tests" / "domain" / "strategies.py").read_text()))
+        if isinstance(node, ast.Constant)
+    }
+
+    assert set(Policy.__struct_fields__) - words == set(), "draw it in tests/domain/strategies.py"
 
 
 @pytest.mark.parametrize("event", get_args(EventType))

@@ -13,7 +13,7 @@ import structlog
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive.engine import make_engine
+from app.archive.engine import SharedEngine, make_engine
 from app.clock import Clock
 from app.closing.sweep import Sweep
 from app.config.change import ConfigWriter
@@ -33,7 +33,11 @@ from app.live.users import UserVariables
 from app.live.view import LiveView
 from app.queries.live_events import LiveEvents
 from app.settings import Settings
+from app.shares import Shares
 
+_ADMIN_POOL_SIZE = 2
+_TESTS_AT_ONCE = 8
+_TESTS_OF_ONE_BOT = 2
 log = structlog.get_logger(__name__)
 
 
@@ -46,6 +50,7 @@ class Resources:
     redis: Redis
     pipe: Pipe
     engine: AsyncEngine
+    admin_engine: AsyncEngine
     config: ConfigReplica
     key_usage: KeyUsage
     writer: ConfigWriter
@@ -55,6 +60,8 @@ class Resources:
     sandboxes: SandboxClocks
     user_variables: UserVariables
     limits: RateLimits
+    bodies: Shares  # bytes of bodies of entries that are read or worked on, by key
+    tests: Shares  # tests of endpoints that are sent, by bot
     intake: Intake
     sweep: Sweep
 
@@ -80,16 +87,21 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         await synchronize(clock, pipe)
         for warning in await durability_warnings(pipe, appendfsync=settings.appendfsync):
             log.warning("Redis is less durable than expected", setting=warning)
-        engine = make_engine(
-            settings.database_url,
-            pool_size=settings.database_pool_size,
-            statement_timeout_s=settings.database_timeout_s,
-        )
+        pool_size, timeout_s = settings.database_pool_size, settings.database_timeout_s
+        made = make_engine(settings.database_url, pool_size=pool_size, statement_timeout_s=timeout_s)
+        engine = SharedEngine(made, pool_size=pool_size)
         stack.push_async_callback(engine.dispose)
+        # No query of a reader can keep an admin, or a probe, from Postgres.
+        admin_engine = make_engine(
+            settings.database_url, pool_size=_ADMIN_POOL_SIZE, statement_timeout_s=timeout_s, name="adjourn-admin"
+        )
+        stack.push_async_callback(admin_engine.dispose)
         config = ConfigReplica(redis)
         stack.push_async_callback(config.stop)
         await config.start()
-        resources = _assemble(settings, clock=clock, redis=redis, pipe=pipe, engine=engine, config=config)
+        resources = _assemble(
+            settings, clock=clock, redis=redis, pipe=pipe, engine=engine, admin_engine=admin_engine, config=config
+        )
         resources.key_usage.start()
         stack.push_async_callback(resources.key_usage.stop)
         yield resources
@@ -105,7 +117,14 @@ def _collect_garbage_less_often() -> None:
 
 
 def _assemble(
-    settings: Settings, *, clock: Clock, redis: Redis, pipe: Pipe, engine: AsyncEngine, config: ConfigReplica
+    settings: Settings,
+    *,
+    clock: Clock,
+    redis: Redis,
+    pipe: Pipe,
+    engine: AsyncEngine,
+    admin_engine: AsyncEngine,
+    config: ConfigReplica,
 ) -> Resources:
     shards = settings.shards
     ledger = Ledger(
@@ -123,15 +142,18 @@ def _assemble(
         redis=redis,
         pipe=pipe,
         engine=engine,
+        admin_engine=admin_engine,
         config=config,
         key_usage=KeyUsage(config, redis, clock),
-        writer=ConfigWriter(engine, redis=redis, replica=config),
+        writer=ConfigWriter(admin_engine, redis=redis, replica=config),
         ledger=ledger,
         live=LiveView(pipe, shards=shards),
         live_events=LiveEvents(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
         limits=RateLimits(Rates(pipe), settings),
+        bodies=Shares(settings.bodies_max_bytes, most_of_one=settings.bodies_max_bytes * 3 // 4),
+        tests=Shares(_TESTS_AT_ONCE, most_of_one=_TESTS_OF_ONE_BOT),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
         sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),
     )

@@ -73,6 +73,11 @@ class Settings(BaseSettings):
     state_cache_bytes: int = Field(default=64 << 20, ge=0, description="Live states that a process caches, in bytes.")
     max_batch_entries: int = Field(default=500, ge=1, description="Entries accepted in one batch request.")
     max_body_bytes: int = Field(default=1_000_000, ge=1024, description="Longest request body, in bytes.")
+    bodies_max_bytes: int = Field(
+        default=32 << 20,
+        ge=1024,
+        description="Bodies of entries that one process works on at once, in bytes; three quarters for one key at most.",
+    )
     tls_cert_file: Path | None = Field(
         default=None, description="Certificate chain (PEM); with TLS_KEY_FILE the API answers by https. Unset: http."
     )

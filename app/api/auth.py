@@ -35,6 +35,7 @@ from app.queries.live_events import LiveEvents
 from app.queries.sessions import Sessions
 from app.resources import Resources
 from app.settings import Settings
+from app.shares import Shares
 
 KeyScope = Literal["ingest", "read", "admin"]
 Thing = TypeVar("Thing")
@@ -224,6 +225,8 @@ async def _changing(request: Request) -> Changing:
 ClockDep = Annotated[Clock, _part("clock")]
 ConfigDep = Annotated[ConfigReplica, _part("config")]
 EngineDep = Annotated[AsyncEngine, _part("engine")]
+AdminEngineDep = Annotated[AsyncEngine, _part("admin_engine")]
+TestsDep = Annotated[Shares, _part("tests")]
 LedgerDep = Annotated[Ledger, _part("ledger")]
 LiveDep = Annotated[LiveView, _part("live")]
 LiveEventsDep = Annotated[LiveEvents, _part("live_events")]

@@ -5,6 +5,7 @@ not know these routes; `app.api.openapi` adds them to the document.
 """
 
 import re
+from typing import Self
 
 import structlog
 from starlette.datastructures import QueryParams
@@ -17,11 +18,12 @@ from app.api.middleware import rate_headers, request_id_of
 from app.config.records import SIGNED_IN, BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
-from app.errors import AdjournError, Invalid, TooLarge, UnsupportedMedia
+from app.errors import AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
 from app.ingest.limits import over_rate
 from app.ingest.wire import entries_from, entry_from
 from app.resources import Resources
+from app.shares import Shares
 
 Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 """Status, headers and body."""
@@ -63,12 +65,18 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
-    body = await _body(receive, headers, limit=resources.settings.max_body_bytes)
-    entries = _many_of(resources, body, media=media) if route["batch"] else [_one_of(body, media=media)]
+    with _Body(resources.bodies, spenders[0], limit=resources.settings.max_body_bytes) as body:
+        return await _taken(resources, bot, await body.read(receive, headers), spenders, media=media, batch=bool(route["batch"]))
+
+
+async def _taken(
+    resources: Resources, bot: BotConfig, body: bytes, spenders: tuple[str, str], *, media: str, batch: bool
+) -> Reply:
+    entries = _many_of(resources, body, media=media) if batch else [_one_of(body, media=media)]
     allowed = await resources.limits.spend_entries(*spenders, entries=len(entries), size=len(body))
     refused = [over_rate("entries") for _ in entries[allowed.entries :]]
     results = await resources.intake.take(bot, [*entries[: allowed.entries], *refused]) if entries else []
-    status, answer, text = _batch(results) if route["batch"] else _single(results)
+    status, answer, text = _batch(results) if batch else _single(results)
     return status, answer + rate_headers(allowed.spent), text
 
 
@@ -124,23 +132,38 @@ def _result(result: Receipt | EntryRefusal) -> Receipt | dict[str, object]:
     return result if isinstance(result, Receipt) else {"error": problem_of(result)}
 
 
-async def _body(receive: Receive, headers: dict[bytes, bytes], *, limit: int) -> bytes:
-    announced = headers.get(b"content-length", b"0")
-    if announced.isdigit() and int(announced) > limit:
-        raise _too_large(limit)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Invalid("the request ended before its body")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
-            return b"".join([*chunks, chunk])
-        chunks.append(chunk)
+class _Body:
+    """The body of one request: its bytes are of the key's share from their arrival to the answer."""
+
+    def __init__(self, shares: Shares, key: str, *, limit: int) -> None:
+        self._shares = shares
+        self._key = key
+        self._limit = limit
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shares.give_back(self._key, self._size)
+
+    async def read(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._limit:
+            raise _too_large(self._limit)
+        chunks: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Invalid("the request ended before its body")
+            chunks.append(message.get("body", b""))
+            if self._size + len(chunks[-1]) > self._limit:
+                raise _too_large(self._limit)
+            if not self._shares.try_take(self._key, len(chunks[-1])):
+                raise Unavailable("too many bodies are under way", hint="send fewer or smaller ones at once", retry_after_s=1)
+            self._size += len(chunks[-1])
+            if not message.get("more_body"):
+                return b"".join(chunks)
 
 
 def _too_large(limit: int) -> TooLarge:

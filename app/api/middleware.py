@@ -21,6 +21,7 @@ from app.ingest.limits import Spendings
 from app.live.rates import BURST_S, Spent
 from app.resources import Resources
 from app.settings import Settings
+from app.shares import OWNER
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEYED = "/v1/"
@@ -86,7 +87,11 @@ class KeyFirst:
             except AdjournError as error:
                 await _send_problem(error, scope, send)
                 return
-            await self._app(scope, receive, _with_headers(send, [*rate_headers(spent), _NO_STORE]))
+            owner = OWNER.set(f"key:{principal.key.id}")
+            try:
+                await self._app(scope, receive, _with_headers(send, [*rate_headers(spent), _NO_STORE]))
+            finally:
+                OWNER.reset(owner)
             return
         await self._app(scope, receive, send)
 

@@ -21,8 +21,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+from typing_extensions import override
 
 from app.settings import normalised_database_url
+from app.shares import OWNER, Shares
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -41,6 +43,53 @@ def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: 
         # The parameters of a statement may be a user's private text, which must not be logged.
         hide_parameters=True,
     )
+
+
+class SharedEngine(AsyncEngine):
+    """An engine whose connections the owners of requests share (`app.shares`); tasks without an owner wait for the pool alone."""
+
+    def __init__(self, engine: AsyncEngine, *, pool_size: int) -> None:
+        super().__init__(engine.sync_engine)
+        self._shares = Shares(pool_size, most_of_one=max(1, pool_size - 1))
+
+    @override
+    def connect(self) -> AsyncConnection:
+        owner = OWNER.get()
+        return AsyncConnection(self) if owner is None else _SharedConnection(self, self._shares, owner)
+
+
+class _SharedConnection(AsyncConnection):
+    """A connection of one owner's share, from its start to its close."""
+
+    __slots__ = ("_holds", "_owner", "_shares")
+
+    def __init__(self, engine: AsyncEngine, shares: Shares, owner: str) -> None:
+        super().__init__(engine)
+        self._shares = shares
+        self._owner = owner
+        self._holds = False
+
+    @override
+    async def start(self, is_ctxmanager: bool = False) -> AsyncConnection:
+        await self._shares.take(self._owner, wait_s=CONNECT_TIMEOUT_S)
+        self._holds = True
+        try:
+            return await super().start(is_ctxmanager)
+        except BaseException:
+            self._give_back()
+            raise
+
+    @override
+    async def close(self) -> None:
+        try:
+            await super().close()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._holds:
+            self._holds = False
+            self._shares.give_back(self._owner)
 
 
 def make_single_use_engine(database_url: str, *, statement_timeout_s: float = 600, name: str = "adjourn-migrate") -> AsyncEngine:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
-from app.api.auth import Administering, EngineDep
+from app.api.auth import AdminEngineDep, Administering
 from app.api.fields import Instant, SlugText, UuidText
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import JsonResponse, answers
@@ -56,7 +56,7 @@ class AuditPage(BaseModel):
 
 
 @router.get("", **answers(AuditPage))
-async def list_changes(engine: EngineDep, principal: Administering, asked: Annotated[AuditQuery, Query()]) -> JsonResponse:
+async def list_changes(engine: AdminEngineDep, principal: Administering, asked: Annotated[AuditQuery, Query()]) -> JsonResponse:
     """Changes of bots, policies, endpoints, keys and sessions, the latest first. A limited key sees those of its bots."""
     if asked.bot is not None:
         principal.require("admin", bot=asked.bot)

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, SandboxesDep, SweepDep, found
+from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, SandboxesDep, SweepDep, found
 from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -112,7 +112,7 @@ async def create_bot(
 
 
 @router.get("", **answers(BotPage))
-async def list_bots(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
+async def list_bots(engine: AdminEngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Bots by id: those that the key covers."""
     page = Page(asked, of="bots", place=str)
     async with engine.connect() as conn:
@@ -122,7 +122,7 @@ async def list_bots(engine: EngineDep, principal: Administering, asked: Paged) -
 
 
 @router.get("/{bot}")
-async def read_bot(bot: BotPath, engine: EngineDep, _: Administering) -> BotView:
+async def read_bot(bot: BotPath, engine: AdminEngineDep, _: Administering) -> BotView:
     """One bot."""
     async with engine.connect() as conn:
         return BotView.of(await bot_row(conn, bot))

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, ClockDep, EngineDep, Principal, found, id_of
+from app.api.auth import AdminEngineDep, Administering, ClockDep, Principal, found, id_of
 from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import JsonResponse, answers, refuses
@@ -142,7 +142,9 @@ class ReplayedCount(BaseModel):
 
 
 @router.get("", **answers(DeliveryPage))
-async def list_deliveries(engine: EngineDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]) -> JsonResponse:
+async def list_deliveries(
+    engine: AdminEngineDep, principal: Administering, asked: Annotated[DeliveryQuery, Query()]
+) -> JsonResponse:
     """Deliveries, the newest first."""
     principal.require("admin", bot=asked.bot)
     wanted = asked.filter(principal.key.bots)
@@ -154,7 +156,7 @@ async def list_deliveries(engine: EngineDep, principal: Administering, asked: An
 
 
 @router.get("/{delivery_id}")
-async def read_delivery(delivery_id: _DeliveryPath, engine: EngineDep, principal: Administering) -> DeliveryDetail:
+async def read_delivery(delivery_id: _DeliveryPath, engine: AdminEngineDep, principal: Administering) -> DeliveryDetail:
     """One delivery with its payload and each of its attempts."""
     async with engine.connect() as conn:
         row = await _delivery(conn, principal, delivery_id)
@@ -162,7 +164,9 @@ async def read_delivery(delivery_id: _DeliveryPath, engine: EngineDep, principal
 
 
 @router.post("/replay", responses=refuses(NotFound))
-async def replay_deliveries(asked: ReplayMany, engine: EngineDep, clock: ClockDep, principal: Administering) -> ReplayedCount:
+async def replay_deliveries(
+    asked: ReplayMany, engine: AdminEngineDep, clock: ClockDep, principal: Administering
+) -> ReplayedCount:
     """Send all dead letters since an instant again, of an endpoint or of a bot; disabled endpoints are left out."""
     principal.require("admin", bot=asked.bot)
     endpoint = text_of(asked.endpoint_id)
@@ -177,7 +181,7 @@ async def replay_deliveries(asked: ReplayMany, engine: EngineDep, clock: ClockDe
 
 @router.post("/{delivery_id}/replay", status_code=202, responses=refuses(Conflict))
 async def replay_delivery(
-    delivery_id: _DeliveryPath, engine: EngineDep, clock: ClockDep, principal: Administering
+    delivery_id: _DeliveryPath, engine: AdminEngineDep, clock: ClockDep, principal: Administering
 ) -> DeliveryView:
     """Send a delivery again under its id, whatever its status; its retries start anew."""
     async with engine.begin() as conn:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, Principal, SettingsDep, found, id_of
+from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, Principal, SettingsDep, TestsDep, found, id_of
 from app.api.fields import Body, BotPath, Instant, UuidText
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
@@ -22,7 +22,7 @@ from app.delivery.url_guard import check_destination
 from app.domain.entry import ID_PATTERN
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 from app.domain.records import EventType
-from app.errors import Conflict
+from app.errors import Conflict, RateLimited
 from app.ids import new_id, new_webhook_secret
 from app.settings import Settings
 
@@ -185,7 +185,7 @@ async def create_endpoint(
 
 
 @router.get("/bots/{bot}/endpoints")
-async def list_endpoints(bot: BotPath, engine: EngineDep, _: Administering) -> EndpointList:
+async def list_endpoints(bot: BotPath, engine: AdminEngineDep, _: Administering) -> EndpointList:
     """A bot's endpoints, the oldest first."""
     async with engine.connect() as conn:
         await bot_row(conn, bot)
@@ -194,7 +194,7 @@ async def list_endpoints(bot: BotPath, engine: EngineDep, _: Administering) -> E
 
 
 @router.get("/endpoints/{endpoint_id}")
-async def read_endpoint(endpoint_id: EndpointPath, engine: EngineDep, principal: Administering) -> EndpointView:
+async def read_endpoint(endpoint_id: EndpointPath, engine: AdminEngineDep, principal: Administering) -> EndpointView:
     """One endpoint."""
     return EndpointView.of(await _read(engine, principal, endpoint_id))
 
@@ -204,7 +204,7 @@ async def change_endpoint(
     endpoint_id: EndpointPath,
     wanted: EndpointChange,
     *,
-    engine: EngineDep,
+    engine: AdminEngineDep,
     settings: SettingsDep,
     changing: ChangingDep,
     principal: Administering,
@@ -235,13 +235,24 @@ async def delete_endpoint(endpoint_id: EndpointPath, changing: ChangingDep, prin
 
 @router.post("/endpoints/{endpoint_id}/test")
 async def test_endpoint(
-    endpoint_id: EndpointPath, engine: EngineDep, clock: ClockDep, settings: SettingsDep, *, principal: Administering
+    endpoint_id: EndpointPath,
+    engine: AdminEngineDep,
+    clock: ClockDep,
+    settings: SettingsDep,
+    *,
+    principal: Administering,
+    tests: TestsDep,
 ) -> TestResult:
     """Send the endpoint a signed `webhook.test` now. If it is delivered, pending deliveries are sent at once, too."""
     now_ms = clock.now_ms()
     endpoint = await _read(engine, principal, endpoint_id)
     # No connection is held while the receiver answers.
-    test = await send_test(settings, endpoint, now_ms=now_ms)
+    if not tests.try_take(endpoint.bot_id):
+        raise RateLimited("tests of this bot's endpoints are under way", hint="wait for their results", retry_after_s=1)
+    try:
+        test = await send_test(settings, endpoint, now_ms=now_ms)
+    finally:
+        tests.give_back(endpoint.bot_id)
     async with engine.begin() as conn:
         await deliveries.insert_test(conn, test)
         if test.delivered:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_vali
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, ChangingDep, ClockDep, EngineDep, KeyScope, Principal, found, id_of
+from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, found, id_of
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -151,7 +151,7 @@ async def create_key(new: NewKey, clock: ClockDep, changing: ChangingDep, princi
 
 
 @router.get("", **answers(KeyPage))
-async def list_keys(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
+async def list_keys(engine: AdminEngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Keys in the order of their creation, revoked ones too."""
     page = Page(asked, of="keys", place=UUID)
     async with engine.connect() as conn:

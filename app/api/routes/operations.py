@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.auth import ClockDep, ConfigDep, EngineDep, PipeDep, SettingsDep
+from app.api.auth import AdminEngineDep, ClockDep, ConfigDep, PipeDep, SettingsDep
 from app.api.responses import refuses
 from app.archive.engine import schema_is_current
 from app.clock import Clock
@@ -77,7 +77,7 @@ async def readyz(
     *,
     config: ConfigDep,
     clock: ClockDep,
-    engine: EngineDep,
+    engine: AdminEngineDep,
     pipe: PipeDep,
     settings: SettingsDep,
     strict: Annotated[bool, Query(description="Answer 503 whenever a check fails, not only if it stops ingest.")] = False,

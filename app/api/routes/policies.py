@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, AnyKey, Changing, ChangingDep, ClockDep, EngineDep, Principal, SandboxesDep, found
+from app.api.auth import AdminEngineDep, Administering, AnyKey, Changing, ChangingDep, ClockDep, Principal, SandboxesDep, found
 from app.api.fields import BotPath, Instant, JsonObject, PolicyToSave, PolicyValues, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -174,7 +174,7 @@ WriterDep = Annotated[PolicyWriter, Depends(_writer)]
 
 
 @router.get("/bots/{bot}/policy")
-async def read_policy(bot: BotPath, engine: EngineDep, _: Administering, response: Response) -> PolicyView:
+async def read_policy(bot: BotPath, engine: AdminEngineDep, _: Administering, response: Response) -> PolicyView:
     """The policy that holds. Send its `ETag` as `If-Match` to replace it."""
     async with engine.connect() as conn:
         await bot_row(conn, bot)
@@ -232,7 +232,7 @@ async def restore_policy(
 
 
 @router.get("/bots/{bot}/policy/versions", **answers(PolicyVersions))
-async def list_policy_versions(bot: BotPath, engine: EngineDep, _: Administering, asked: Paged) -> JsonResponse:
+async def list_policy_versions(bot: BotPath, engine: AdminEngineDep, _: Administering, asked: Paged) -> JsonResponse:
     """Every version, the latest first, with who saved it and when."""
     page = Page(asked, of=["policy versions", bot], place=int)
     async with engine.connect() as conn:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import Administering, EngineDep, PipeDep, Principal, found, not_found
+from app.api.auth import AdminEngineDep, Administering, PipeDep, Principal, found, not_found
 from app.api.fields import Instant, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -69,7 +69,7 @@ class RejectsReplayed(BaseModel):
 
 
 @router.get("", **answers(RejectPage))
-async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged) -> JsonResponse:
+async def list_rejects(engine: AdminEngineDep, principal: Administering, asked: Paged) -> JsonResponse:
     """Rejects, the latest first. Each is a fault of Adjourn: please report it with its `error`."""
     page = Page(asked, of="rejects", place=int)
     async with engine.connect() as conn:
@@ -79,21 +79,21 @@ async def list_rejects(engine: EngineDep, principal: Administering, asked: Paged
 
 
 @router.post("/replay", status_code=202)
-async def replay_rejects(engine: EngineDep, pipe: PipeDep, principal: Administering) -> RejectsReplayed:
+async def replay_rejects(engine: AdminEngineDep, pipe: PipeDep, principal: Administering) -> RejectsReplayed:
     """Archive all rejects of the bots that the key covers again, the oldest first; one that fails again gets a new number."""
     done = await replay_all(engine, pipe, bots=principal.key.bots, actor=principal.actor)
     return RejectsReplayed(replayed=done.replayed, unreadable=done.unreadable)
 
 
 @router.get("/{reject_id}")
-async def read_reject(reject_id: _RejectPath, engine: EngineDep, principal: Administering) -> RejectDetail:
+async def read_reject(reject_id: _RejectPath, engine: AdminEngineDep, principal: Administering) -> RejectDetail:
     """One reject with all data that Redis held of it."""
     async with engine.connect() as conn:
         return RejectDetail.of(await _reject(conn, principal, reject_id))
 
 
 @router.post("/{reject_id}/replay", status_code=202, responses=refuses(Conflict))
-async def replay_reject(reject_id: _RejectPath, engine: EngineDep, pipe: PipeDep, principal: Administering) -> RejectView:
+async def replay_reject(reject_id: _RejectPath, engine: AdminEngineDep, pipe: PipeDep, principal: Administering) -> RejectView:
     """Archive it again, once its cause is removed. If that fails, it comes back under a new number."""
     async with engine.begin() as conn:
         row = await _reject(conn, principal, reject_id, locked=True)

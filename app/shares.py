@@ -1,0 +1,66 @@
+"""Shares of a process: room that several owners (keys, bots) want at once, of which none may take all.
+
+One owner may hold `most_of_one`, so that another finds room at once however busy the first is. Where all room is held, owners
+wait, and the one that holds least gets what is given back first.
+"""
+
+import asyncio
+from collections import Counter, deque
+from contextvars import ContextVar
+
+from app.errors import Unavailable
+
+OWNER: ContextVar[str | None] = ContextVar("owner", default=None)
+"""The owner of the present task: the key of a request. None: the process itself, which has no share."""
+
+
+class Shares:
+    """Room that owners hold and give back; units are the caller's (connections, bytes, requests)."""
+
+    def __init__(self, room: int, *, most_of_one: int) -> None:
+        self._free = room
+        self._most_of_one = most_of_one
+        self._held: Counter[str] = Counter()
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+
+    def try_take(self, owner: str, units: int = 1) -> bool:
+        """Hold some more, if there is room and it is within the owner's share."""
+        if units > self._free or self._held[owner] + units > self._most_of_one:
+            return False
+        self._free -= units
+        self._held[owner] += units
+        return True
+
+    async def take(self, owner: str, *, wait_s: float) -> None:
+        """Hold one more; raises `Unavailable` if there is no room in time."""
+        if self.try_take(owner):
+            return
+        given = asyncio.get_running_loop().create_future()
+        self._waiting.append((owner, given))
+        try:
+            async with asyncio.timeout(wait_s):
+                await given
+        except BaseException as error:
+            if given.done() and not given.cancelled():
+                self.give_back(owner)  # it was given in the moment in which the wait ended
+            self._waiting = deque(each for each in self._waiting if each[1] is not given)
+            if isinstance(error, TimeoutError):
+                raise Unavailable("too many queries are under way", hint="send fewer at once", retry_after_s=1) from error
+            raise
+
+    def give_back(self, owner: str, units: int = 1) -> None:
+        """Give back what was held; it goes to the owner that waits and holds least."""
+        self._free += units
+        self._held[owner] -= units
+        if not self._held[owner]:
+            del self._held[owner]
+        while self._waiting:
+            at = min(range(len(self._waiting)), key=lambda each: self._held[self._waiting[each][0]])
+            waiting, given = self._waiting[at]
+            if given.done():
+                del self._waiting[at]
+            elif self.try_take(waiting):
+                del self._waiting[at]
+                given.set_result(None)
+            else:
+                return

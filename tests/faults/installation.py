@@ -41,6 +41,10 @@ SETTINGS: dict[str, object] = {
     "webhook_allow_private": True,
     "log_level": "WARNING",
     "shutdown_grace_s": 5,
+    # A scenario sends as much as it can from one key.
+    "rate_entries": 0,
+    "rate_bytes": 0,
+    "rate_requests": 0,
 }
 CLAIM_LEASE_S = 1.0
 SHARD_LEASE_S = 2.0

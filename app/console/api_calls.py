@@ -14,9 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.config.records import SIGNED_IN
 
-INVALID = 422
-"""Status of a refusal whose `errors` belong into the form that caused it."""
-
 Json = dict[str, Any]
 Query = Mapping[str, str | int] | Sequence[tuple[str, str]]
 

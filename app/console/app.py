@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.console import bots, home, sessions
+from app.console import bots, home, operations, sessions, webhooks
 from app.console.api_calls import ApiCalls, Refusal
 from app.console.forms import Document
 from app.console.pages import STATIC, html
@@ -33,8 +33,19 @@ PAGES: Mapping[str, Show] = {
     "/bots/{bot}": bots.one,
     "/bots/{bot}/versions": bots.versions,
     "/bots/{bot}/sandbox": bots.sandbox,
+    "/webhooks": webhooks.every,
+    "/webhooks/endpoints/{endpoint_id}": webhooks.endpoint,
+    "/webhooks/deliveries/{delivery_id}": webhooks.delivery,
+    "/keys": operations.keys,
+    "/audit": operations.audit,
+    "/rejects": operations.rejects,
+    "/rejects/{reject_id}": operations.reject,
+    "/system": operations.system,
 }
 """Every page by its path."""
+
+STREAMS: Mapping[str, Show] = {"/live/events": sessions.events}
+"""Answers that go on until the browser ends them."""
 
 ACTIONS: Mapping[str, Act] = {
     "/sessions/{session_id}/close": sessions.close,
@@ -44,6 +55,16 @@ ACTIONS: Mapping[str, Act] = {
     "/bots/{bot}/restore": bots.restore,
     "/bots/{bot}/sandbox/entry": bots.report,
     "/bots/{bot}/sandbox/clock": bots.advance,
+    "/webhooks": webhooks.create,
+    "/webhooks/endpoints/{endpoint_id}": webhooks.change,
+    "/webhooks/endpoints/{endpoint_id}/delete": webhooks.delete,
+    "/webhooks/endpoints/{endpoint_id}/test": webhooks.test,
+    "/webhooks/endpoints/{endpoint_id}/rotate": webhooks.rotate,
+    "/webhooks/deliveries/{delivery_id}/replay": webhooks.replay,
+    "/keys": operations.create_key,
+    "/keys/{key_id}/revoke": operations.revoke_key,
+    "/rejects/replay": operations.replay_rejects,
+    "/rejects/{reject_id}/replay": operations.replay_reject,
 }
 """Every form by the path that it is sent to."""
 
@@ -65,11 +86,13 @@ class Console:
             Route("/sign-in", self._sign_in, methods=["POST"]),
             Route("/theme", self._choose_theme, methods=["POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
-            *(Route(path, self._shown(show), methods=["GET"]) for path, show in PAGES.items()),
+            *(Route(path, self._shown(show), methods=["GET"]) for path, show in {**PAGES, **STREAMS}.items()),
             *(Route(path, self._acted(act), methods=["POST"]) for path, act in ACTIONS.items()),
         ]
         handlers = {Refusal: self._refused, AdjournError: self._failed, HTTPException: self._no_page}
-        return Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # each takes its own class
+        made = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # each takes its own class
+        made.state.version = self._api.version
+        return made
 
     @property
     def _resources(self) -> Resources:

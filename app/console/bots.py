@@ -5,14 +5,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from app.console.api_calls import INVALID, Json, Refusal
+from app.console.api_calls import Json
 from app.console.forms import value_of
-from app.console.visit import Fields, Visit
+from app.console.visit import Fields, Visit, in_form
 
 ENTRY_FIELDS = ("user_id", "role", "type", "text", "intent", "channel", "sent_at")
 """The fields of an entry that the sandbox's form has."""
 
-_REFUSED = {409, 412, INVALID}
 _SHOWN = 50
 
 
@@ -40,10 +39,9 @@ async def _every(visit: Visit, given: Json | None = None, problem: Json | None =
 async def create(visit: Visit, form: Fields) -> Response:
     """Make a bot with the default policy."""
     given = value_of(visit.document.fields("NewBot"), form.multi_items())
-    try:
-        await visit.api.call("POST", "/v1/bots", given)
-    except Refusal as refusal:
-        return await _every(visit, given, _shown(refusal))
+    _, problem = await in_form(visit.api.call("POST", "/v1/bots", given))
+    if problem:
+        return await _every(visit, given, problem)
     return visit.go(f"/bots/{given['id']}", done="created")
 
 
@@ -62,10 +60,9 @@ async def preview(visit: Visit, form: Fields) -> Response:
 async def save(visit: Visit, form: Fields) -> Response:
     """Save the form as the next version, unless another one was saved since it was loaded."""
     given = _policy(visit, form)
-    try:
-        await visit.api.call("PUT", f"{_path(visit)}/policy", given, headers={"if-match": f'"{form.get("version", "")}"'})
-    except Refusal as refusal:
-        problem = _shown(refusal)
+    headers = {"if-match": f'"{form.get("version", "")}"'}
+    _, problem = await in_form(visit.api.call("PUT", f"{_path(visit)}/policy", given, headers=headers))
+    if problem:
         saved = await visit.api.get(f"{_path(visit)}/policy")
         return await _policy_page(visit, saved, given=given, problem=problem)
     return visit.go(f"/bots/{visit.of_path('bot')}", done="saved")
@@ -117,10 +114,9 @@ async def advance(visit: Visit, form: Fields) -> Response:
 async def _tried(visit: Visit, form: Fields, kind: str, path: str) -> Response:
     """Post what one of the sandbox's two forms says, and show the answer."""
     given = value_of(_sandbox_fields(visit)[kind], form.multi_items())
-    try:
-        reply = await visit.api.call("POST", path, given)
-    except Refusal as refusal:
-        return await _sandbox(visit, given={kind: given}, problem=_shown(refusal))
+    reply, problem = await in_form(visit.api.call("POST", path, given))
+    if reply is None:
+        return await _sandbox(visit, given={kind: given}, problem=problem)
     return await _sandbox(visit, given={kind: {**given, "text": ""}}, answer=reply.body)
 
 
@@ -151,11 +147,8 @@ def _sandbox_fields(visit: Visit) -> dict[str, Any]:
 
 
 async def _policy_page(visit: Visit, saved: Json, *, given: Json, problem: Json | None = None) -> Response:
-    effects = None
-    try:
-        effects = await visit.api.call("POST", "/v1/policies/validate", given)
-    except Refusal as refusal:
-        problem = problem or _shown(refusal)
+    effects, fault = await in_form(visit.api.call("POST", "/v1/policies/validate", given))
+    problem = problem or fault
     changes = list(differences(saved["resolved"], effects.body["policy"])) if effects else []
     bot = visit.of_path("bot")
     return visit.page(
@@ -194,13 +187,6 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str, 
             yield from differences(before.get(name), after.get(name), f"{path}.{name}" if path else name)
     elif before != after:
         yield path, before, after
-
-
-def _shown(refusal: Refusal) -> Json:
-    """The problem, if it belongs into the form. Raises the refusal otherwise."""
-    if refusal.status not in _REFUSED:
-        raise refusal
-    return {"hint": "", "errors": [], **refusal.problem}
 
 
 def _path(visit: Visit) -> str:

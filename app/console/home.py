@@ -21,7 +21,7 @@ _UNACCOUNTED = re.compile(r"^adjourn_unaccounted(?:\{[^}]*\})? (\S+)$", re.MULTI
 
 async def show(visit: Visit) -> Response:
     today, recent, live, trouble, unaccounted = await asyncio.gather(
-        _today(visit), _recent(visit), open_sessions(visit, limit=SHOWN), _trouble(visit), unaccounted_of(visit)
+        _today(visit), _recent(visit), visit.api.allowed("/v1/live", {"limit": SHOWN}), _trouble(visit), unaccounted_of(visit)
     )
     return visit.page(
         "home.html",
@@ -34,16 +34,6 @@ async def show(visit: Visit) -> Response:
         empty=not recent and not (live and live["open"]),
         origin=str(visit.request.base_url).removesuffix("/").removesuffix("/console"),
     )
-
-
-async def open_sessions(visit: Visit, *, limit: int, bots: set[str] | None = None) -> Json | None:
-    """Open sessions of the key's bots, the next to close first, and how many are open; None if the key may not read them."""
-    if not visit.may("read"):
-        return None
-    asked = [bot.id for bot in visit.bots if bots is None or bot.id in bots]
-    pages = await asyncio.gather(*(visit.api.get(f"/v1/bots/{bot}/live", {"limit": 200}) for bot in asked))
-    sessions = sorted((one for page in pages for one in page["sessions"]), key=lambda one: one["closes_at"] or "9")
-    return {"open": sum(page["open"] for page in pages), "sessions": sessions[:limit]}
 
 
 async def unaccounted_of(visit: Visit) -> int | None:

@@ -1,16 +1,15 @@
 """Open and closed sessions: the live list, the list by filter with its export, and one session with its explanation."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.responses import Response
 
-from app.console.api_calls import INVALID, Json, PassedOn, Refusal
+from app.console.api_calls import Json, PassedOn
 from app.console.forms import as_query
-from app.console.home import open_sessions
 from app.console.timeline import figure, supposed
-from app.console.visit import Fields, Visit
+from app.console.visit import Fields, Visit, in_form
 from app.domain.instants import rfc3339, rfc3339_or_none
 from app.domain.records import Session
 
@@ -28,17 +27,13 @@ _WITHOUT = ("cursor", "limit")
 
 async def live(visit: Visit) -> Response:
     """Open sessions, the next to close first."""
-    wanted = dict(visit.query)
-    bots = {wanted["bot"]} if "bot" in wanted else None
-    found = await open_sessions(visit, limit=_SHOWN_LIVE, bots=bots)
-    if found is None:
-        found = await visit.api.get(LIST)  # refused, in the API's words
-    sessions = [one for one in found["sessions"] if _matches(one, wanted)]
-    return visit.page("live.html", title="Live", sessions=sessions, open=found["open"], wanted=wanted)
+    page = await visit.api.get("/v1/live", [*visit.query, ("limit", str(_SHOWN_LIVE))])
+    return visit.page("live.html", title="Live", page=page, given=dict(visit.query))
 
 
-def _matches(session: Json, wanted: Mapping[str, str]) -> bool:
-    return all(str(session[name]) == wanted[name] for name in ("channel", "user_id") if name in wanted)
+async def events(visit: Visit) -> Response:
+    """The events of open sessions, as they happen."""
+    return PassedOn(visit.api, "/v1/live/events", [(name, value) for name, value in visit.query if name == "bot"])
 
 
 async def closed(visit: Visit) -> Response:
@@ -47,18 +42,12 @@ async def closed(visit: Visit) -> Response:
     columns = [value for name, value in visit.query if name == "column"] or list(COLUMNS)
     given = [(name, value) for name, value in visit.query if name != "column"]
     known = [name for name in visit.document.properties("SessionView") if name != "id"]
-    problem: Json | None = None
-    answer: Json = {"sessions": [], "next": None}
-    try:
-        answer = await visit.api.get(LIST, as_query(fields, given))
-    except Refusal as refusal:
-        if refusal.status != INVALID:
-            raise
-        problem = refusal.problem
+    reply, problem = await in_form(visit.api.call("GET", LIST, query=as_query(fields, given)))
+    answer = {"sessions": [], "next": None} if reply is None else reply.body
     return visit.page(
         "sessions.html",
         title="Sessions",
-        status=INVALID if problem else 200,
+        status=problem["status"] if problem else 200,
         fields=fields,
         given=_by_name(given),
         columns=[name for name in columns if name in known],

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from app.config.records import BotConfig, KeyConfig
-from app.console.api_calls import ApiCalls
+from app.console.api_calls import ApiCalls, ApiReply, Json, Refusal
 from app.console.forms import Document
 from app.console.pages import html
 from app.console.sign_in import SignIn, check_token
@@ -23,6 +24,11 @@ NAVIGATION = (
     ("/live", "Live", {"read"}),
     ("/sessions", "Sessions", {"read"}),
     ("/bots", "Bots", {"admin"}),
+    ("/webhooks", "Webhooks", {"admin"}),
+    ("/keys", "Keys", {"admin"}),
+    ("/audit", "Audit", {"admin"}),
+    ("/rejects", "Rejects", {"admin"}),
+    ("/system", "System", {"ingest", "read", "admin"}),
 )
 """Address, title, and the scopes of which a key needs one. It only hides links: the API decides, and a test compares the two."""
 
@@ -113,3 +119,16 @@ async def checked_form(visit: Visit) -> Fields:
     fields = await form_of(visit.request)
     check_token(visit.sign_in, fields.get("csrf", ""))
     return fields
+
+
+_IN_FORM = {HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED, HTTPStatus.UNPROCESSABLE_ENTITY}
+
+
+async def in_form(call: Awaitable[ApiReply]) -> tuple[ApiReply | None, Json | None]:
+    """The reply, or the problem if it is to be corrected in the form. Raises other refusals."""
+    try:
+        return await call, None
+    except Refusal as refusal:
+        if refusal.status not in _IN_FORM:
+            raise
+        return None, {"hint": "", "errors": [], **refusal.problem}

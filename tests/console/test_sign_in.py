@@ -6,7 +6,7 @@ import httpx
 from fastapi import FastAPI
 
 from app.config.publish import publish
-from app.console.app import ACTIONS, PAGES
+from app.console.app import ACTIONS, PAGES, STREAMS
 from app.console.sign_in import COOKIE, COOKIE_LIFE_S
 from app.console.visit import NAVIGATION
 from app.domain.instants import rfc3339
@@ -158,3 +158,11 @@ async def test_every_page_follows_the_scopes(browsers: BrowserMaker) -> None:
             found = {200, 404} if "{" in path else {200}
             reply = await browser.get(f"/console{re.sub(r'{(?P<name>[a-z_]+)}', 'csv', path)}", follow_redirects=False)
             assert reply.status_code in (found if wanted & set(scopes) else {403} if scopes else {303}), f"{scopes}: {path}"
+
+
+async def test_events_are_for_those_who_may_read(browsers: BrowserMaker) -> None:
+    """The stream is refused as a page is."""
+    for scopes, status in (((), 303), (("ingest", "admin"), 403)):
+        browser = await browsers(*scopes)
+        for path in STREAMS:
+            assert (await browser.get(f"/console{path}", follow_redirects=False)).status_code == status

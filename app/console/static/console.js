@@ -1,6 +1,7 @@
 // Live parts of the pages. Without this script every page still shows what was true when it was loaded.
 
-const REFRESH_MS = 5000;
+const REFRESH_MS = 500; // after an event, so that many at once cost one refresh
+const FALLBACK_MS = 10000; // for what is no event of a session
 
 function remaining(ms) {
   if (ms <= 0) return "now";
@@ -37,12 +38,27 @@ let waiting = false;
 function refreshSoon() {
   if (waiting || document.hidden) return;
   waiting = true;
-  setTimeout(() => { waiting = false; refresh().catch(() => {}); }, 400);
+  setTimeout(() => { waiting = false; refresh().catch(() => {}); }, REFRESH_MS);
+}
+
+const EVENTS = ["session.opened", "session.reminder", "session.closure_message", "session.closed", "session.updated", "reset"];
+
+// Events only say that the page is out of date, so that every figure on it is rendered in one place.
+function follow(part) {
+  const source = new EventSource(part.dataset.live);
+  const about = part.dataset.about;
+  for (const name of EVENTS) {
+    source.addEventListener(name, ({ data }) => { if (!about || name === "reset" || data.includes(about)) refreshSoon(); });
+  }
 }
 
 countDown();
 setInterval(countDown, 1000);
-if (document.querySelector("[data-live]")) setInterval(refreshSoon, REFRESH_MS);
+const live = document.querySelector("[data-live]");
+if (live) {
+  if (live.dataset.live) follow(live);
+  setInterval(refreshSoon, FALLBACK_MS);
+}
 
 export { refresh, refreshSoon, remaining };
 

@@ -51,6 +51,10 @@ secrets = typer.Typer(help="Keys that encrypt the secrets of endpoints.", no_arg
 app.add_typer(secrets, name="secrets")
 
 
+stats = typer.Typer(help="Rebuild and verify the hours that charts are made from.", no_args_is_help=True)
+app.add_typer(stats, name="stats")
+
+
 @app.command()
 def serve(
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="API processes. [API_WORKERS, 1]")] = None,
@@ -85,11 +89,8 @@ def migrate() -> None:
     from app.delivery.secret_box import SecretBox
     from app.supervisor.preflight import check_servers, upgrade_schema
 
-    settings = _settings()
-    url, admin_key = settings.database_url, settings.admin_key
-    if url is None:
-        msg = "DATABASE_URL is not set; `adjourn serve` migrates its own Postgres"
-        raise CannotStart(msg)
+    settings, url = _settings(), _database_url()
+    admin_key = settings.admin_key
     asyncio.run(check_servers(database_url=url))
     upgrade_schema(url, SecretBox.of(settings))
     print(f"schema is at version {newest_schema_version()}")
@@ -186,6 +187,31 @@ def create(
     print(_with_keys(lambda keyring: keyring.create(name, scopes=scopes, for_bots=bot or [])))
 
 
+@stats.command()
+def rebuild() -> None:
+    """Roll up all sessions again. It may run while everything else does; a run that was cut is repeated."""
+    from rich.console import Console
+
+    from app.stats import rebuild
+
+    print(f"{asyncio.run(rebuild(_database_url(), Console())):,} hours rolled up")
+
+
+@stats.command()
+def verify() -> None:
+    """Compare every hour with its sessions. Exits with 1 if one is wrong."""
+    from rich.console import Console
+
+    from app.stats import verify
+
+    wrong = asyncio.run(verify(_database_url(), Console()))
+    for bot, hour in wrong:
+        print(f"wrong: {bot} {hour:%Y-%m-%dT%H:%MZ}")
+    print("every hour is right" if not wrong else f"{len(wrong)} hours are wrong: run `adjourn stats rebuild`")
+    if wrong:
+        raise typer.Exit(1)
+
+
 @keys.command("list")
 def list_() -> None:
     """Show every key: id, beginning, name, scopes, bots, times of creation and revocation."""
@@ -238,6 +264,14 @@ def rotate_secrets_() -> None:
 
 def _minute(instant: datetime | None) -> str:
     return "" if instant is None else f"{instant:%Y-%m-%d %H:%M}"
+
+
+def _database_url() -> str:
+    url = _settings().database_url
+    if url is None:
+        msg = "DATABASE_URL is not set; `adjourn serve` takes care of its own Postgres"
+        raise CannotStart(msg)
+    return url
 
 
 def _with_keys(use: Callable[[Keyring], Awaitable[T]]) -> T:

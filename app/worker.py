@@ -14,6 +14,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
+from app.archive.rollup import RollUp
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
 from app.closing.policy_change import PolicyChange
@@ -80,6 +81,7 @@ class Worker:
         self.sandbox_sweep = SandboxSweep(
             sweep=resources.sweep, config=resources.config, live=resources.live, clocks=resources.sandboxes
         )
+        self.roll_up = RollUp(resources.engine)
         self.consistency = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
         self.shard_lease = ShardLease(
             pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms
@@ -101,6 +103,7 @@ class Worker:
             "save key uses": (lambda: save_key_uses(resources.engine, resources.redis), 60_000),
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
             "measure": (lambda: self.consistency.measure(bots()), 5_000),
+            "roll up": (self.roll_up.run_once, 1_000),
             "repair": (self.repair, 60_000),
             "heartbeat": (lambda: self.shard_lease.heartbeat(now_ms()), 1_000),
         }

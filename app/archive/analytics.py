@@ -31,6 +31,14 @@ class Buckets(Struct, frozen=True):
     numbers: Sequence[int]
 
 
+class GroupBy(Struct, frozen=True):
+    """What sessions are grouped by: the dimensions of their keys, their buckets, and the keys that have groups of their own."""
+
+    dimensions: Sequence[Dimension]
+    buckets: Buckets | None
+    keys: Sequence[str]
+
+
 class Group(Struct, frozen=True):
     """One group's numbers: those of each metric's `aggregates`, in the order of the metrics."""
 
@@ -49,18 +57,10 @@ async def largest_keys(
     return list(await conn.scalars(ranked))
 
 
-async def grouped(
-    conn: AsyncConnection,
-    wanted: SessionFilter,
-    *,
-    metrics: Sequence[Metric],
-    dimensions: Sequence[Dimension],
-    buckets: Buckets | None,
-    keys: Sequence[str],
-) -> list[Group]:
+async def grouped(conn: AsyncConnection, wanted: SessionFilter, *, metrics: Sequence[Metric], by: GroupBy) -> list[Group]:
     """The metrics of the sessions wanted, by bucket and key; groups without a session are left out."""
-    rows = _rows(wanted, dimensions=dimensions, buckets=buckets)
-    place = func.array_position(bindparam("keys", list(keys), type_=ARRAY(Text)), rows.c.key).label("place")
+    rows = _rows(wanted, dimensions=by.dimensions, buckets=by.buckets)
+    place = func.array_position(bindparam("keys", list(by.keys), type_=ARRAY(Text)), rows.c.key).label("place")
     aggregates: list[ColumnElement[Any]] = [literal_column(sql) for metric in metrics for sql in metric.aggregates]
     found = await conn.execute(select(rows.c.bucket, place, *aggregates).select_from(rows).group_by(rows.c.bucket, place))
     return [_group(tuple(row), metrics) for row in found]
@@ -69,15 +69,20 @@ async def grouped(
 def _rows(wanted: SessionFilter, *, dimensions: Sequence[Dimension], buckets: Buckets | None) -> Subquery:
     """The sessions wanted as `s`, each with its key and the number of its bucket."""
     key = cast(func.jsonb_build_array(*(sessions.c[dimension.column] for dimension in dimensions)), Text)
-    return select(sessions, key.label("key"), _bucket(buckets).label("bucket")).where(*conditions(wanted)).subquery("s")
+    return (
+        select(sessions, key.label("key"), bucket_number(buckets, sessions.c.opened_at).label("bucket"))
+        .where(*conditions(wanted))
+        .subquery("s")
+    )
 
 
-def _bucket(buckets: Buckets | None) -> ColumnElement[int | None]:
+def bucket_number(buckets: Buckets | None, at: ColumnElement[datetime]) -> ColumnElement[int | None]:
+    """The number of the bucket that an instant is in."""
     if buckets is None:
         return cast(null(), Integer)
     starts = bindparam("starts", list(buckets.starts), type_=ARRAY(Timestamptz))
     numbers = bindparam("numbers", list(buckets.numbers), type_=ARRAY(Integer))
-    return Grouping(numbers)[func.width_bucket(sessions.c.opened_at, starts)]
+    return Grouping(numbers)[func.width_bucket(at, starts)]
 
 
 def _group(row: tuple[int | None, ...], metrics: Sequence[Metric]) -> Group:

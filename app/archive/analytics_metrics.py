@@ -29,7 +29,12 @@ def _returned_within(hours: int) -> str:
 _NOTHING = (0, 0, None, None, None)
 
 
-_NOTHING = (0, 0, None, None, None)
+_SUMS: Mapping[MetricKind, tuple[str, ...]] = {
+    "count": ("",),
+    "ratio": ("_part", "_whole"),
+    "average": ("_sum", "_count"),
+    "spread": ("_sum", "_count"),
+}
 
 
 class Metric(Struct, frozen=True, kw_only=True):
@@ -51,6 +56,14 @@ class Metric(Struct, frozen=True, kw_only=True):
     value: str
     # Filters of `GET /v1/sessions` that list the sessions of a group that the number is about; None where no list can show them.
     listed_by: Mapping[str, str] | None
+    # Whether the numbers of hours add up to that of a day, and only a change of a session of the hour changes them.
+    adds_up: bool = True
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """Column of the roll-up to the SQL of its number, of a metric that adds up; of a spread without its distribution."""
+        names = _SUMS[self.kind]
+        return {f"{self.name}{name}": sql for name, sql in zip(names, self.aggregates[: len(names)], strict=True)}
 
     @property
     def aggregates(self) -> tuple[str, ...]:
@@ -90,12 +103,29 @@ def _outcome(name: str, outcome: str, definition: str) -> Metric:
 
 
 def _ratio(name: str, definition: str, value: str, listed: Mapping[str, str] | None) -> Metric:
-    return Metric(name=name, kind="ratio", unit="sessions", definition=definition, over=CONVERSED, value=value, listed_by=listed)
-
-
-def _count(name: str, unit: str, definition: str, value: str, *, over: str = COUNTED) -> Metric:
+    # Without a list: it is about other sessions of the user, too.
     return Metric(
-        name=name, kind="count", unit=unit, definition=definition, over=over, value=value, listed_by={"counted": "true"}
+        name=name,
+        kind="ratio",
+        unit="sessions",
+        definition=definition,
+        over=CONVERSED,
+        value=value,
+        listed_by=listed,
+        adds_up=listed is not None,
+    )
+
+
+def _count(name: str, unit: str, definition: str, value: str) -> Metric:
+    return Metric(
+        name=name,
+        kind="count",
+        unit=unit,
+        definition=definition,
+        over=COUNTED,
+        value=value,
+        listed_by={"counted": "true"},
+        adds_up="DISTINCT" not in value,
     )
 
 
@@ -136,6 +166,7 @@ _METRICS = (
         over=f"s.counted AND NOT {_HAS_EARLIER}",
         value="count(*)",
         listed_by=None,
+        adds_up=False,
     ),
     Metric(
         name="users_returning",
@@ -145,6 +176,7 @@ _METRICS = (
         over=f"s.counted AND {_HAS_EARLIER}",
         value="count(DISTINCT (s.bot_id, s.user_id))",
         listed_by=None,
+        adds_up=False,
     ),
     _count("interactions", "interactions", "Messages by user, bot and agents.", "sum(s.interactions)"),
     _count("entries", "entries", "Messages and events by everyone.", "sum(s.entries)"),
@@ -188,6 +220,8 @@ _METRICS = (
 )  # fmt: skip
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _METRICS}
+ADDING_UP = tuple(metric for metric in _METRICS if metric.adds_up)
+SPREADS = tuple(metric for metric in ADDING_UP if metric.kind == "spread")
 
 
 class Dimension(Struct, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
 
+from app.archive.analytics_metrics import ADDING_UP, SPREADS
 from app.domain.records import last_reported
 
 metadata = MetaData(
@@ -295,6 +296,34 @@ Index(
     unassigned_entries.c.bot_id,
     unassigned_entries.c.received_at.desc(),
     unassigned_entries.c.id.desc(),
+)
+
+session_hours = Table(
+    "session_hours",
+    metadata,
+    Column("bot_id", Text, primary_key=True, doc="The bot."),
+    Column("hour", Timestamptz, primary_key=True, doc="The hour in UTC in which the sessions opened."),
+    Column("channel", Text, primary_key=True, doc="Their channel."),
+    Column("developer", Boolean, primary_key=True, doc="Whether developers took part in them."),
+    *(
+        Column(name, BigInteger, nullable=False, doc=f"A number of the metric `{metric.name}`.")
+        for metric in ADDING_UP
+        for name in metric.sums
+    ),
+    *(
+        Column(f"{metric.name}_{part}", ARRAY(Integer), nullable=False, doc=f"{doc} `{metric.name}`.")
+        for metric in SPREADS
+        for part, doc in (("steps", "Steps of the distribution of"), ("counts", "The sessions at each of the steps of"))
+    ),
+)
+Index("ix_session_hours_hour", session_hours.c.hour)
+
+stale_hours = Table(
+    "stale_hours",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True, doc="In no particular order."),
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("hour", Timestamptz, nullable=False, doc="An hour of whose sessions one has changed since its roll-up."),
 )
 
 deliveries = Table(

@@ -9,7 +9,7 @@ more than `MOST_MESSAGES` messages, and other requests are served between the sl
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -17,13 +17,13 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct, json, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.archive import analytics
-from app.archive.analytics import Buckets, Group
+from app.archive import analytics, rollup
+from app.archive.analytics import Buckets, Group, GroupBy
 from app.archive.analytics_metrics import Dimension, Metric
 from app.archive.session_reads import SessionFilter
 from app.domain.comparison import Difference, Line, Ratio, Rerun, differences, totals
 from app.domain.errors import Fault
-from app.domain.instants import ms_of, rfc3339
+from app.domain.instants import instant_of, ms_of, rfc3339
 from app.domain.policy.model import Policy
 from app.domain.policy.parse import policy_from
 from app.domain.transcript import entry_from
@@ -31,6 +31,9 @@ from app.errors import Invalid
 from app.queries.time_buckets import Unit, bucket_starts, hour_of_week, previous_period, zone_of
 
 MOST_GROUPS = 10_000
+ROLLED_UP_FROM = timedelta(days=7)
+"""Shorter periods are counted from the sessions, so that their percentiles are exact."""
+
 HOURS_OF_WEEK = 168
 
 TimeDimension = Literal["hour", "day", "week", "month", "hour_of_week"]
@@ -38,6 +41,14 @@ TIME_DIMENSIONS: tuple[TimeDimension, ...] = get_args(TimeDimension)
 
 Groups = dict[tuple[int, int | None], Group]
 """By the number of the bucket and the place of the key."""
+
+
+class CountedGroups(Struct, frozen=True):
+    """The groups that have sessions, and whether the roll-up gave their numbers."""
+
+    groups: Groups
+    rolled_up: bool
+
 
 _NARROWER = "ask for a shorter period, longer buckets or a smaller `top`"
 
@@ -117,7 +128,8 @@ async def answer(engine: AsyncEngine, question: Question) -> dict[str, Any]:
         "time_zone": question.time_zone,
         "group_by": [*([question.time] if question.time else []), *(dimension.name for dimension in question.dimensions)],
         "previous": before.view if before else None,
-        "groups": list(_views(question, division, keys=keys, groups=groups, earlier=earlier)),
+        "percentile_error_percent": rollup.ERROR_PERCENT if any(each.rolled_up for each in (groups, earlier) if each) else 0,
+        "groups": list(_views(question, division, keys=keys, groups=groups.groups, earlier=earlier.groups if earlier else None)),
     }
 
 
@@ -125,21 +137,53 @@ async def _keys(conn: AsyncConnection, question: Question, *, since: datetime) -
     if not question.dimensions:
         return ["[]"]
     wanted = _within(question.wanted, Period(since, question.period.end))
+    if not question.compare and _rolls_up(question, question.period, buckets=None):
+        hours = await rollup.source(conn, wanted, *_bounds(wanted))
+        if hours is not None:
+            return await rollup.largest_keys(conn, hours, dimensions=question.dimensions, limit=question.top)
     return await analytics.largest_keys(
         conn, wanted, dimensions=question.dimensions, since=question.period.start, limit=question.top
     )
 
 
-async def _groups(conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str]) -> Groups:
-    found = await analytics.grouped(
-        conn,
-        _within(question.wanted, division.period),
-        metrics=question.metrics,
-        dimensions=question.dimensions,
-        buckets=division.buckets,
-        keys=keys,
-    )
+async def _groups(conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str]) -> CountedGroups:
+    """The numbers of each group: from the roll-up those that it has, if it can answer the question, else from the sessions."""
+    wanted = _within(question.wanted, division.period)
+    by = GroupBy(question.dimensions, division.buckets, keys)
+    rolls_up = _rolls_up(question, division.period, buckets=division.buckets)
+    hours = await rollup.source(conn, wanted, *_bounds(wanted)) if rolls_up else None
+    if hours is None:
+        return CountedGroups(_by_place(await analytics.grouped(conn, wanted, metrics=question.metrics, by=by)), rolled_up=False)
+    rolled = [metric for metric in question.metrics if metric.adds_up]
+    others = [metric for metric in question.metrics if not metric.adds_up]
+    summed = _by_place(await rollup.grouped(conn, hours, metrics=rolled, by=by))
+    counted = _by_place(await analytics.grouped(conn, wanted, metrics=others, by=by)) if others else {}
+    return CountedGroups({place: _merged(question, group, counted.get(place)) for place, group in summed.items()}, rolled_up=True)
+
+
+def _by_place(found: Sequence[Group]) -> Groups:
     return {(group.bucket or 0, group.place): group for group in found}
+
+
+def _merged(question: Question, summed: Group, counted: Group | None) -> Group:
+    """The numbers of both, in the order of the metrics."""
+    from_hours, from_sessions = iter(summed.numbers), iter(counted.numbers if counted else ())
+    numbers = [next(from_hours) if metric.adds_up else next(from_sessions, ()) for metric in question.metrics]
+    return structs.replace(summed, numbers=numbers)
+
+
+def _rolls_up(question: Question, period: Period, *, buckets: Buckets | None) -> bool:
+    """Whether the roll-up knows the filters and dimensions, its hours fit into the buckets, and the period is long."""
+    fields = question.wanted.__struct_fields__
+    filters = {name for name in fields if getattr(question.wanted, name) is not None}
+    start, end = _bounds(_within(question.wanted, period))
+    return (
+        filters <= rollup.FILTERS
+        and all(dimension.name in rollup.DIMENSIONS for dimension in question.dimensions)
+        and any(metric.adds_up for metric in question.metrics)
+        and end - start >= ROLLED_UP_FROM
+        and all(start.timestamp() % 3_600 == 0 for start in (buckets.starts if buckets else ()))
+    )
 
 
 def _within(wanted: SessionFilter, period: Period) -> SessionFilter:
@@ -151,6 +195,11 @@ def _within(wanted: SessionFilter, period: Period) -> SessionFilter:
         opened_from_ms=start_ms if own_from_ms is None else max(start_ms, own_from_ms),
         opened_to_ms=end_ms if own_to_ms is None else min(end_ms, own_to_ms),
     )
+
+
+def _bounds(within: SessionFilter) -> tuple[datetime, datetime]:
+    """The bounds of a filter that `_within` has made."""
+    return instant_of(within.opened_from_ms or 0), instant_of(within.opened_to_ms or 0)
 
 
 def _refuse_too_many(groups: int) -> None:

@@ -10,6 +10,7 @@ from msgspec import json, structs
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.archive import rollup
 from app.archive.analytics_metrics import DIMENSIONS, METRICS
 from app.archive.session_reads import SessionFilter
 from app.archive.sessions import ClosedSession, insert_closed
@@ -83,34 +84,48 @@ async def everything(engine: AsyncEngine) -> Sessions:
     made = history(Random(13), 900)  # noqa: S311 - the same sessions each time
     async with engine.begin() as conn:
         await insert_closed(conn, made)
+        # Some hours are rolled up, the others are stale.
+        await rollup.roll_up(conn)
     return made
 
 
 @pytest.mark.parametrize("rounds", (50, pytest.param(300, marks=pytest.mark.slow)))
 async def test_every_number_equals_its_recount(engine: AsyncEngine, everything: Sessions, rounds: int) -> None:
-    """Random questions; every metric of every group, those of `other` together, and no session left over."""
-    random, recount, seen = Random(2026), Recount(everything), set[str]()  # noqa: S311 - as above
+    """Random questions; every metric of every group, those of `other` together, and no session left over.
+
+    Some hours are rolled up and others are stale, some questions are answered from the roll-up and others from the sessions.
+    """
+    random, recount, seen, rolled_up = Random(2026), Recount(everything), set[str](), 0  # noqa: S311 - as above
     for _ in range(rounds):
         question = asked(random)
-        groups = (await answer(engine, question))["groups"]
+        answered = await answer(engine, question)
+        groups, compared = answered["groups"], partial(compare, question, off=answered["percentile_error_percent"])
+        rolled_up += compared.keywords["off"] > 0
         left = recounted(question, everything)
         for group in groups:
             if not group["other"]:
-                compare(question, group["metrics"], recount, left.pop(key_of(question, group["key"]), []))
+                compared(group["metrics"], recount, left.pop(key_of(question, group["key"]), []))
                 seen.update(group["metrics"])
         rest = split([one for found in left.values() for one in found], partial(time_of, question))
         for group in groups:
             if group["other"]:
-                compare(question, group["metrics"], recount, rest.pop(key_of(question, group["key"])[0], []))
+                compared(group["metrics"], recount, rest.pop(key_of(question, group["key"])[0], []))
         assert not rest, question
 
     assert seen == METRICS.keys() - {LAG}
+    assert rounds / 10 < rolled_up < rounds
 
 
-def compare(question: Question, metrics: dict[str, dict[str, object]], recount: Recount, group: Sessions) -> None:
+def compare(question: Question, metrics: dict[str, dict[str, object]], recount: Recount, group: Sessions, *, off: int) -> None:
+    """`off`: how many percent of itself a percentile may be off, and one for the rounding."""
     for name, found in metrics.items():
         value = {field: number for field, number in found.items() if field != "sessions_url"}
-        assert value == recount.value(name, group), (name, question)
+        right = recount.value(name, group)
+        for field in ("p50", "p90", "p99") if off else ():
+            exact, near = right.get(field), value.get(field)
+            if isinstance(exact, int) and isinstance(near, int) and abs(near - exact) <= exact * off / 100 + 1:
+                value[field] = exact
+        assert value == right, (name, question)
 
 
 def time_of(question: Question, one: ClosedSession) -> object:
@@ -169,4 +184,5 @@ async def test_lag_is_from_the_close_to_the_archive(engine: AsyncEngine, everyth
     found = (await answer(engine, question))["groups"][0]["metrics"][LAG]
     count = sum(one.session.counted and one.strand.bot == "shop" for one in everything)
 
-    assert (found["count"], found["mean"], found["p50"], found["p99"]) == (count, 1234, 1234, 1234)
+    assert (found["count"], found["mean"]) == (count, 1234)
+    assert found["p50"] == found["p99"] == pytest.approx(1234, rel=rollup.ERROR_PERCENT / 100)

@@ -199,6 +199,9 @@ class AnalyticsView(PeriodView):
     time_zone: Annotated[str, Field(description="Time zone of the groups by time.", examples=["Europe/Berlin"])]
     group_by: Annotated[list[str], Field(description="What it is grouped by.", examples=[["day", "channel"]])]
     previous: Annotated[PeriodView | None, Field(description="The period before, with `compare=previous`.")]
+    percentile_error_percent: Annotated[
+        int, Field(description="How far percentiles may be off: 0 if all are exact. All other numbers are exact.", examples=[0])
+    ]
     groups: Annotated[list[GroupView], Field(description=f"At most {MOST_GROUPS}, in the order of time and of size.")]
 
 

@@ -1,0 +1,313 @@
+"""The roll-up of closed sessions by hour, bot, channel and developer: kept up to date, rebuilt, verified and read.
+
+A trigger notes the hour of every session that is inserted, updated or deleted in `stale_hours`, in the same transaction,
+whatever made the change. `roll_up` takes such notes and computes their hours anew from the sessions: a note that it sees was
+committed together with its change, and a change that it does not see yet has a note that stays. So the roll-up is exact after any
+crash, repeat and late entry. A read takes the hours that are not stale from the roll-up and all others from the sessions, in one
+snapshot: it is exact, too, however far the roll-up is behind.
+
+Distributions are counted in steps of 2 %: a percentile read from them is at most 1 % off. It refuses what does not add up over
+hours: distinct users, and metrics about other sessions of the user.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Integer,
+    Row,
+    Select,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.archive.analytics import Group, GroupBy, bucket_number
+from app.archive.analytics_metrics import ADDING_UP, SPREADS, Dimension, Metric
+from app.archive.session_reads import SessionFilter, conditions
+from app.archive.tables import Timestamptz, session_hours, sessions, stale_hours
+
+ERROR_PERCENT = 1
+"""How far a percentile from the roll-up may be off."""
+
+HOUR = timedelta(hours=1)
+GAMMA = 1.02
+DIMENSIONS = frozenset({"bot", "channel"})
+FILTERS = frozenset({"bots", "channel", "developer", "opened_from_ms", "opened_to_ms"})
+MOST_STALE = 2_000
+ROLL_UP_LOCK = 0x61646A_03
+
+_PERCENTILES = (0.5, 0.9, 0.99)
+_NOTES_AT_ONCE = 5_000
+_HOURS_AT_ONCE = 300
+_KEY = ("bot_id", "hour", "channel", "developer")
+_WIDE = frozenset({"detail", "session_metadata", "tags", "intents"})
+_NARROW = [each for each in sessions.c if each.name not in _WIDE]
+
+_HOUR = func.date_trunc("hour", sessions.c.opened_at, "UTC").label("hour")
+
+_TAKE = text("""
+    WITH noted AS (
+        SELECT DISTINCT bot_id, hour FROM (SELECT bot_id, hour FROM stale_hours ORDER BY id LIMIT :notes) oldest LIMIT :hours
+    )
+    DELETE FROM stale_hours USING noted WHERE stale_hours.bot_id = noted.bot_id AND stale_hours.hour = noted.hour
+    RETURNING stale_hours.bot_id, stale_hours.hour
+""")
+_NOTE_ALL = text("""
+    INSERT INTO stale_hours (bot_id, hour)
+    SELECT bot_id, date_trunc('hour', opened_at, 'UTC') FROM sessions WHERE opened_at >= :start AND opened_at < :end
+    UNION SELECT bot_id, hour FROM session_hours WHERE hour >= :start AND hour < :end
+""")
+_DAYS = text("""
+    SELECT date_trunc('day', opened_at, 'UTC') FROM sessions UNION SELECT date_trunc('day', hour, 'UTC') FROM session_hours
+    ORDER BY 1
+""")
+
+Columns = list[ColumnElement[Any]]
+Hour = tuple[str, datetime]
+"""A bot and an hour."""
+
+
+async def roll_up(conn: AsyncConnection) -> int:
+    """Compute some of the stale hours anew, in the caller's transaction; returns how many: 0 if none is left.
+
+    One process at a time does: a second one would write what it had read before the first wrote.
+    """
+    await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ROLL_UP_LOCK})
+    taken = await conn.execute(_TAKE, {"notes": _NOTES_AT_ONCE, "hours": _HOURS_AT_ONCE})
+    hours = sorted({(bot, hour) for bot, hour in taken})
+    if hours:
+        key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
+        await conn.execute(delete(session_hours).where(key.in_(select(*_given(hours)))))
+        rows = _rolled(_sessions_of(hours).cte("s"))
+        await conn.execute(insert(session_hours).from_select([each.name for each in session_hours.c], rows))
+    return len(hours)
+
+
+async def note_all(conn: AsyncConnection, start: datetime, end: datetime) -> None:
+    """Note all hours of a period, so that they are rolled up again."""
+    await conn.execute(_NOTE_ALL, {"start": start, "end": end})
+
+
+async def days(conn: AsyncConnection) -> list[datetime]:
+    """The days, in UTC, that have sessions or a roll-up."""
+    return list(await conn.scalars(_DAYS))
+
+
+async def wrong_hours(conn: AsyncConnection, start: datetime, end: datetime) -> list[Hour]:
+    """The hours of a period, stale ones left out, whose roll-up differs from what their sessions give."""
+    picked = select(*_NARROW, _HOUR).where(sessions.c.opened_at >= start, sessions.c.opened_at < end)
+    right = _rolled(picked.cte("s")).subquery("expected")
+    stored = select(session_hours).where(session_hours.c.hour >= start, session_hours.c.hour < end).subquery("stored")
+    names = [each.name for each in session_hours.c]
+    there, expected = select(*(stored.c[name] for name in names)), select(*(right.c[name] for name in names))
+    differing = union_all(expected.except_all(there), there.except_all(expected)).subquery("differing")
+    key = (differing.c.bot_id, differing.c.hour)
+    fresh = ~select(stale_hours).where(stale_hours.c.bot_id == key[0], stale_hours.c.hour == key[1]).exists()
+    found = await conn.execute(select(*key).distinct().where(fresh).order_by(*key))
+    return [(row.bot_id, row.hour) for row in found]
+
+
+class HourRows(Struct, frozen=True):
+    """The rows of whole hours that a question is answered from: those of the roll-up, and others computed from the sessions."""
+
+    rows: CTE
+
+
+async def source(conn: AsyncConnection, wanted: SessionFilter, start: datetime, end: datetime) -> HourRows | None:
+    """The hours of the sessions wanted that opened in a period; None if too many are stale to gain anything."""
+    first, last = _hour_of(start - timedelta(microseconds=1)) + HOUR, _hour_of(end)
+    stale = await _stale(conn, wanted, first, last)
+    if len(stale) > MOST_STALE:
+        return None
+    stored = select(session_hours).where(session_hours.c.hour >= first, session_hours.c.hour < last, *_same(wanted))
+    picked = [
+        select(*_NARROW, _HOUR).where(*conditions(wanted), sessions.c.opened_at >= since, sessions.c.opened_at < until)
+        for since, until in ((start, first), (last, end))  # the parts of hours at both ends
+        if since < until
+    ]
+    if stale:
+        key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
+        stored = stored.where(key.not_in(select(*_given(stale))))
+        picked.append(_sessions_of(stale).where(*conditions(wanted)))
+    return HourRows((union_all(stored, _rolled(union_all(*picked).cte("s"))) if picked else stored).cte("hours"))
+
+
+async def largest_keys(conn: AsyncConnection, hours: HourRows, *, dimensions: Sequence[Dimension], limit: int) -> list[str]:
+    """The keys with the most sessions, as JSON arrays."""
+    key = _key(hours, dimensions)
+    ranked = select(key).group_by(key).order_by(func.sum(hours.rows.c.sessions).desc(), key).limit(limit)
+    return list(await conn.scalars(ranked))
+
+
+async def grouped(conn: AsyncConnection, hours: HourRows, *, metrics: Sequence[Metric], by: GroupBy) -> list[Group]:
+    """The metrics by bucket and key, as `app.archive.analytics.grouped`; percentiles to within `ERROR_PERCENT`."""
+    rows = hours.rows
+    keys = bindparam("keys", list(by.keys), type_=ARRAY(Text))
+    group = (
+        bucket_number(by.buckets, rows.c.hour).label("bucket"),
+        func.array_position(keys, _key(hours, by.dimensions)).label("place"),
+    )
+    sums = [func.sum(rows.c[name]) for metric in metrics for name in metric.sums]
+    found = await conn.execute(select(*group, *sums).group_by(*group))
+    spreads = {metric.name: await _distributions(conn, rows, metric, group) for metric in metrics if metric.kind == "spread"}
+    return [_group(row, metrics, spreads) for row in found]
+
+
+async def _distributions(
+    conn: AsyncConnection, rows: CTE, metric: Metric, group: tuple[ColumnElement[Any], ...]
+) -> Mapping[tuple[Any, ...], list[tuple[int, int]]]:
+    """Bucket and place to the steps of a metric's distribution, ascending, each with its count."""
+    steps = func.unnest(rows.c[f"{metric.name}_steps"], rows.c[f"{metric.name}_counts"])
+    pair = steps.table_valued(column("step", Integer), column("count", Integer), joins_implicitly=True).render_derived()
+    count = func.sum(pair.c["count"])
+    found: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
+    statement = select(*group, pair.c.step, count).select_from(rows, pair).group_by(*group, pair.c.step).order_by(pair.c.step)
+    for row in await conn.execute(statement):
+        bucket, place, step, sessions_there = tuple(row)
+        found.setdefault((bucket, place), []).append((step, int(sessions_there)))
+    return found
+
+
+def _group(row: Row[Any], metrics: Sequence[Metric], spreads: Mapping[str, Mapping[tuple[Any, ...], Any]]) -> Group:
+    bucket, place, *sums = tuple(row)
+    left = iter(int(number) for number in sums)
+    numbers: list[tuple[int | None, ...]] = []
+    for metric in metrics:
+        values: tuple[int | None, ...] = tuple(next(left) for _ in metric.sums)
+        if metric.kind == "spread":
+            values += tuple(percentiles(spreads[metric.name].get((bucket, place), [])))
+        numbers.append(values)
+    return Group(bucket, None if place is None else place - 1, numbers)
+
+
+def percentiles(steps: Sequence[tuple[int, int]]) -> Iterator[int | None]:
+    """The median and the other percentiles of a distribution, whose steps ascend."""
+    whole = sum(count for _, count in steps)
+    for at in _PERCENTILES:
+        wanted, passed = whole * at, 0
+        yield next((value_of(step) for step, count in steps if (passed := passed + count) >= wanted), None)
+
+
+def value_of(step: int) -> int:
+    """The value that stands for all of a step: at most `ERROR_PERCENT` off any of them, but for the rounding."""
+    return round(2 * GAMMA ** (step - 1) / (GAMMA + 1)) if step > 0 else 0
+
+
+def _step(value: str) -> str:
+    """SQL of the step of a value: 0 for 0, and n for values above 1.02^(n-2) up to 1.02^(n-1)."""
+    return f"CASE WHEN {value} < 1 THEN 0 ELSE ceil(ln(({value})::float8) / ln({GAMMA}::float8))::int + 1 END"
+
+
+def _rolled(picked: CTE) -> Select[Any]:
+    """The rows of the roll-up that these sessions give; `picked` is named `s` and has their hour."""
+    key = _key_columns()
+    sums: Columns = [literal_column(sql).label(name) for metric in ADDING_UP for name, sql in metric.sums.items()]
+    main = select(*key, *sums).select_from(picked).group_by(*key).cte("summed")
+    joined: Any = main
+    columns: Columns = list(main.c)
+    for metric in SPREADS:
+        steps = _steps(picked, metric)
+        joined = joined.outerjoin(steps, and_(*(main.c[name] == steps.c[name] for name in _KEY)))
+        for part in ("steps", "counts"):
+            name = f"{metric.name}_{part}"
+            columns.append(func.coalesce(steps.c[part], literal_column("'{}'::int[]")).label(name))
+    return select(*columns).select_from(joined)
+
+
+def _key_columns() -> Columns:
+    return [literal_column(f"s.{name}").label(name) for name in _KEY]
+
+
+def _steps(picked: CTE, metric: Metric) -> CTE:
+    """The distribution of a metric in each row of the roll-up."""
+    key = _key_columns()
+    step: ColumnElement[int] = literal_column(_step(metric.value)).label("step")
+    has_one: ColumnElement[bool] = literal_column(f"({metric.over}) AND ({metric.value}) IS NOT NULL")
+    counted = select(*key, step, cast(func.count(), Integer).label("sessions")).select_from(picked).where(has_one)
+    each = counted.group_by(*key, step).subquery()
+    in_order: Columns = [func.array_agg(literal_column(f"{name} ORDER BY step")).label(part) for name, part in _PARTS]
+    return (
+        select(*(each.c[name] for name in _KEY), *in_order).group_by(*(each.c[name] for name in _KEY)).cte(f"{metric.name}_steps")
+    )
+
+
+_PARTS = (("step", "steps"), ("sessions", "counts"))
+
+
+def _sessions_of(hours: Sequence[Hour]) -> Select[Any]:
+    """The sessions of these hours, with their hour."""
+    given = select(*_given(hours)).cte("given")
+    opened = sessions.c.opened_at
+    of_hour = and_(sessions.c.bot_id == given.c.bot_id, opened >= given.c.hour, opened < given.c.hour + HOUR)
+    return select(*_NARROW, given.c.hour).join_from(given, sessions, of_hour)
+
+
+def _given(hours: Sequence[Hour]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """Bots and hours as two columns of as many rows."""
+    bots = bindparam(None, [bot for bot, _ in hours], type_=ARRAY(Text), unique=True)
+    starts = bindparam(None, [hour for _, hour in hours], type_=ARRAY(Timestamptz), unique=True)
+    return func.unnest(bots).label("bot_id"), func.unnest(starts).label("hour")
+
+
+async def _stale(conn: AsyncConnection, wanted: SessionFilter, start: datetime, end: datetime) -> list[Hour]:
+    """The stale hours of a period, one more than `MOST_STALE` at most."""
+    key = (stale_hours.c.bot_id, stale_hours.c.hour)
+    found = select(*key).distinct().where(key[1] >= start, key[1] < end)
+    if wanted.bots is not None:
+        found = found.where(key[0].in_(sorted(wanted.bots)))
+    return [(row.bot_id, row.hour) for row in await conn.execute(found.limit(MOST_STALE + 1))]
+
+
+def _same(wanted: SessionFilter) -> list[ColumnElement[bool]]:
+    """The conditions of the filter on rows of the roll-up."""
+    found: list[ColumnElement[bool]] = []
+    if wanted.bots is not None:
+        found.append(session_hours.c.bot_id.in_(sorted(wanted.bots)))
+    if wanted.channel is not None:
+        channels = wanted.channel if isinstance(wanted.channel, frozenset) else {wanted.channel}
+        found.append(session_hours.c.channel.in_(sorted(channels)))
+    if wanted.developer is not None:
+        found.append(session_hours.c.developer == wanted.developer)
+    return found
+
+
+def _key(hours: HourRows, dimensions: Sequence[Dimension]) -> ColumnElement[str]:
+    return cast(func.jsonb_build_array(*(hours.rows.c[dimension.column] for dimension in dimensions)), Text)
+
+
+def _hour_of(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+class RollUp:
+    """The worker's job."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def run_once(self) -> int:
+        """Roll up until nothing is stale; returns how many hours."""
+        rolled_up = 0
+        while True:
+            async with self._engine.begin() as conn:
+                count = await roll_up(conn)
+            rolled_up += count
+            if count == 0:
+                return rolled_up

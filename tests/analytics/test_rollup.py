@@ -1,0 +1,169 @@
+"""The roll-up by hours equals what the sessions give, whatever happens to them and to the worker that computes it."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+from msgspec import structs
+from rich.console import Console
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app import stats
+from app.archive.rollup import ERROR_PERCENT, RollUp, note_all, percentiles, roll_up, wrong_hours
+from app.archive.sessions import ClosedSession, insert_closed, update_closed
+from app.domain.instants import ms_of
+from tests.analytics.history import FIRST, LAST, history
+
+ALL = (FIRST - timedelta(days=1), LAST + timedelta(days=7))
+
+
+@pytest.fixture
+def made() -> list[ClosedSession]:
+    return history(Random(7), 300)  # noqa: S311 - the same sessions each time
+
+
+async def stale(conn: AsyncConnection) -> int:
+    return int((await conn.scalars(text("SELECT count(*) FROM stale_hours"))).one())
+
+
+async def is_right(engine: AsyncEngine) -> bool:
+    """Whether nothing is stale, every hour is right, and the hours add up to the sessions."""
+    async with engine.connect() as conn:
+        sums = "SELECT coalesce(sum(sessions), 0) = (SELECT count(*) FROM sessions) FROM session_hours"
+        return await stale(conn) == 0 and await wrong_hours(conn, *ALL) == [] and bool((await conn.scalars(text(sums))).one())
+
+
+async def test_it_follows_inserts_updates_and_deletes(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """A batch, the same batch again with more, sessions with late entries, and sessions that are erased by hand."""
+    job = RollUp(engine)
+    async with engine.begin() as conn:
+        await insert_closed(conn, made[:200])
+    assert await job.run_once() > 100
+    assert await is_right(engine)
+
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+    await job.run_once()
+    assert await is_right(engine)
+
+    async with engine.begin() as conn:
+        late = [structs.replace(one.session, late_entries=1, outcome="resolved", contained=True) for one in made[:50]]
+        changed = [structs.replace(one, session=session) for one, session in zip(made[:50], late, strict=True)]
+        await update_closed(conn, changed)
+    async with engine.connect() as conn:
+        assert await stale(conn) > 0
+    await job.run_once()
+    assert await is_right(engine)
+
+    async with engine.begin() as conn:
+        await conn.execute(text("DELETE FROM sessions WHERE user_id < 'user-3'"))
+    await job.run_once()
+    assert await is_right(engine)
+    assert await job.run_once() == 0
+
+
+async def test_a_crash_repeats_an_hour(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """A worker that dies before its commit leaves the notes; one that dies after it leaves nothing to repeat."""
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+    async with engine.connect() as conn:
+        assert await roll_up(conn) > 0
+        await conn.rollback()
+    async with engine.connect() as conn:
+        assert (await conn.scalars(text("SELECT count(*) FROM session_hours"))).one() == 0
+    await RollUp(engine).run_once()
+
+    assert await is_right(engine)
+
+
+async def test_a_session_that_is_committed_meanwhile_is_not_left_out(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """Its hour has a note already, which is taken before the session can be seen: it has a note of its own."""
+    first, second = made[0], structs.replace(made[1], session=structs.replace(made[1].session, opened_at_ms=0))
+    second = structs.replace(
+        second, strand=first.strand, session=structs.replace(made[1].session, opened_at_ms=first.session.opened_at_ms)
+    )
+    async with engine.begin() as conn:
+        await insert_closed(conn, [first])
+    async with engine.connect() as writing:
+        await insert_closed(writing, [second])
+        assert await RollUp(engine).run_once() == 1
+        await writing.commit()
+    async with engine.connect() as conn:
+        assert await stale(conn) == 1
+    await RollUp(engine).run_once()
+
+    assert await is_right(engine)
+
+
+async def test_several_workers_at_once(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """Three roll up while sessions are inserted."""
+
+    async def insert() -> None:
+        for start in range(0, len(made), 20):
+            async with engine.begin() as conn:
+                await insert_closed(conn, made[start : start + 20])
+
+    await asyncio.gather(insert(), *(RollUp(engine).run_once() for _ in range(3)))
+    await asyncio.gather(*(RollUp(engine).run_once() for _ in range(3)))
+
+    assert await is_right(engine)
+
+
+async def test_a_wrong_hour_is_found_and_rebuilt(engine: AsyncEngine, made: list[ClosedSession], database_url: str) -> None:
+    """One that was changed, one that is missing, and one that has no sessions."""
+    latest = [one for one in made if one.session.opened_at_ms >= ms_of(LAST - timedelta(days=3))]
+    async with engine.begin() as conn:
+        await insert_closed(conn, latest)
+    await RollUp(engine).run_once()
+    async with engine.begin() as conn:
+        hours = [row.hour for row in await conn.execute(text("SELECT DISTINCT hour FROM session_hours ORDER BY hour LIMIT 2"))]
+        await conn.execute(text("UPDATE session_hours SET active_ms_counts[1] = 99 WHERE hour = :hour"), {"hour": hours[0]})
+        await conn.execute(text("DELETE FROM session_hours WHERE hour = :hour"), {"hour": hours[1]})
+        await conn.execute(
+            text("UPDATE session_hours SET hour = '2030-01-01' WHERE hour = (SELECT max(hour) FROM session_hours)")
+        )
+    console = Console()
+    wrong = await stats.verify(database_url, console)
+    rebuilt = await stats.rebuild(database_url, console)
+
+    assert {hour for _, hour in wrong} >= {*hours, datetime(2030, 1, 1, tzinfo=UTC)}
+    assert len(wrong) < 10
+    assert rebuilt > 20
+    assert await stats.verify(database_url, console) == []
+    assert await is_right(engine)
+
+
+async def test_noting_all_hours_changes_no_answer(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """As after the upgrade: everything is stale, and then nothing."""
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+        await note_all(conn, *ALL)
+    await RollUp(engine).run_once()
+
+    assert await is_right(engine)
+
+
+def test_percentiles_are_within_the_stated_error() -> None:
+    """Of random distributions over seven decades, against the exact ones; zeros are exact, and nothing has none."""
+    random = Random(3)  # noqa: S311 - the same numbers each time
+    for _ in range(200):
+        values = sorted(int(10 ** random.uniform(0, 7)) if random.random() < 0.9 else 0 for _ in range(random.randrange(1, 300)))
+        steps: dict[int, int] = {}
+        for value in values:
+            steps[step_of(value)] = steps.get(step_of(value), 0) + 1
+        for at, near in zip((0.5, 0.9, 0.99), percentiles(sorted(steps.items())), strict=True):
+            exact = values[-int(-len(values) * at // 1) - 1]
+            assert near is not None
+            assert abs(near - exact) <= exact * ERROR_PERCENT / 100 + 1
+
+    assert list(percentiles([])) == [None, None, None]
+
+
+def step_of(value: int) -> int:
+    """By counting up, where the product takes a logarithm."""
+    step, limit = 0, 1.0
+    while value > limit * 1.02**step:
+        step += 1
+    return 0 if value < 1 else step + 1

@@ -18,6 +18,11 @@ from typing import ClassVar
 
 from app.domain.errors import Fault
 
+MOST_FAULTS = 20
+"""How many faults an answer shows."""
+LONGEST_SHOWN = 200
+"""Characters of an answer that come from one name or value of the request, which may be as long as a body."""
+
 
 class AdjournError(Exception):
     """The root: an expected refusal with a code, a status and words for the caller."""

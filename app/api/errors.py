@@ -20,14 +20,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from app.domain.errors import DomainError, Fault, StateTooLarge
-from app.errors import AdjournError, Conflict, Invalid, NotFound, TooLarge, Unauthenticated, Unavailable, UnsupportedMedia
+from app.errors import (
+    LONGEST_SHOWN,
+    MOST_FAULTS,
+    AdjournError,
+    Conflict,
+    Invalid,
+    NotFound,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMedia,
+)
 from app.failures import CONSTRAINT, QUERY_CANCELED, failure_of, sqlstate_of
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
-MOST_FAULTS = 20
-LONGEST_WHERE = 200
-LONGEST_WHAT = 200
 Headers = list[tuple[bytes, bytes]]
 
 _log = structlog.get_logger()
@@ -101,7 +109,7 @@ def problem_of(
         "hint": refusal.hint,
         "errors": [_shortened(fault) for fault in refusal.faults[:MOST_FAULTS]],
         "retry_after_s": refusal.retry_after_s,
-        "instance": instance[:LONGEST_WHERE] if instance else None,
+        "instance": instance[:LONGEST_SHOWN] if instance else None,
         "request_id": request_id,
     }
     return {name: value for name, value in problem.items() if value or name == "status"}
@@ -126,7 +134,7 @@ def problem_bytes(
 
 def _shortened(fault: Fault) -> dict[str, str]:
     """Names and values that were sent may be as long as a body; the answer shows their beginning."""
-    return {"where": fault.where[:LONGEST_WHERE], "what": fault.what[:LONGEST_WHAT], "hint": fault.hint}
+    return {"where": fault.where[:LONGEST_SHOWN], "what": fault.what[:LONGEST_SHOWN], "hint": fault.hint}
 
 
 def error_of(error: Exception) -> AdjournError:
@@ -218,7 +226,7 @@ def _where(place: tuple[int | str, ...], *, within: str) -> str:
     if within:
         where += f".{within}"
     # A field's name may hold characters that UTF-8 cannot encode.
-    return (where.lstrip(".") or str(place[0]))[:LONGEST_WHERE].encode("utf-8", "backslashreplace").decode()
+    return (where.lstrip(".") or str(place[0]))[:LONGEST_SHOWN].encode("utf-8", "backslashreplace").decode()
 
 
 def _of_http(error: HTTPException) -> AdjournError:

@@ -25,7 +25,7 @@ from app.domain.errors import Fault, InvalidPolicy
 from app.domain.json_value import JsonCheck
 from app.domain.policy.parse import policy_from
 from app.domain.strand import LONGEST_CONVERSATION
-from app.errors import Invalid
+from app.errors import MOST_FAULTS, Invalid
 
 COMPONENT = "x-component"
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
@@ -113,7 +113,6 @@ PolicyValues = Annotated[dict[str, Any], component("Policy")]
 """A policy in an answer, with every field."""
 
 
-MOST_FAULTS = 20
 _KEYED = re.compile(r"(\w+)(?:\[(.+)\]|\.(.+))", re.DOTALL)
 
 

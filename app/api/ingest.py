@@ -12,13 +12,13 @@ from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from app.api.auth import Principal, known_bot, principal_for
-from app.api.errors import LONGEST_WHERE, MethodNotAllowed, error_of, problem_bytes, problem_of
+from app.api.errors import MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
 from app.api.middleware import rate_headers, request_id_of
 from app.config.records import SIGNED_IN, BotConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
-from app.errors import AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
+from app.errors import LONGEST_SHOWN, AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
 from app.ingest.limits import over_rate
 from app.ingest.wire import entries_from, entry_from
@@ -96,7 +96,7 @@ def _check_encoding(headers: dict[bytes, bytes]) -> None:
 
 
 def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
-    return UnsupportedMedia(f"cannot read {what[:LONGEST_WHERE]!r}", hint=hint)
+    return UnsupportedMedia(f"cannot read {what[:LONGEST_SHOWN]!r}", hint=hint)
 
 
 def _one_of(body: bytes, *, media: str) -> Entry:

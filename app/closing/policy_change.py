@@ -95,9 +95,10 @@ class PolicyChange:
         again = first is not None and first[0] == version
         if again and first is not None and now_ms - first[1] < _RECEIVED_MS:
             return 0
+        self._put_off(bot, now_ms)  # until the pass has succeeded, also if Redis is full and takes no lease
         if not await self._pipe.call("SET", keys.policy_lease(bot.id), self._worker, "NX", "PX", _LEASE_MS):
+            del self._failed[bot.id]  # another worker makes the pass
             return 0
-        self._put_off(bot, now_ms)  # until the pass has succeeded
         try:
             sessions, stuck = await self._pass(bot)
             if again:

@@ -21,10 +21,7 @@ from app.domain.errors import DomainError, Fault
 from app.domain.json_value import MOST_KEYS, TOO_MANY_KEYS, JsonCheck
 from app.domain.reading import read
 from app.domain.transcript import unstorable_fields
-from app.errors import Invalid, TooLarge
-
-LONGEST = 200
-"""Characters of an answer that come from the request: names of fields and values may be as long as a body."""
+from app.errors import LONGEST_SHOWN, Invalid, TooLarge
 
 _HINT = "see the field's type and limits in the API guide"
 _OWN_DATA = "; data of the bot's own goes into `metadata`"
@@ -83,7 +80,7 @@ def _shortened(fault: Fault) -> Fault:
     what = fault.what
     if what.endswith(" given") and fault.where not in _SHOWN and not _COUNTED.fullmatch(what):
         what = "another value given"
-    return Fault(fault.where[:LONGEST], what[:LONGEST], hint)
+    return Fault(fault.where[:LONGEST_SHOWN], what[:LONGEST_SHOWN], hint)
 
 
 _decode_entry = msgspec.json.Decoder(Entry).decode

@@ -244,6 +244,27 @@ async def test_a_body_with_several_faults_is_refused_with_all_of_them(admin: Cli
     assert {fault["where"] for fault in problem["errors"]} == {"id", "name", "clock_mode", "more"} | policy_faults
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "faulty"),
+    (
+        ("POST", "/v1/bots/shop/clock/advance", {"more": 1}, {"to", "more"}),
+        ("POST", "/v1/bots/shop/clock/advance", {"seconds": 1, "to": "2026-11-21T10:00:00Z", "more": 1}, {"to", "more"}),
+        ("POST", "/v1/bots/shop/clock/advance", {"seconds": -1, "more": 1}, {"seconds", "more"}),
+        ("POST", "/v1/deliveries/replay", {"since": "today"}, {"since", "endpoint_id"}),
+        ("POST", "/v1/deliveries/replay", {"since": "today", "bot": "NO"}, {"since", "bot"}),
+        ("PATCH", "/v1/keys/01a00000-0000-7000-8000-000000000001", {"name": None, "more": 1}, {"name", "more"}),
+    ),
+)
+async def test_fields_that_contradict_one_another_are_among_the_faults(
+    admin: Client, *, method: str, path: str, body: dict[str, Any], faulty: set[str]
+) -> None:
+    """They are reported together with the faults of single fields, not in a second round."""
+    problem = await admin.refused(method, path, body)
+
+    assert problem["status"] == 422
+    assert {fault["where"] for fault in problem["errors"]} == faulty
+
+
 async def test_a_parameter_that_a_route_does_not_have_is_refused(admin: Client, app: FastAPI) -> None:
     """By every route that has a key's scope: a misspelt filter must not answer with everything."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})

@@ -5,14 +5,14 @@ import asyncio
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from msgspec import json, structs, to_builtins
+from msgspec import convert, json, structs, to_builtins
 from sqlalchemy import Connection, text
 
 from app.archive.engine import alembic_config, make_engine, migrate_async, schema_is_current
 from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
 from app.clock import wall_ms
-from app.domain.records import Session
+from app.domain.records import Outcome, Reason, Session
 
 _WORN_DELIVERY = """
     WITH endpoint AS (
@@ -105,6 +105,40 @@ _SESSION_OF_0_1_0 = """
     VALUES ('2026-11-16Z', '01a00000-0000-7000-8000-000000000001', 'shop', 'c', 'u', 'web', '2026-11-16Z', 'ended', 'B04', 'B10',
         1, true, false, true, 'bot', '{}', 3, 2, 1, 0, 0, 3, 1, CAST(:detail AS jsonb))
 """
+_ENDED_OTHERWISE = """
+    UPDATE sessions SET id = CAST('01a00000-0000-7000-9000-' || lpad(:id, 12, '0') AS uuid),
+        outcome = :outcome, reason = :reason, contained = true
+    WHERE id = '01a00000-0000-7000-8000-000000000001'
+"""
+
+
+async def test_contained_of_0_1_0_is_settled_by_the_ruling_of_today(database_url: str) -> None:
+    """Ruling 5: what was dropped, abandoned or interrupted is not contained, in the column and in the record; the rest stays."""
+    cases: list[tuple[Outcome, Reason, bool]] = [
+        ("completed", "inactivity", True),
+        ("dropped", "inactivity", False),
+        ("abandoned", "inactivity", False),
+        ("completed", "abandoned", False),
+        ("completed", "interrupted", False),
+    ]
+    engine = make_engine(database_url)
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "0008", down=True)
+        await ensure_months(conn, [(2026, 11)])
+        for number, (outcome, reason, _) in enumerate(cases):
+            closed = Session("id", "u", "web", 1_794_787_200_000, outcome=outcome, reason=reason, contained=True)
+            values = {"detail": json.encode(closed).decode(), "outcome": outcome, "reason": reason, "id": str(number)}
+            await conn.execute(text(_SESSION_OF_0_1_0), values)
+            await conn.execute(text(_ENDED_OTHERWISE), values)
+    async with engine.begin() as conn:
+        await conn.run_sync(migrate_to, "head")
+        rows = (await conn.execute(text("SELECT contained, detail FROM sessions ORDER BY id"))).all()
+    await engine.dispose()
+
+    assert [row.contained for row in rows] == [contained for *_, contained in cases]
+    assert [convert(row.detail, Session).contained for row in rows] == [contained for *_, contained in cases]
+
+
 _DELIVERY_OF_0_1_0 = """
     INSERT INTO deliveries (id, endpoint_id, bot_id, event, body, status)
     SELECT gen_random_uuid(), id, 'shop', 'session.started', '{"type":"session.started","data":{}}', status

@@ -1,6 +1,7 @@
 """A changed policy counts for open sessions, too."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -121,6 +122,35 @@ async def test_conversation_that_cannot_be_decided_stops_no_change(
         assert await resources.redis.hgetall(keys.POLICIES_APPLIED) == {bot.encode(): b"%d" % version for bot in BOTS}
         assert await worker.policy_change.run_once(now_ms + 9_000) == 0
         now_ms += 10_000
+
+
+async def test_lease_that_a_full_redis_refuses_is_asked_for_ever_less_often(
+    resources: Resources, worker: Worker, save_bot: SaveBot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job logs one warning for each try, so a full Redis must not be asked at every tick."""
+    await save_bot("shop", version=1, minutes=15)
+    await save_bot("shop", version=2, minutes=5)
+    call, full = resources.pipe.call, True
+
+    async def refuse_writes(*command: Any, **more: Any) -> Any:  # noqa: ANN401 - the pipe's own
+        if full and command[0] == "SET":
+            raise ResponseError("OOM command not allowed when used memory > 'maxmemory'.")
+        return await call(*command, **more)
+
+    monkeypatch.setattr(resources.pipe, "call", refuse_writes)
+    now_ms = resources.clock.now_ms()
+    refused_at_s = []
+    for second in range(40):
+        try:
+            await worker.policy_change.run_once(now_ms + 1_000 * second)
+        except ResponseError:
+            refused_at_s.append(second)
+    full = False
+    for second in (100, 110):
+        await worker.policy_change.run_once(now_ms + 1_000 * second)
+
+    assert refused_at_s == [0, 1, 3, 7, 15, 31]
+    assert await resources.redis.hget(keys.POLICIES_APPLIED, "shop") == b"2"
 
 
 async def test_pass_that_fails_is_made_again_ever_less_often(resources: Resources, worker: Worker, save_bot: SaveBot) -> None:

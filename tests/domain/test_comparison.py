@@ -1,7 +1,7 @@
 """One history under several policies: the differences add up, and each has its reason."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -85,9 +85,19 @@ def test_every_preset_counts_without_refusing_what_it_can_place(preset: str) -> 
     assert (rerun(SILENT, preset=preset).refused > 0) == (PRESETS[preset].get("method") == "client")
 
 
-def test_settings_are_of_the_policy_and_reasons_are_reasons() -> None:
-    assert {name for names in SETTINGS.values() for name in names} <= set(Policy.__struct_fields__)
-    assert SETTINGS.keys() - {"not_counted"} <= set(Reason.__args__)  # type: ignore[attr-defined]
+# Reasons that an entry or a request gives, whatever the policy says.
+BY_NO_SETTING = {"ended", "chat_closed", "api", "refresh", "interrupted"}
+# Settings that say what a boundary does, or which entries make one; no close names them.
+AT_NO_CLOSE = {
+    *("channels", "closure_message", "reminder", "discard_utterances", "discard_all_utterances", "starts_with", "bot_starts"),
+    *("agent_message_joins", "billing_block_minutes", "epilogue_seconds", "epilogue_intents"),
+}
+
+
+def test_every_setting_and_every_reason_has_its_place() -> None:
+    """A new reason names the settings that decide it, or is of no setting; a new setting is of a reason, or is of none."""
+    assert SETTINGS.keys() ^ BY_NO_SETTING == {"not_counted", *get_args(Reason)}
+    assert {name for names in SETTINGS.values() for name in names} ^ AT_NO_CLOSE == set(Policy.__struct_fields__)
 
 
 @settings(deadline=None)

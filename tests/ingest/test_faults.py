@@ -6,8 +6,8 @@ import pytest
 
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
-from app.errors import Invalid
-from app.ingest.wire import LONGEST, complete, entries_from, entry_from
+from app.errors import LONGEST_SHOWN, Invalid
+from app.ingest.wire import complete, entries_from, entry_from
 
 DEEP: list[object] = []
 for _ in range(40):
@@ -53,7 +53,7 @@ def test_every_fault_is_reported_at_once() -> None:
         ({"user_id": "a", "role": "user", "text": 5}, "text", "another value given", "a text is expected"),
         ({"user_id": "a", "role": "user", "sent_at": 10**17}, "sent_at", "another value given", "a whole number from"),
         ({"user_id": "a", "role": "x" * 900}, "role", '"xxx', "one of"),
-        ({"user_id": "a", "role": "user", "y" * 900: 1}, "y" * LONGEST, "there is no such field", "the fields are"),
+        ({"user_id": "a", "role": "user", "y" * 900: 1}, "y" * LONGEST_SHOWN, "there is no such field", "the fields are"),
         ("text", "body", "Expected `object`, got `str`", "see the field"),
         ([], "body", "Expected `object`, got `array`", "see the field"),
     ),
@@ -64,7 +64,7 @@ def test_a_fault_names_its_field_and_its_correction(entry: object, *, where: str
     assert found_where == where
     assert found_what.startswith(what)
     assert found_hint.startswith(hint)
-    assert len(found_what) <= LONGEST
+    assert len(found_what) <= LONGEST_SHOWN
 
 
 def test_a_fault_repeats_no_data() -> None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -126,13 +126,15 @@ class ReplayMany(BaseModel):
 
     since: Annotated[AwareDatetime, Field(description="Those that failed at or after this instant.")]
     bot: Annotated[SlugText | None, Field(description="Those of this bot.", examples=["shop"])] = None
-    endpoint_id: Annotated[UUID | None, Field(description="Those to this endpoint.")] = None
+    endpoint_id: Annotated[UUID | None, Field(description="Those to this endpoint.", validate_default=True)] = None
 
-    @model_validator(mode="after")
-    def _of_bot_or_endpoint(self) -> "ReplayMany":
-        if self.bot is None and self.endpoint_id is None:
+    # Of a field, not of the model, so that it is reported with the faults of other fields. One that is faulty is not in `data`.
+    @field_validator("endpoint_id")
+    @classmethod
+    def _of_bot_or_endpoint(cls, endpoint_id: UUID | None, fields: ValidationInfo) -> UUID | None:
+        if endpoint_id is None and fields.data.get("bot", ...) is None:
             raise ValueError("give `bot` or `endpoint_id`: a replay is of one of them")
-        return self
+        return endpoint_id
 
 
 class ReplayedCount(BaseModel):

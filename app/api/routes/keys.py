@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, field_validator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -67,11 +67,12 @@ class KeyChange(Body):
     expires_at: Annotated[_Expiry | None, _ABOUT_EXPIRY] = None
     note: Annotated[_Note | None, _ABOUT_NOTE] = None
 
-    @model_validator(mode="after")
-    def _needs_a_name(self) -> "KeyChange":
-        if "name" in self.model_fields_set and self.name is None:
+    @field_validator("name")
+    @classmethod
+    def _needs_a_name(cls, name: str | None) -> str:
+        if name is None:
             raise ValueError("a key has a name: leave `name` out to keep it")
-        return self
+        return name
 
 
 class RotateKey(Body):

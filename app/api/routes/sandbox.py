@@ -1,9 +1,10 @@
 """A sandbox bot's clock: read it, move it forward."""
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from app.api.auth import ClockDep, ConfigDep, Ingesting, OwnTime, OwnTimeDep, SandboxesDep, SweepDep, known_bot
 from app.api.fields import BotPath, Instant
@@ -26,13 +27,15 @@ class ClockAdvance(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seconds: Annotated[float | None, Field(ge=0, le=_YEAR_S, description="How far to move it, in s.", examples=[900])] = None
-    to: Annotated[AwareDatetime | None, Field(description="The instant to move it to.")] = None
+    to: Annotated[AwareDatetime | None, Field(description="The instant to move it to.", validate_default=True)] = None
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "ClockAdvance":
-        if (self.seconds is None) == (self.to is None):
+    # Of a field, not of the model, so that it is reported with the faults of other fields. One that is faulty is not in `data`.
+    @field_validator("to")
+    @classmethod
+    def _one_of_them(cls, to: datetime | None, fields: ValidationInfo) -> datetime | None:
+        if "seconds" in fields.data and (fields.data["seconds"] is None) == (to is None):
             raise ValueError("give either `seconds` or `to`")
-        return self
+        return to
 
 
 class ClockView(BaseModel):

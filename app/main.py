@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
 from app.api import ingest
+from app.api.direct import DirectIngest
 from app.api.errors import install_error_handlers
 from app.api.middleware import install_middleware
 from app.api.openapi import document_of, install_docs_page
@@ -69,6 +70,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings) as resources:
             app.state.resources = resources
+            app.state.direct = DirectIngest(resources)
             yield
             await _finish(resources)
 

@@ -22,7 +22,7 @@ from app.config.key_usage import KeyUsage
 from app.config.records import BotConfig
 from app.delivery.secret_box import SecretBox
 from app.ingest.intake import Intake
-from app.ingest.limits import RateLimits
+from app.ingest.limits import Admissions, RateLimits
 from app.live.commit import CommitScript
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
@@ -60,6 +60,7 @@ class Resources:
     sandboxes: SandboxClocks
     user_variables: UserVariables
     limits: RateLimits
+    admissions: Admissions
     bodies: Shares  # bytes of bodies of entries that are read or worked on, by key
     tests: Shares  # tests of endpoints that are sent, by bot
     intake: Intake
@@ -151,6 +152,7 @@ def _assemble(
         live_events=LiveEvents(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
+        admissions=Admissions(config),
         limits=RateLimits(Rates(pipe), settings),
         bodies=Shares(settings.bodies_max_bytes, most_of_one=settings.bodies_max_bytes * 3 // 4),
         tests=Shares(_TESTS_AT_ONCE, most_of_one=_TESTS_OF_ONE_BOT),

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 from app.settings import Settings
 from bench.load import Load
 from bench.routes import Target, offer, targets
 
 SECONDS = 15.0
+IDLE_S = 3.0
 CONNECTIONS = 64
 _TOTALS = re.compile(r"^(?:totals|summary): (\d+)", re.MULTILINE)
 
@@ -43,14 +44,25 @@ def show(taken: dict[str, float]) -> None:
 
 
 def _count(target: Target, key: str, folder: Path) -> float:
-    pid = target.process.pid
-    _control("--instr=on", pid)
+    """The instructions of a load, without those that the process takes for itself in the same time, by its requests."""
+    _control("--instr=on", target.process.pid)
+    began = monotonic()
     counted = offer(_load(target, key, run=1), timeout_s=300)
+    seconds, during = monotonic() - began, _taken(target, folder)
+    began = monotonic()
+    sleep(IDLE_S)
+    idle_a_second = _taken(target, folder) / (monotonic() - began)
+    return (during - idle_a_second * seconds) / counted.total
+
+
+def _taken(target: Target, folder: Path) -> int:
+    """The instructions since the call before."""
+    pid = target.process.pid
+    known = set(folder.glob(f"{pid}.*"))
     _control("--dump", pid)
-    while not (dumped := sorted(folder.glob(f"{pid}.*"))):
+    while not (written := set(folder.glob(f"{pid}.*")) - known):
         sleep(0.1)
-    total = sum(int(found) for path in dumped for found in _TOTALS.findall(path.read_text())[:1])
-    return total / counted.total
+    return int(_TOTALS.findall(written.pop().read_text())[0])
 
 
 def _load(target: Target, key: str, *, run: int) -> Load:

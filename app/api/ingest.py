@@ -20,7 +20,7 @@ from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.errors import LONGEST_SHOWN, AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
-from app.ingest.limits import over_rate
+from app.ingest.limits import Admission, over_rate
 from app.ingest.wire import entries_from, entry_from
 from app.resources import Resources
 from app.shares import Shares
@@ -65,6 +65,8 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
+    if not route["batch"]:
+        _admit(resources, scope, headers, Admission(principal.key, bot, resources.limits.held_by(*spenders)))
     with _Body(resources.bodies, spenders[0], limit=resources.settings.max_body_bytes) as body:
         return await _taken(resources, bot, await body.read(receive, headers), spenders, media=media, batch=bool(route["batch"]))
 
@@ -87,6 +89,14 @@ def _principal_and_bot(
     principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
     principal.require("ingest", bot=name)
     return principal, known_bot(resources.config, name)
+
+
+def _admit(resources: Resources, scope: Scope, headers: dict[bytes, bytes], admission: Admission) -> None:
+    """Let further requests like this one take the direct way (`app.api.direct`)."""
+    path, authorization = scope.get("raw_path") or b"", headers.get(b"authorization")
+    named_plainly = path == scope["path"].encode() and not scope["query_string"]
+    if authorization is not None and named_plainly and SIGNED_IN not in scope and admission.bot.clock_mode is None:
+        resources.admissions.add(authorization, path, admission)
 
 
 def _check_encoding(headers: dict[bytes, bytes]) -> None:

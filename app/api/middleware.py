@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from itertools import count
 from secrets import token_hex
 from typing import Any, cast
@@ -171,9 +172,14 @@ def rate_headers(spent: Spendings) -> Headers:
             least[kind] = each
     if not least:
         return []
-    policy = ", ".join(f'"{kind}";q={each.per_s * BURST_S};w={BURST_S}' for kind, each in least.items())
-    state = ", ".join(f'"{kind}";r={each.left};t={each.full_after_s}' for kind, each in least.items())
-    return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", state.encode())]
+    policy = _policy(tuple([(kind, each.per_s) for kind, each in least.items()]))
+    state = ", ".join([f'"{kind}";r={each.left};t={each.full_after_s}' for kind, each in least.items()])
+    return [(b"ratelimit-policy", policy), (b"ratelimit", state.encode())]
+
+
+@lru_cache(maxsize=16)
+def _policy(rates: tuple[tuple[str, int], ...]) -> bytes:
+    return ", ".join(f'"{kind}";q={per_s * BURST_S};w={BURST_S}' for kind, per_s in rates).encode()
 
 
 def _with_headers(send: Send, added: Headers) -> Send:

@@ -44,6 +44,7 @@ class ConfigReplica:
         self._keys: dict[bytes, KeyConfig] = {}
         self._unreadable: dict[bytes, bytes] = {}
         self.used_keys: set[str] = set()
+        self.changes = 0  # how many times something of the replica has changed, or may have
         self._mark: Mark | None = None
         self._last_change: bytes = b"0-0"
         self._moved = asyncio.Condition()
@@ -195,6 +196,7 @@ class ConfigReplica:
             self._moved.notify_all()
 
     def _keep_only(self, stored: Mapping[bytes, bytes]) -> None:
+        self.changes += 1
         self._bots = {bot: config for bot, config in self._bots.items() if b"bot:" + bot.encode() in stored}
         self._contexts = {bot: context for bot, context in self._contexts.items() if bot in self._bots}
         self._keys = {digest: key for digest, key in self._keys.items() if b"key:" + digest.hex().encode() in stored}
@@ -202,6 +204,7 @@ class ConfigReplica:
 
     def _apply(self, fields: Mapping[bytes, bytes | None]) -> None:
         """A record that cannot be read, since a newer version wrote it, stays as it was in this replica."""
+        self.changes += 1
         for name, value in fields.items():
             try:
                 self._apply_one(name, value)

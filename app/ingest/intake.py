@@ -91,8 +91,13 @@ class Deadlines:
     def _look(self) -> None:
         loop, waiting = asyncio.get_running_loop(), self._waiting
         now_s = loop.time()
-        while waiting and (waiting[0][0] <= now_s or waiting[0][1].is_over()):
-            waiting.popleft()[1].fail(Unavailable("Redis did not answer in time", retry_after_s=1))
+        while waiting:
+            ends_s, first = waiting[0]
+            if not first.is_over():
+                if ends_s > now_s:
+                    break
+                first.fail(Unavailable("Redis did not answer in time", retry_after_s=1))
+            waiting.popleft()
         self._timer = loop.call_later(self._deadline_s / _LOOKS, self._look) if waiting else None
 
 

@@ -255,14 +255,16 @@ class Ledger:
         if not commit.state:
             return  # nothing was written, so a cached state is still the last one
         strand, at = fold.strand, fold.at
-        if self._cache.pop(strand, None) is not None:
-            self._cached_bytes -= _cached_size(at)
+        if strand in self._cache:
+            self._cached_bytes += len(commit.state) - len(at.state)
+            self._cache.move_to_end(strand)
+        else:
+            self._cached_bytes += len(commit.state) + _overhead(at)
+            self._cache[strand] = at
         at.version, at.state = commit.version, commit.state
-        self._cache[strand] = at
-        self._cached_bytes += _cached_size(at)
         while self._cache and self._cached_bytes > self._cache_bytes:
             _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= _cached_size(oldest)
+            self._cached_bytes -= len(oldest.state) + _overhead(oldest)
 
     async def _recall(self, folds: list[Fold], *, closing: bool) -> None:
         """Base the folds on cached states. A strand that is not cached is taken for new, except for a close, which reads it."""
@@ -294,9 +296,9 @@ def _count_event(fold: Fold, event: Event, *, now_ms: int) -> None:
             CLOSE_LAG.observe(max(now_ms - event.at_ms, 0) / 1000)
 
 
-def _cached_size(at: StoredStrand) -> int:
-    """About the bytes that a cached state takes: its own, those of the names, and those of the objects around them."""
-    return len(at.state) + 2 * len(at.key) + len(at.messages_key) + _CACHE_OVERHEAD_BYTES
+def _overhead(at: StoredStrand) -> int:
+    """About the bytes that a cached state takes beside its own: those of the names, and of the objects around them."""
+    return 4 * len(at.key) + _CACHE_OVERHEAD_BYTES
 
 
 def _closes(pending: PendingCommand) -> bool:

@@ -3,21 +3,32 @@
 A client without a key could otherwise hold memory and connections for as long as it likes: a request's head has a maximum size,
 and head, body and the reading of the reply have deadlines. Where a process has as many connections as it may, a new one takes
 the place of the one whose client has kept it waiting longest; if none waits for its client, only probes are answered.
+
+A plain request with one entry, admitted before, takes the direct way (`app.api.direct`): it is handed over when it is whole, and
+its answer is written at once. To uvicorn it looks like a request of its own. All others take uvicorn's way through ASGI.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Any, ClassVar
 
+import structlog
 from msgspec import Struct
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.api.direct import DirectIngest, DirectReply, DirectRequest
+from app.ingest.limits import Admission
 
 LONGEST_HEAD = 32_768
 PROBES = frozenset({b"/healthz", b"/readyz"})
 _ROOM_FOR_PROBES = 64
 _READ_IN_TIME = 65_536  # bytes
+_LONGEST_DIRECT = 4  # digits of a body's length: so little that a key's share of all bodies need not be counted
+_JSON = b"application/json"
+log = structlog.get_logger(__name__)
 
 
 class ConnectionLimits(Struct, frozen=True):
@@ -44,6 +55,7 @@ class Connection(HttpToolsProtocol):
         self._unread_since_s: float | None = None
         self._unread_bytes = 0
         self._idle_since_s: float | None = None
+        self._arriving: ArrivingRequest | None = None
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself does
@@ -66,7 +78,7 @@ class Connection(HttpToolsProtocol):
 
     @override
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._expected_since_s, self._idle_since_s = self.loop.time(), None
 
     @override
@@ -76,18 +88,31 @@ class Connection(HttpToolsProtocol):
             self._refuse(b"503 Service Unavailable", "this process has as many connections as it may; retry")
             return
         self._expected_since_s = self.loop.time()
-        super().on_headers_complete()
+        self._arriving = self._plain_request()
+        if self._arriving is None:
+            self._begin_asgi()
 
     @override
     def on_body(self, body: bytes) -> None:
-        if not self.transport.is_closing():
+        if self._arriving is not None:
+            self._arriving.body += body
+        elif not self.transport.is_closing():
             super().on_body(body)
 
     @override
     def on_message_complete(self) -> None:
         self._in_body, self._expected_since_s = False, None
-        if not self.transport.is_closing():
-            super().on_message_complete()
+        request, self._arriving = self._arriving, None
+        if self.transport.is_closing():
+            return
+        if request is not None:
+            before, self.cycle = self.cycle, request  # type: ignore[assignment]  # it has what uvicorn uses of a cycle
+            if request.start():
+                return
+            self.cycle = before
+            self._begin_asgi()
+            super().on_body(request.body)
+        super().on_message_complete()
 
     @override
     def on_response_complete(self) -> None:
@@ -103,6 +128,22 @@ class Connection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._unread_since_s, self._unread_bytes = None, 0
+
+    def write_reply(self, request: ArrivingRequest, reply: DirectReply) -> None:
+        """Write the answer of a request on the direct way, and go on with the request that follows it."""
+        if request.disconnected or self.transport.is_closing():
+            return
+        head, closes = _default_head(tuple(self.server_state.default_headers))
+        close = b"" if closes or request.keep_alive else b"connection: close\r\n"
+        self.transport.write(b"".join((STATUS_LINE[reply.status], head, reply.head, close, b"\r\n", reply.body)))
+        if closes or not request.keep_alive:
+            self.transport.close()
+        self.server_state.total_requests += 1
+        if self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since_s = self.loop.time()
 
     def waiting_s(self, now_s: float) -> float:
         """How long the connection has waited for its client; 0 while the client waits for a reply."""
@@ -120,6 +161,40 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
         elif _passed(self._expected_since_s, now_s, allowed_s):
             self._refuse(b"408 Request Timeout", f"the request did not arrive within {allowed_s:g} s")
+        elif _passed(self._idle_since_s, now_s, self.timeout_keep_alive):
+            self.timeout_keep_alive_handler()
+
+    def _plain_request(self) -> ArrivingRequest | None:
+        """The request on the direct way; None if it must go through ASGI."""
+        direct: DirectIngest | None = getattr(getattr(self.config.app, "state", None), "direct", None)
+        cycle = getattr(self, "cycle", None)
+        busy = cycle is not None and not cycle.response_complete
+        if direct is None or busy or self.access_log or self.flow.write_paused or self.expect_100_continue:
+            return None
+        headers = dict(self.headers)
+        length = headers.get(b"content-length", b"")
+        parser = self.parser
+        if (
+            len(headers) < len(self.headers)
+            or parser.get_method() != b"POST"
+            or parser.get_http_version() != "1.1"
+            or not parser.should_keep_alive()
+            or parser.should_upgrade()
+            or not (length.isdigit() and len(length) <= _LONGEST_DIRECT and int(length) <= direct.max_body_bytes)
+            or headers.get(b"content-type", _JSON) != _JSON
+            or b"content-encoding" in headers
+        ):
+            return None
+        admission = direct.admission(headers.get(b"authorization", b""), self.url)
+        return None if admission is None else ArrivingRequest(self, direct, admission)
+
+    def _begin_asgi(self) -> None:
+        """Let uvicorn begin with the request whose head has arrived."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
 
     def _begin_to_wait_for_reading(self) -> None:
         self._unread_since_s, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
@@ -146,6 +221,50 @@ class Connection(HttpToolsProtocol):
             self.transport.write(head % (status, len(text)) + text)
         self._expected_since_s = None
         self.transport.close()
+
+
+class ArrivingRequest(DirectRequest):
+    """A request on the direct way, with the fields that uvicorn expects of the one under way."""
+
+    __slots__ = ("connection", "direct", "disconnected", "keep_alive", "message_event", "response_complete", "response_started")
+
+    def __init__(self, connection: Connection, direct: DirectIngest, admission: Admission) -> None:
+        super().__init__(admission, connection.url, connection.headers)
+        self.connection = connection
+        self.direct = direct
+        self.disconnected = self.response_started = self.response_complete = False
+        self.keep_alive = True
+        self.message_event = _IGNORED
+
+    def start(self) -> bool:
+        """Whether it is on its way, or answered; False if it must go through ASGI."""
+        return self.direct.start(self)
+
+    @override
+    def reply(self, reply: DirectReply) -> None:
+        self.response_started = self.response_complete = True
+        try:
+            self.connection.write_reply(self, reply)
+        except Exception:
+            # The ledger calls this for one command among others, which an error must not reach.
+            log.exception("answer not written")
+            self.connection.transport.abort()
+
+
+class _IgnoredEvent:
+    """In the place of the event by which uvicorn wakes a request that waits for its body."""
+
+    def set(self) -> None:
+        pass
+
+
+_IGNORED = _IgnoredEvent()
+
+
+@lru_cache(maxsize=1)
+def _default_head(lines: tuple[tuple[bytes, bytes], ...]) -> tuple[bytes, bool]:
+    """The lines that uvicorn puts at the head of every answer, new once a second, as bytes; whether they close the connection."""
+    return b"".join([b"%b: %b\r\n" % line for line in lines]), (b"connection", b"close") in lines
 
 
 def connection_within(limits: ConnectionLimits) -> type[Connection]:

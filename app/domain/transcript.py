@@ -8,10 +8,12 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from app.domain import redaction
 from app.domain.entry import Entry
 from app.domain.errors import Fault, InvalidEntry
 from app.domain.instants import ms_of
 from app.domain.json_value import JsonCheck
+from app.domain.policy.model import Policy
 from app.domain.records import Answer, Message, Session
 
 # Kept by name where the session does not say it already.
@@ -26,8 +28,11 @@ _JSON_FIELDS = (("context", JsonCheck.fault), ("metadata", JsonCheck.fault), ("s
 _DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
 
 
-def message_of(entry: Entry, message_id: str, *, session: Session | None, answer: Answer, late: bool = False) -> Message:
-    """The message to store in `session`, or with no session."""
+def message_of(
+    entry: Entry, message_id: str, *, policy: Policy, session: Session | None, answer: Answer, late: bool = False
+) -> Message:
+    """The message to store in `session`, or with no session, with the texts that `policy` lets a transcript keep."""
+    entry = redaction.to_store(entry, policy)
     return Message(
         answer.sequence,
         message_id,

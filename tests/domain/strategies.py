@@ -70,6 +70,8 @@ _FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "billing_block_minutes": st.sampled_from([1, 15]),
     "epilogue_seconds": st.sampled_from([0, 299, 300, 600]),
     "epilogue_intents": st.sampled_from([[], ["pay"]]),
+    "transcript": st.sampled_from(["full", "redacted", "none"]),
+    "redact_masks": st.sampled_from([[], ["ORD-###"]]),
 }
 
 

@@ -90,7 +90,7 @@ BY_NO_SETTING = {"ended", "chat_closed", "api", "refresh", "interrupted"}
 # Settings that say what a boundary does, or which entries make one; no close names them.
 AT_NO_CLOSE = {
     *("channels", "closure_message", "reminder", "discard_utterances", "discard_all_utterances", "starts_with", "bot_starts"),
-    *("agent_message_joins", "billing_block_minutes", "epilogue_seconds", "epilogue_intents"),
+    *("agent_message_joins", "billing_block_minutes", "epilogue_seconds", "epilogue_intents", "transcript", "redact_masks"),
 }
 
 
@@ -106,7 +106,7 @@ def test_an_entry_comes_back_from_its_message(entry: Any, channel: str) -> None:
     """Every field but `sent_at`, also after the message was kept as JSON."""
     entry = structs.replace(entry, conversation_id="c", message_id="m", sent_at=datetime(2026, 1, 1, tzinfo=UTC))
     session = Session("s", entry.user_id, channel, NOON_MS)
-    message = message_of(entry, "m", session=session, answer=Answer("s", "continued", 1, None, NOON_MS))
+    message = message_of(entry, "m", policy=Policy(), session=session, answer=Answer("s", "continued", 1, None, NOON_MS))
     kept = json.decode(json.encode(message), type=type(message))
 
     assert entry_from(kept, channel=channel, conversation_id="c") == structs.replace(entry, sent_at=None)

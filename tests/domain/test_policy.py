@@ -56,6 +56,8 @@ def test_defaults_are_those_of_the_rules() -> None:
         "billing_block_minutes": 15,
         "epilogue_seconds": 0,
         "epilogue_intents": [],
+        "transcript": "full",
+        "redact_masks": [],
         "channels": {},
     }
 

@@ -25,7 +25,7 @@ from tests.tooling.tree import DOCS, ROOT, modules, texts
 RULES = (DOCS / "rules.md").read_text()
 
 # Settings that say what is counted and billed, not where a session begins and ends.
-NO_BOUNDARY = {"requires_bot", "billing_block_minutes"}
+NO_BOUNDARY = {"requires_bot", "billing_block_minutes", "transcript", "redact_masks"}
 # Columns of a session by which lists are filtered under another name: a list of bots, a tag, a key, an end of a range.
 BY_OTHER_FILTERS = {"bot_id", "tags", "session_metadata", "opened_at", "closed_at", "active_ms"}
 # Columns that are read or summed, and that no list is filtered by.

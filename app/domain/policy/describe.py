@@ -27,6 +27,12 @@ _HANDOFFS = {
     "pause": "After a hand-off to a human there is no silence until `agent.left`.",
 }
 
+_TRANSCRIPTS = {
+    "full": (),
+    "redacted": ("E-mail addresses, phone and card numbers, IBANs and IP addresses are redacted before a text is stored.",),
+    "none": ("Texts, metadata and context of messages are not stored in transcripts.",),
+}
+
 
 def describe(policy: Policy) -> dict[str, Any]:
     """Words, timeline and notices of a policy, and the same for each channel that has overrides; JSON-like."""
@@ -81,6 +87,8 @@ def _without_effect(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "epilogue_intents", "`epilogue_seconds` is 0"
     if policy.epilogue_seconds and policy.method == "client":
         yield "epilogue_seconds", "under method `client` every entry after the end is late"
+    if policy.redact_masks and policy.transcript != "redacted":
+        yield "redact_masks", f"`transcript` is `{policy.transcript}`"
     if not policy.bot_starts and not {"message", "connect"} & {*policy.starts_with}:
         yield "bot_starts", "`starts_with` holds neither `message` nor `connect`"
 
@@ -130,6 +138,7 @@ def _words(policy: Policy) -> Iterator[str]:
             yield f"A user who says only {_listed([json.encode(text).decode() for text in utterances])} does what `{name}` does."
     if policy.requires_bot:
         yield "A session in which no bot takes part is kept but not counted."
+    yield from _TRANSCRIPTS[policy.transcript]
     yield f"Each started block of {_minutes(policy.billing_block_minutes)} with user activity is one billing session."
 
 

@@ -112,6 +112,11 @@ Utterance = Annotated[str, Meta(min_length=1, max_length=256)]
 Utterances = Annotated[tuple[Utterance, ...], Meta(max_length=32, extra={"expected": "a list of texts"})]
 
 
+Transcript = Literal["full", "redacted", "none"]
+Mask = Annotated[str, Meta(min_length=2, max_length=64)]
+Masks = Annotated[tuple[Mask, ...], Meta(max_length=32, extra={"expected": "a list of masks"})]
+
+
 class ChannelPolicy(Struct, frozen=True, kw_only=True):
     """The fields that hold on one channel."""
 
@@ -164,6 +169,17 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     epilogue_intents: Annotated[
         Annotated[tuple[Intent, ...], Meta(max_length=32)],
         Meta(description="Intents of messages that are late in that time, too, such as thanks.", examples=[["thanks"]]),
+    ] = ()
+    transcript: Annotated[
+        Transcript,
+        Meta(description="What is stored of texts and metadata: everything, everything but personal data, or nothing."),
+    ] = "full"
+    redact_masks: Annotated[
+        Masks,
+        Meta(
+            description="Texts of your own that count as personal: `#` is a digit, `?` a letter, `*` either.",
+            examples=[["ORD-######"]],
+        ),
     ] = ()
 
 

@@ -170,7 +170,9 @@ def _keep(transition: Transition, session: Session, command: Receive, opening: S
     """Answer the entry, and keep it with its answer in `session`, which it may have ended."""
     closes_at_ms = None if transition.session is None else transition.session.deadline_at_ms
     answer = Answer(session.id, opening, session.entries, closes_at_ms, transition.now_ms, transition.ended)
-    message = transcript.message_of(command.entry, command.message_id, session=session, answer=answer)
+    message = transcript.message_of(
+        command.entry, command.message_id, policy=transition.terms.policy, session=session, answer=answer
+    )
     transition.messages = ((session.id, message),)
     return answer
 

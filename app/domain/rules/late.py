@@ -54,7 +54,8 @@ def keep(transition: Transition, session: Session, command: Receive, kind: Entry
         session_metadata=merged_metadata(session, entry),
     )
     answer = Answer(session.id, "late", session.entries + session.late_entries, None, transition.now_ms)
-    message = message_of(entry, command.message_id, session=session, answer=answer, late=True)
+    policy = transition.policy.terms(session.channel).policy
+    message = message_of(entry, command.message_id, policy=policy, session=session, answer=answer, late=True)
     transition.state = structs.replace(transition.state, last=session)
     transition.grew = True
     transition.messages = ((session.id, message),)
@@ -65,7 +66,8 @@ def keep(transition: Transition, session: Session, command: Receive, kind: Entry
 def keep_unassigned(transition: Transition, command: Receive, kind: EntryType) -> Answer:
     """Keep the entry with no session."""
     answer = Answer(None, "none", 0, None, transition.now_ms)
-    message = message_of(command.entry, command.message_id, session=None, answer=answer)
+    policy = transition.terms.policy
+    message = message_of(command.entry, command.message_id, policy=policy, session=None, answer=answer)
     transition.unassigned = (UnassignedEntry(_why(transition, kind), message),)
     return answer
 

@@ -1,9 +1,6 @@
 """The feed has every event of live sessions once, in one order over all shards, for each reader."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from redis.asyncio import Redis
 
 from app.domain.entry import Entry
 from app.domain.records import Close, Receive
@@ -13,15 +10,6 @@ from app.live.feed import FEED_KEPT_MS, FeedReader, PlacedEvent
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
 from tests.live.test_view import NOON_MS, SHARDS, ledger_on
-
-
-@pytest.fixture
-async def pipe(redis_url: str) -> AsyncIterator[Pipe]:
-    redis = Redis.from_url(redis_url, protocol=2)
-    opened = Pipe(redis, timeout_s=5)
-    yield opened
-    await opened.stop()
-    await redis.aclose()
 
 
 async def talk(ledger: Ledger, users: range) -> None:

@@ -56,13 +56,6 @@ class LosesReplies(Pipe):
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, protocol=2)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 async def pipe(redis: Redis) -> AsyncIterator[LosesReplies]:
     made = LosesReplies(redis, timeout_s=5)
     yield made

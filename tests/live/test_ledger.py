@@ -35,13 +35,6 @@ def said(text: str, message_id: str | None = None, *, user: str = "ann") -> Rece
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, protocol=2)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 async def make_ledger(redis: Redis) -> AsyncIterator[MakeLedger]:
     """Make ledgers as processes have them: each with a connection, a clock and a cache of its own."""
     pipes: list[Pipe] = []

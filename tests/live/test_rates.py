@@ -1,9 +1,7 @@
 """Rates hold over all processes, come back with time, and stop nobody where Redis does not answer."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import pytest
 from redis.asyncio import Redis
 
 from app.live import keys
@@ -13,20 +11,6 @@ from app.live.rates import BURST_S, Rates
 NAME = "entries:key:one"
 PER_S = 20
 BURST = PER_S * BURST_S
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, protocol=2)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
-async def pipe(redis: Redis) -> AsyncIterator[Pipe]:
-    opened = Pipe(redis, timeout_s=5)
-    yield opened
-    await opened.stop()
 
 
 async def spend(rates: Rates, wanted: int, *, name: str = NAME) -> int:

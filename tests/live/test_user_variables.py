@@ -16,13 +16,6 @@ NOON_MS = 1_700_049_600_000
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url, protocol=2)
-    yield client
-    await client.aclose()
-
-
-@pytest.fixture
 async def variables(redis: Redis) -> AsyncIterator[UserVariables]:
     pipe = Pipe(redis, timeout_s=5)
     yield UserVariables(pipe)

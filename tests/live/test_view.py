@@ -1,9 +1,6 @@
 """What the API reads of live sessions: the list of open ones, walked by pages, and transcripts."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from redis.asyncio import Redis
 
 from app.clock import Clock
 from app.domain.entry import Entry
@@ -17,15 +14,6 @@ from app.live.view import LiveView
 
 SHARDS = 4
 NOON_MS = 1_700_049_600_000
-
-
-@pytest.fixture
-async def pipe(redis_url: str) -> AsyncIterator[Pipe]:
-    redis = Redis.from_url(redis_url, protocol=2)
-    opened = Pipe(redis, timeout_s=5)
-    yield opened
-    await opened.stop()
-    await redis.aclose()
 
 
 def ledger_on(pipe: Pipe) -> Ledger:

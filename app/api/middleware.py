@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette import datastructures
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.auth import principal_for
@@ -39,6 +40,9 @@ ADMIN_BODY_BYTES = 65_536
 """Longest body of the routes behind this middleware: all but those that take entries."""
 
 
+COMPRESSED_FROM_BYTES = 4_096
+_LEVEL = 1  # a page of 4 MB becomes a quarter in 40 ms; level 6 takes 115 ms for 5 % more
+
 _FOR_BROWSERS: Headers = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -50,6 +54,7 @@ _NO_STORE = (b"cache-control", b"no-store")  # answers hold what users said, and
 
 def install_middleware(app: FastAPI, settings: Settings) -> None:
     """Request ids are outermost but for CORS, so that a body over the limit is answered with one, too."""
+    app.add_middleware(Compression)
     app.add_middleware(BodyLimit, max_bytes=ADMIN_BODY_BYTES)
     app.add_middleware(KeyFirst, metrics=settings.metrics_need_key, docs=settings.docs_need_key)
     hsts = b"max-age=%d" % settings.hsts_max_age_s
@@ -60,9 +65,25 @@ def install_middleware(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["authorization", "content-type", "if-match", "x-request-id"],
+            allow_headers=["authorization", "content-type", "if-match", "last-event-id", "x-request-id"],
             expose_headers=["etag", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"],
         )
+
+
+class Compression:
+    """Compresses large answers of the API for clients that take gzip; not streams of events, nor what is compressed already.
+
+    Pages of the console are left as they are: they hold tokens beside what a request says, and the length of a compressed
+    answer would give a hint of one by the other.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._compressing = GZipMiddleware(app, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=_LEVEL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        of_the_api = scope["type"] == "http" and scope["path"].startswith(_KEYED)
+        await (self._compressing if of_the_api else self._app)(scope, receive, send)
 
 
 class KeyFirst:

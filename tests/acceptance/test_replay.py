@@ -15,6 +15,11 @@ import httpx
 import msgspec
 import pytest
 
+from app.domain.comparison import Line, Rerun, differences, totals
+from app.domain.instants import ms_of
+from app.domain.policy.parse import policy_from
+from app.ingest.wire import entry_from
+from app.queries.analytics import VENDORS
 from app.replay import Poster, Tally, open_source, replay
 from app.settings import environment_with
 from tests.acceptance.system import Json, Running, asked, pages, system, until
@@ -22,6 +27,7 @@ from tests.acceptance.system import Json, Running, asked, pages, system, until
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "irc"
 DEV = DATA / "irc-dev.ndjson.gz"
 TRAIN = DATA / "irc-train.ndjson.gz"
+METRICS_GUIDE = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 BOT = "irc"
 AT_ONCE = 8
 
@@ -88,6 +94,32 @@ async def test_recorded_traffic_becomes_exactly_the_sessions_it_holds(redis_url:
     assert {session["reason"] for session in sessions} == {"inactivity"}
     assert Counter(message for messages in kept.values() for message in messages) == Counter(sent)
     assert len(sent) == 11_612
+
+
+@needs_data
+def test_the_definitions_differ_on_recorded_traffic_as_the_guide_says() -> None:
+    """The table in docs/metrics.md: one history, counted by `decide` under the bot's own policy and under each preset."""
+    said = [entry_from(line) for line in gzip.decompress(DEV.read_bytes()).splitlines()]
+    history = sorted((ms_of(entry.sent_at), number) for number, entry in enumerate(said) if entry.sent_at)
+    policies = {"own": policy_from({}), **{vendor: policy_from({"preset": vendor}) for vendor in VENDORS}}
+    reruns = {name: Rerun(BOT, policy) for name, policy in policies.items()}
+    for at_ms, number in history:
+        for rerun in reruns.values():
+            rerun.feed(Line(number, at_ms, said[number]))
+
+    assert [_row(name, rerun, reruns["own"]) for name, rerun in reruns.items()] == [
+        line for line in METRICS_GUIDE.read_text().splitlines() if line.startswith(tuple(f"| `{name}` | " for name in reruns))
+    ]
+
+
+def _row(name: str, theirs: Rerun, own: Rerun) -> str:
+    counted = totals(theirs.sessions())
+    found = "" if theirs is own else "none"
+    for each in differences(theirs, own):
+        many = f"{each.more} more" if each.more else f"{each.fewer} fewer"
+        found = f"{many}, `{each.reason}`: {', '.join(f'`{setting}`' for setting in each.settings)}"
+    numbers = (counted.sessions, counted.interactive, counted.contained.part, counted.billing_sessions)
+    return f"| `{name}` | {' | '.join(map(str, numbers))} | {found} |".replace("|  |", "| |")
 
 
 @needs_data

@@ -156,3 +156,20 @@ async def test_nothing_is_an_export_too(admin: Client) -> None:
     """No line, or the head alone."""
     assert await lines(admin, SESSIONS) == []
     assert len((await admin.get(MESSAGES, params={"format": "csv"})).content.splitlines()) == 1
+
+
+async def test_large_answers_are_compressed_for_those_who_take_gzip(admin: Client) -> None:
+    """Small ones are not, nor is anything for a client that does not ask for it; an export is compressed once."""
+    taking, not_taking = {"accept-encoding": "gzip"}, {"accept-encoding": "identity"}
+    large = await admin.get("/v1/analytics/definitions", headers=taking)
+    plain = await admin.get("/v1/analytics/definitions", headers=not_taking)
+    small = await admin.get("/v1/bots", headers=taking)
+    export = await admin.get("/v1/exports/sessions?format=csv", headers=taking)
+
+    assert large.headers["content-encoding"] == "gzip"
+    assert int(large.headers["content-length"]) < len(large.content) / 2
+    assert "accept-encoding" in large.headers["vary"].lower()
+    assert "content-encoding" not in plain.headers
+    assert plain.json() == large.json()
+    assert "content-encoding" not in small.headers
+    assert export.text.startswith("id,bot,")

@@ -4,14 +4,15 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import json, structs
 
-from app.domain.comparison import SETTINGS, Difference, Line, Ratio, Rerun, differences, totals
+from app.domain.comparison import SETTINGS, Difference, Line, PolicyTotals, Ratio, Rerun, differences, totals
 from app.domain.policy.model import Policy
 from app.domain.policy.parse import PRESETS, policy_from
 from app.domain.records import Answer, Reason, Session
+from app.domain.strand import Strand, session_id
 from app.domain.transcript import entry_from, message_of
 from tests.domain.strategies import PAUSES, entries, policies
 from tests.domain.talk import NOON_MS, entry_of
@@ -101,6 +102,7 @@ def test_every_setting_and_every_reason_has_its_place() -> None:
 
 
 @settings(deadline=None)
+@example(entry=entry_of("user", "hi", tags=["vip"]), channel="web")
 @given(entry=entries(channel="web"), channel=st.sampled_from(["web", "sms"]))
 def test_an_entry_comes_back_from_its_message(entry: Any, channel: str) -> None:  # noqa: ANN401 - as drawn
     """Every field but `sent_at`, also after the message was kept as JSON."""
@@ -110,3 +112,38 @@ def test_an_entry_comes_back_from_its_message(entry: Any, channel: str) -> None:
     kept = json.decode(json.encode(message), type=type(message))
 
     assert entry_from(kept, channel=channel, conversation_id="c") == structs.replace(entry, sent_at=None)
+
+
+def test_totals_add_up_what_each_session_counted() -> None:
+    """Interactive ones, messages and billing sessions; a session is the one that `decide` makes for this bot."""
+    found = rerun(SILENT).sessions()
+    first = found[0].session
+
+    assert totals(found) == PolicyTotals(2, 2, 6, 2, Ratio(2, 2))
+    assert (first.id, first.policy_version) == (
+        session_id(Strand("shop", "web:ann"), generation=1, opened_at_ms=NOON_MS),
+        1,
+    )
+
+
+def test_each_entry_that_cannot_be_placed_is_counted() -> None:
+    assert rerun(SILENT, method="client").refused == len(SILENT)
+
+
+def test_a_session_that_opens_under_one_policy_alone() -> None:
+    """No session closed before it, so no close is the reason."""
+    said = lines((0, "bot", {}), (1, "user", {}))
+    ours, theirs = rerun(said, bot_starts=False), rerun(said)
+
+    assert differences(theirs, ours) == [Difference("opened", "web", 1, 1, {})]
+
+
+def test_settings_are_those_of_the_channel() -> None:
+    """A difference names the settings that differ where it is, on either side."""
+    ours = rerun(SILENT, channels={"web": {"inactivity_minutes": 6}})
+    theirs = rerun(SILENT, channels={"web": {"inactivity_minutes": 5}})
+    plain = rerun(SILENT)
+
+    assert differences(theirs, ours) == []
+    assert differences(theirs, plain) == [Difference("inactivity", "web", 1, 0, {"inactivity_minutes": (5, 15)})]
+    assert differences(plain, ours) == [Difference("inactivity", "web", 0, 1, {"inactivity_minutes": (15, 6)})]

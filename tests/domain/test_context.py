@@ -319,3 +319,15 @@ def test_limit_is_to_the_byte() -> None:
     talk.say("user", "b", context={"x": "y" * exactly}, at=0)
     with pytest.raises(StateTooLarge):
         talk.say("user", "b", context={"x": "y" * (exactly + 1)}, at=0)
+
+
+def test_utterances_discard_as_the_entry_types_do() -> None:
+    """A user's whole text, in any case: all is cleared and the session goes on, or it closes."""
+    talk = Talk(discard_utterances=["forget it"], discard_all_utterances=["forget all"])
+    talk.say("user", "hi", tags=["vip"], context={"topic": "shoes"}, at=0)
+    talk.say("user", " Forget ALL ", at=1)
+    dialog = talk.state.dialog
+    talk.say("user", "Forget it", at=2)
+
+    assert dialog is None or (dialog.tags, dialog.context) == ((), None)
+    assert talk.closings == [("discard", 2)]

@@ -1,14 +1,16 @@
 """Entries as they are decoded: other spellings, limits, and every fault at once by the generic reader."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
-from msgspec import ValidationError, json
+from msgspec import Struct, ValidationError, json
 
 from app.domain.entry import ROLE_SYNONYMS, Entry
 from app.domain.reading import read
 from tests.domain.talk import entry_of
 
+ROLES = "one of agent, ai, assistant, bot, customer, human, system, tool, user"
 EXPECTED_SLUG = "1 to 64 of a-z, 0-9, `_`, `.` and `-`, the first of them a letter or digit is expected"
 
 
@@ -72,7 +74,7 @@ def test_every_fault_of_an_entry_is_found_at_once() -> None:
 
     assert made is None
     assert [(fault.where, fault.what, fault.hint) for fault in faults if fault.where not in {"type", "whatever"}] == [
-        ("role", '"boss" given', "one of agent, ai, assistant, bot, customer, human, system, tool, user is expected"),
+        ("role", '"boss" given', f"{ROLES} is expected"),
         ("channel", '"e mail" given', EXPECTED_SLUG),
         ("message_id", "0 characters given", "1 to 256 are allowed"),
         ("conversation_id", '"a\\u0000b" given', "1 to 256 characters, no control characters is expected"),
@@ -104,3 +106,42 @@ def test_lists_and_objects_that_are_none() -> None:
         ("sentiment", 'an object of tones and their levels, such as {"angry": 0.7} is expected'),
     ]
     assert read(Entry, ["no object"])[1][0].hint == "an object of fields is expected"
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "what", "hint"),
+    (
+        ({"user_id": "ann"}, "role", "it is required", "add it: one of "),
+        ({"role": "user"}, "user_id", "it is required", "add it: 1 to 256 characters, no control characters"),
+        (
+            {"user_id": "ann", "role": "boss"},
+            "role",
+            '"boss" given',
+            f"{ROLES} is expected",
+        ),
+        ({"user_id": "ann", "role": "user", "sent_at": "now"}, "sent_at", '"now" given', "RFC 3339 with an offset, such as"),
+    ),
+)
+def test_a_fault_says_what_is_expected(given: dict[str, Any], where: str, what: str, hint: str) -> None:
+    """By the field's own words if it has some, else by its values."""
+    _, (fault,) = read(Entry, given)
+
+    assert (fault.where, fault.what) == (where, what)
+    assert fault.hint.startswith(hint)
+    if where == "role" and "role" not in given:
+        assert fault.hint == f"add it: {ROLES}"
+
+
+def test_an_instant_without_words_of_its_own() -> None:
+    """The reader's own words, and the value."""
+
+    class Dated(Struct):
+        at: datetime
+        name: str
+
+    _, faults = read(Dated, {"at": 1.5})
+
+    assert [(fault.where, fault.what, fault.hint) for fault in faults] == [
+        ("at", "1.5 given", "RFC 3339 with an offset is expected"),
+        ("name", "it is required", "add it"),
+    ]

@@ -482,3 +482,12 @@ def test_close_by_api_of_what_is_not_open() -> None:
         assert decision.answer == Answer(None, "none", 0, None, NOON_MS + at * 60_000)
     assert talk.closings == [("api", 1), ("inactivity", 17)]
     assert talk.closed[0].closing_rule == "K20"
+
+
+def test_split_ends_with_the_agent_by_its_row() -> None:
+    """The session of trade `agent` closes when the human leaves (B05)."""
+    talk = Talk(on_handoff="split")
+    talk.say("agent", type="agent.joined", at=0)
+    talk.say("agent", type="agent.left", at=1)
+
+    assert [(each.reason, each.closing_rule, each.closed_by) for each in talk.closed] == [("handoff", "B05", "m2")]

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.errors import InvalidEntry
-from app.domain.records import Message, Session
+from app.domain.errors import InvalidEntry, StateTooLarge
+from app.domain.instants import DAY_MS, MINUTE_MS
+from app.domain.records import Message, Session, SetVariable
 from app.domain.session_view import message_view
 from tests.domain.talk import NOON_MS, Talk, minute
 
@@ -236,3 +237,26 @@ def test_late_message_is_marked_in_its_json() -> None:
 
     assert [message_view(message)["late"] for _, message in talk.messages] == [False, False, False, True]
     assert late[0].answer.session == "late"
+
+
+def test_late_event_is_of_the_instant_of_its_entry() -> None:
+    """The message keeps nothing that its session says already."""
+    talk = Talk(on_resolved="end")
+    talk.say("user", "pay", at=0)
+    talk.say("bot", type="resolved", at=1)
+    talk.say("bot", type="survey.sent", at=3)
+
+    assert (talk.events[-1].type, talk.events[-1].at_ms) == ("session.updated", NOON_MS + 3 * MINUTE_MS)
+    assert talk.messages[-1][1].rest is None
+
+
+def test_late_metadata_counts_for_the_size_of_the_state() -> None:
+    """A late entry may be what makes the state too large."""
+    talk = Talk(on_resolved="end")
+    talk.say("user", "pay", at=0)
+    talk.say("bot", type="resolved", at=1)
+    for number in range(8):
+        talk.do(SetVariable(f"v{number}", "x" * 8_000, DAY_MS), at=2)
+
+    with pytest.raises(StateTooLarge):
+        talk.say("bot", type="survey.sent", at=3, session_metadata={"a": "y" * 4_000})

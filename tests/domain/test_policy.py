@@ -533,3 +533,13 @@ def test_channel_can_differ_in_every_field_but_channels() -> None:
     assert all(
         policy_from({"channels": {"web": {name: value}}}) for name, value in policy_view(Policy()).items() if name != "channels"
     )
+
+
+@pytest.mark.parametrize("starter", ("message", "connect"))
+def test_a_bot_that_may_not_start_is_noticed_where_it_could(starter: str) -> None:
+    """`bot_starts` has an effect if one of the two types that a bot starts with may open a session."""
+    words = " ".join(notices(policy_from({"bot_starts": False, "starts_with": [starter]})))
+    without = " ".join(notices(policy_from({"bot_starts": False, "starts_with": ["article.opened"]})))
+
+    assert "bot_starts" not in words
+    assert "bot_starts" in without

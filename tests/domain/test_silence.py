@@ -505,3 +505,14 @@ def test_lazy_and_proactive_tell_by_the_policy_in_force() -> None:
     talk.say("user", type="activity", at=20)
 
     assert deadline(talk) == 50
+
+
+@pytest.mark.parametrize(("to", "said_by_bot", "said_by_user"), (("interactive", False, True), ("all", True, True)))
+def test_whom_a_closure_message_is_for(to: str, said_by_bot: bool, said_by_user: bool) -> None:  # noqa: FBT001 - a table
+    """`interactive`: only sessions in which the user took part."""
+    for role, expected in (("bot", said_by_bot), ("user", said_by_user)):
+        talk = Talk(closure_message={"texts": {"default": "bye"}, "to": to})
+        talk.say(role, "hello", at=0)
+        talk.wake(at=15)
+
+        assert ("session.closure_message" in [event.type for event in talk.events]) == expected

@@ -1,6 +1,7 @@
 """Strands: which entry belongs to which, and the ids made from them."""
 
 from typing import Any
+from uuid import UUID, uuid5
 
 import pytest
 from hypothesis import assume, given
@@ -9,11 +10,14 @@ from hypothesis import strategies as st
 from app.domain.errors import InvalidEntry
 from app.domain.policy.model import PolicyVersion
 from app.domain.policy.parse import policy_from
+from app.domain.records import Event, EventType, Session
 from app.domain.strand import (
     LONGEST_CONVERSATION,
     Strand,
     conversation_hash,
     conversation_hash_of,
+    event_id,
+    event_name,
     opened_at_ms_of,
     session_id,
     strand_of,
@@ -131,3 +135,20 @@ def test_session_id_is_well_formed_in_any_generation(generation: int) -> None:
     assert (made[14], made[19] in "89ab") == ("7", True)
     assert opened_at_ms_of(made) == NOON_MS
     assert conversation_hash_of(made) == conversation_hash("shop", "web:ann")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    (
+        ("session.opened", "s-1/session.opened"),
+        ("session.closed", "s-1/session.closed"),
+        ("session.reminder", "s-1/session.reminder/1795262400000"),
+        ("session.updated", "s-1/session.updated/3"),
+    ),
+)
+def test_names_of_events_stay_as_they_are(kind: EventType, name: str) -> None:
+    """A delivery's id and the id in `in_reply_to` are made of it: with another name what was sent would be sent again."""
+    event = Event(kind, Session("s-1", "ann", "web", NOON_MS, late_entries=3), NOON_MS, "K07")
+
+    assert event_name(event) == name
+    assert event_id(event) == str(uuid5(UUID("0d9d5c1e-5a53-4c8f-9d0e-6e2f6a1f7c11"), name))

@@ -2,10 +2,20 @@
 
 from typing import Any
 
+import pytest
 from msgspec import NODEFAULT, json, structs
 
-from app.domain.records import Close, Message, Session
-from app.domain.session_view import explain, public_fields, session_view, shown_as
+from app.domain.records import Answer, Close, Dialog, Message, Session, State
+from app.domain.rules.ending import after_discard
+from app.domain.session_view import (
+    context_view,
+    explain,
+    first_messages,
+    message_size,
+    public_fields,
+    session_view,
+    shown_as,
+)
 from app.domain.strand import Strand
 from tests.domain.talk import NOON_MS, Talk
 
@@ -244,3 +254,46 @@ def test_rule_without_words_has_its_name() -> None:
     found = explain(Strand("shop", "c"), Session("s", "ann", "web", NOON_MS, opened_by="m1", opening_rule="Z99"))
 
     assert found["data"]["opened"]["because"] == "Z99"
+
+
+def sized(*sequences: int) -> list[Message]:
+    """Messages with a text of 1,000 characters, in this order."""
+    answer = Answer(None, "none", 0, None, 0)
+    return [Message(sequence, f"m{sequence}", 0, "user", "message", "x" * 1_000, answer) for sequence in sequences]
+
+
+@pytest.mark.parametrize(
+    ("after", "limit", "most_bytes", "expected"),
+    (
+        (0, 10, 1 << 20, [1, 2, 3, 4]),
+        (1, 10, 1 << 20, [2, 3, 4]),
+        (0, 3, 1 << 20, [1, 2, 3]),
+        (4, 10, 1 << 20, []),
+        (0, 10, 1, [1, 2]),
+        (0, 10, 2_000, [1, 2]),
+        (0, 10, 3_000, [1, 2, 3]),
+        (3, 10, 1, [4]),
+        (0, 1, 1, [1]),
+    ),
+)
+def test_first_messages_in_order_up_to_a_size(after: int, limit: int, most_bytes: int, expected: list[int]) -> None:
+    """The one that passes the size is the last, and two come at least, so that a reader gets on."""
+    found = first_messages(sized(3, 1, 4, 2), after=after, limit=limit, most_bytes=most_bytes)
+
+    assert [message.sequence for message in found] == expected
+
+
+def test_first_messages_may_be_as_large_as_the_size_is() -> None:
+    """Only the one that passes the size ends them."""
+    room = sum(message_size(message) for message in sized(1, 2, 3))
+
+    assert len(first_messages(sized(1, 2, 3, 4), after=0, limit=10, most_bytes=room)) == 4
+    assert len(first_messages(sized(1, 2, 3, 4), after=0, limit=10, most_bytes=room - 1)) == 3
+
+
+def test_tags_that_version_0_1_0_wrote_are_sets_of_one() -> None:
+    """It wrote single tags among the historic sets: they are shown, and come back, as sets."""
+    state = State(dialog=Dialog(tags=("now",), historic_tags=(("a", "b"), "vip")))
+
+    assert context_view(state)["historic_tags"] == [["a", "b"], ["vip"]]
+    assert after_discard(state).dialog == Dialog(tags=("vip",))

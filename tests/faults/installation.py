@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive.engine import make_engine, migrate
 from app.config.publish import publish
+from app.delivery.secret_box import new_secrets_key
 from app.embedded import embedded_servers
 from app.embedded.postgres_server import PostgresServer
 from app.embedded.redis_server import RedisServer
@@ -41,6 +42,7 @@ SETTINGS: dict[str, object] = {
     "webhook_allow_private": True,
     "log_level": "WARNING",
     "shutdown_grace_s": 5,
+    "secrets_key": new_secrets_key(),
     # A scenario sends as much as it can from one key.
     "rate_entries": 0,
     "rate_bytes": 0,

@@ -1,6 +1,8 @@
 """The worker: a scheduler that runs each job at its interval, one run of a job at a time.
 
 Several workers may run at once, on one machine or on many. A job that fails is counted, logged and run again at its next tick.
+A job that has given the next stage something to do starts it at once: what a sweep closes is archived, and what is archived is
+delivered, without waiting for two more ticks.
 """
 
 import asyncio
@@ -34,6 +36,9 @@ from app.resources import Resources, open_resources
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
+"""The job that a job starts where it has done something."""
 
 
 async def run(settings: Settings) -> None:
@@ -88,6 +93,9 @@ class Worker:
         )
         self._scheduler = AsyncIOScheduler(timezone=UTC)
         self._running: set[asyncio.Task[object]] = set()
+        self._active: set[str] = set()
+        self._again: set[str] = set()
+        self._stopping = False
 
     def jobs(self) -> dict[str, tuple[Job, int]]:
         """Each job, and how often it runs, in ms."""
@@ -109,11 +117,11 @@ class Worker:
         }
 
     def start(self) -> None:
-        for name, (job, every_ms) in self.jobs().items():
+        for name, (_, every_ms) in self.jobs().items():
             self._scheduler.add_job(
-                self._guarded,
+                self.run_job,
                 IntervalTrigger(seconds=every_ms / 1000),
-                args=(name, job),
+                args=(name,),
                 name=name,
                 # A late tick is not dropped, several late ones are one, and a job never runs twice at once.
                 misfire_grace_time=None,
@@ -125,6 +133,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Start nothing more, and wait for what is in progress as long as the settings allow."""
+        self._stopping = True
         grace_s = self._resources.settings.shutdown_grace_s
         if self._scheduler.running:
             self._scheduler.pause()
@@ -138,11 +147,11 @@ class Worker:
             await self.shard_lease.release()
         await self._archive_pipe.stop()
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> int:
         """Sweep this worker's shards, at the instant of Redis: a worker whose clock is behind would find nothing due."""
         await synchronize(self._resources.clock, self._resources.pipe)
         now_ms = self._resources.clock.now_ms()
-        await self._resources.sweep.run_once(now_ms, shards=await self.shard_lease.shards(now_ms))
+        return await self._resources.sweep.run_once(now_ms, shards=await self.shard_lease.shards(now_ms))
 
     async def sweep_sandboxes(self) -> None:
         await self.sandbox_sweep.run_once(shards=await self.shard_lease.shards(self._resources.clock.now_ms()))
@@ -156,17 +165,40 @@ class Worker:
         check = partial(self.consistency.run_once, self._resources.config.bots_and_deleted())
         await run_each([self.sandbox_sweep.close_deleted, check])
 
-    async def _guarded(self, name: str, job: Job) -> None:
-        """Count and log a failure; the job runs again at its next tick, so nothing is lost."""
+    async def run_job(self, name: str) -> None:
+        """Run a job, unless a run of it goes on; then start the next stage if there is something for it to do.
+
+        A failure is counted and logged; the job runs again at its next tick, so nothing is lost.
+        """
+        if name in self._active:
+            return
         task = asyncio.current_task()
         if task is not None:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+        self._active.add(name)
         try:
-            await job()
+            done = await self.jobs()[name][0]()
         except Exception as error:
+            done = None
             FAILURES.labels(name).inc()
             if failure_of(error) == "unreachable":  # expected: one warning per run, no traceback
                 log.warning("job failed", job=name, error=" ".join(str(error).split())[:300])
             else:
                 log.exception("job failed", job=name)
+        finally:
+            self._active.discard(name)
+        if done and name in NEXT_STAGE:
+            self._start_now(NEXT_STAGE[name])
+        if name in self._again:
+            self._again.discard(name)
+            self._start_now(name)
+
+    def _start_now(self, name: str) -> None:
+        """Run a job without waiting for its tick; after the run that goes on, which may have missed what is new."""
+        if name in self._active:
+            self._again.add(name)
+        elif not self._stopping:
+            task = asyncio.create_task(self.run_job(name), name=name)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)

@@ -127,7 +127,8 @@ def principal_of(
     digest = _given_digest(authorization) if signed_in is None else signed_in
     known = config.key(digest)
     if known is not None and known.accepted_at(now_ms):
-        check_age(config, max_age_ms)
+        if config.age_ms > max_age_ms:
+            raise _may_be_revoked()
         config.used_keys.add(known.id)
         return Principal(known)
     if config.is_unreadable_key(digest):
@@ -139,10 +140,8 @@ def principal_of(
     raise Unauthenticated("this API key is not known, was revoked or has expired", hint=hint)
 
 
-def check_age(config: ConfigReplica, max_age_ms: float) -> None:
-    """Raise `Unavailable` if this process may not know of keys that were revoked in the meantime."""
-    if config.age_ms > max_age_ms:
-        raise Unavailable("this process cannot learn of revoked keys: Redis does not answer", hint="retry", retry_after_s=1)
+def _may_be_revoked() -> Unavailable:
+    return Unavailable("this process cannot learn of revoked keys: Redis does not answer", hint="retry", retry_after_s=1)
 
 
 def _given_digest(authorization: str) -> bytes:
@@ -180,8 +179,9 @@ def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
 
     async def principal(request: Request, _: Annotated[object, _documented] = None) -> Principal:
         asking = principal_of_request(request)
-        if scopes == ("admin",):
-            check_age(resources_of(request).config, ADMIN_MAX_AGE_MS)
+        config = resources_of(request).config
+        if scopes == ("admin",) and not await config.is_current(max_age_ms=ADMIN_MAX_AGE_MS, timeout_s=1):
+            raise _may_be_revoked()
         asking.require(*scopes, bot=request.path_params.get("bot"))
         check_parameters(request)
         return asking

@@ -134,6 +134,15 @@ class ConfigReplica:
             return False
         return True
 
+    async def is_current(self, *, max_age_ms: float, timeout_s: float) -> bool:
+        """Whether this replica is no older than that, or becomes so within the time: an event loop that was busy catches up."""
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.age_ms <= max_age_ms)
+        except TimeoutError:
+            return False
+        return True
+
     async def load(self) -> None:
         """Read the whole copy. Raises what redis-py raises."""
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -177,7 +186,9 @@ class ConfigReplica:
     async def _is_current(self) -> bool:
         """No change arrived: compare marks, since the stream itself may have been lost."""
         mark = await self._redis.hget(keys.CONFIG, MARK.decode())
-        self._confirmed_ms = monotonic_ms()
+        async with self._moved:
+            self._confirmed_ms = monotonic_ms()
+            self._moved.notify_all()
         return mark is None or Mark.read(mark) == self._mark
 
     async def _apply_change(self, entry: Mapping[bytes, bytes]) -> bool:

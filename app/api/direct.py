@@ -17,6 +17,7 @@ from app.ingest.limits import Admission, Spendings
 from app.ingest.wire import entry_from
 from app.resources import Resources
 
+_LONGEST_BODY = 16_384  # longer ones are counted as they arrive (`Resources.bodies`), which is for ASGI
 _log = structlog.get_logger()
 
 
@@ -63,7 +64,7 @@ class DirectIngest:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self.max_body_bytes = resources.settings.max_body_bytes
+        self.max_body_bytes = min(resources.settings.max_body_bytes, _LONGEST_BODY)
         self._max_age_ms = resources.settings.config_max_age_s * 1000
 
     def admission(self, authorization: bytes, path: bytes) -> Admission | None:

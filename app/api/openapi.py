@@ -4,6 +4,7 @@ Nothing is written twice: schemas of entries, answers and policies come from the
 takes, examples of ids, instants and enumerations from their types. Patterns are those that RE2 and ECMAScript know, too.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from functools import cache
 from http import HTTPStatus
@@ -339,6 +340,12 @@ def install_docs_page(app: FastAPI) -> None:
     def document() -> Response:
         return Response(msgspec.json.encode(app.openapi()), media_type="application/json")
 
+    making = asyncio.Lock()
+
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return document()
+        if document.cache_info().currsize:
+            return document()
+        # It takes a second, in which other requests are answered.
+        async with making:
+            return await asyncio.to_thread(document)

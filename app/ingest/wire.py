@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 
 from app.domain.entry import Entry
 from app.domain.errors import DomainError, Fault
-from app.domain.json_value import MOST_KEYS, TOO_MANY_KEYS, JsonCheck
+from app.domain.json_value import MOST_KEYS, MOST_VALUES, TOO_MANY_KEYS, TOO_MANY_VALUES, JsonCheck
 from app.domain.reading import read
 from app.domain.transcript import unstorable_fields
 from app.errors import LONGEST_SHOWN, Invalid, TooLarge
@@ -83,6 +83,9 @@ def _shortened(fault: Fault) -> Fault:
     return Fault(fault.where[:LONGEST_SHOWN], what[:LONGEST_SHOWN], hint)
 
 
+MOST_VALUES_OF_BATCH = 20 * MOST_VALUES
+"""Of all entries together: decoded, they take some megabytes."""
+
 _decode_entry = msgspec.json.Decoder(Entry).decode
 _decode_entries = msgspec.json.Decoder(list[Entry]).decode
 _decode_raw = msgspec.json.Decoder(list[Raw]).decode
@@ -93,6 +96,8 @@ _MARK = b"\xef\xbb\xbf"
 # The only way to write NUL in JSON: a body without it needs no look into its texts.
 _NUL = rb"\u0000"
 _BACKSLASH = ord("\\")  # a search for one byte costs a tenth of that for several, and few bodies hold one
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_FIELDS = 300  # tags and tones are lists of up to 64
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
 _MOST_TOKENS = 100_000  # splitting a body of nothing but brackets would block the process for a third of a second
 _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
@@ -101,6 +106,8 @@ _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 def entry_from(body: bytes) -> Entry:
     """One entry. Raises `Invalid` with every fault."""
     body = body.removeprefix(_MARK)
+    if _holds_more_values(body, than=MOST_VALUES):
+        raise Invalid("the entry cannot be read", faults=(Fault("body", *TOO_MANY_VALUES),))
     try:
         entry = _decode_entry(body)
     except _UNREADABLE as error:
@@ -113,6 +120,8 @@ def entry_from(body: bytes) -> Entry:
 def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Invalid]:
     """A batch, in order. Raises `Invalid` if it cannot be split into entries, `TooLarge` beyond `limit` entries."""
     body = body.removeprefix(_MARK)
+    if _holds_more_values(body, than=MOST_VALUES_OF_BATCH):
+        raise TooLarge(f"a batch holds up to {MOST_VALUES_OF_BATCH} values", hint="send fewer entries in one request")
     if ndjson:
         parts: list[Raw] | list[bytes] = [line for line in body.split(b"\n") if line.strip()]
     else:
@@ -123,6 +132,28 @@ def entries_from(body: bytes, *, ndjson: bool, limit: int) -> list[Entry | Inval
         parts = _split(body, limit=limit)
     _check_count(len(parts), limit)
     return [_entry_or_error(bytes(part)) for part in parts]
+
+
+def _holds_more_values(body: bytes, *, than: int) -> bool:
+    """Whether decoding would make so many values. It is asked before: a body of brackets grows to 60 times its size.
+
+    A value follows a comma or is the first of a list or object; the fields of an entry itself have room beside.
+    """
+    most = 2 * than + _FIELDS
+    if _marks(body, 0, len(body)) <= most:
+        return False
+    # Those within strings do not count. A string is a value or the key of one, so there are not many more strings than values.
+    marks, end = 0, 0
+    for strings, found in enumerate(_STRING.finditer(body)):
+        marks += _marks(body, end, found.start())
+        end = found.end()
+        if marks > most or strings > most:
+            return True
+    return marks + _marks(body, end, len(body)) > most
+
+
+def _marks(body: bytes, start: int, end: int) -> int:
+    return body.count(b",", start, end) + body.count(b"[", start, end) + body.count(b"{", start, end)
 
 
 def _decode_whole(body: bytes) -> list[Entry] | None:

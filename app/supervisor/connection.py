@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from msgspec import Struct
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.direct import DirectIngest, DirectReply, DirectRequest
 from app.ingest.limits import Admission
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 LONGEST_HEAD = 32_768
 PROBES = frozenset({b"/healthz", b"/readyz"})
@@ -50,6 +53,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_body = False
         self._only_probes = False
+        self._running: RequestResponseCycle | None = None
         # Since when the connection waits for its client: for a request, for the reading of a reply, for the next request.
         self._expected_since_s: float | None = None
         self._unread_since_s: float | None = None
@@ -65,7 +69,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._expected_since_s = self.loop.time()
         if crowded >= _ROOM_FOR_PROBES and self._only_probes:
-            transport.abort()
+            self.cut_off()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -145,6 +149,21 @@ class Connection(HttpToolsProtocol):
         else:
             self._idle_since_s = self.loop.time()
 
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle  # `cycle` of uvicorn is the one that arrived last
+        super()._start_asgi_task(cycle, app)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._drop_answers()
+        super().connection_lost(exc)
+
+    @override
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._drop_answers()  # the transport closes itself now
+
     def waiting_s(self, now_s: float) -> float:
         """How long the connection has waited for its client; 0 while the client waits for a reply."""
         since = (self._unread_since_s, self._expected_since_s, self._idle_since_s)
@@ -153,12 +172,11 @@ class Connection(HttpToolsProtocol):
     def end_if_slow(self) -> None:
         """Called every second: end the connection if its client has let a deadline pass."""
         now_s, limits = self.loop.time(), self.limits
-        unread = self.transport.get_write_buffer_size()
-        if self._unread_bytes - unread >= _READ_IN_TIME or (self._unread_since_s is None and self.transport.is_closing()):
+        if self._unread_bytes - self._unread() >= _READ_IN_TIME or (self._unread_since_s is None and self.transport.is_closing()):
             self._begin_to_wait_for_reading()
         allowed_s = limits.body_s if self._in_body else limits.head_s
         if _passed(self._unread_since_s, now_s, limits.reply_s):
-            self.transport.abort()
+            self.cut_off()
         elif _passed(self._expected_since_s, now_s, allowed_s):
             self._refuse(b"408 Request Timeout", f"the request did not arrive within {allowed_s:g} s")
         elif _passed(self._idle_since_s, now_s, self.timeout_keep_alive):
@@ -196,8 +214,27 @@ class Connection(HttpToolsProtocol):
         self.headers.extend(headers)
         super().on_headers_complete()
 
+    def cut_off(self) -> None:
+        """End the connection at once; what was not sent yet is dropped."""
+        self._drop_answers()
+        self.transport.abort()
+
+    def _drop_answers(self) -> None:
+        """Requests in flight or in the pipeline find their client disconnected, and write nothing to a closed transport."""
+        for cycle in (self._running, self.cycle, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _begin_to_wait_for_reading(self) -> None:
-        self._unread_since_s, self._unread_bytes = self.loop.time(), self.transport.get_write_buffer_size()
+        self._unread_since_s, self._unread_bytes = self.loop.time(), self._unread()
+
+    def _unread(self) -> int:
+        """Bytes of replies that wait for the client."""
+        try:
+            return self.transport.get_write_buffer_size()
+        except RuntimeError:  # uvloop's, between the end of a connection and the call of `connection_lost`
+            return 0
 
     def _take_the_place_of_another(self) -> bool:
         """Cut off the connection that has waited longest for its client, if any waits."""
@@ -207,7 +244,7 @@ class Connection(HttpToolsProtocol):
         if longest is None or longest.waiting_s(now_s) <= 0:
             return False
         self.connections.discard(longest)  # it ends in a later round of the loop, and more may connect in this one
-        longest.transport.abort()
+        longest.cut_off()
         return True
 
     def _refuse(self, status: bytes, why: str) -> None:

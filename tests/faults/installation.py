@@ -187,7 +187,12 @@ async def installation(*, redis_url: str | None = None, **settings: object) -> A
             listening = stack.enter_context(bind("127.0.0.1", 0))
             apart = stack.enter_context(bind("127.0.0.1", 0))
             receiver = stack.enter_context(Receiver())
-            chosen = SETTINGS | {"redis_url": redis_url or servers.redis.url, "database_url": servers.postgres.url} | settings
+            of_run = {
+                "redis_url": redis_url or servers.redis.url,
+                "database_url": servers.postgres.url,
+                "secrets_key": new_secrets_key(),
+            }
+            chosen = SETTINGS | of_run | settings
             running = await stack.enter_async_context(
                 processes(
                     descriptor=listening.fileno(),

@@ -74,10 +74,14 @@ def serve(
 @app.command()
 def worker() -> None:
     """Close, archive and deliver until stopped. Any number may run at once."""
+    from prometheus_client import start_http_server
+
     from app.worker import run
 
     settings = _settings()
     _need_servers(settings)
+    if settings.worker_metrics_port is not None:
+        start_http_server(settings.worker_metrics_port)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signal(run(settings)))
 

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
         ge=0,
         description="How long browsers insist on https (Strict-Transport-Security), in seconds. 0: no such header.",
     )
+    worker_metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port on which `adjourn worker` answers /metrics; unset: it does not."
+    )
     metrics_need_key: bool = Field(default=False, description="Whether /metrics needs a key with scope `read` for all bots.")
     docs_need_key: bool = Field(default=False, description="Whether /docs and /openapi.json need a key, of any scope.")
 

@@ -96,11 +96,11 @@ def test_every_service_is_watched_and_starts_after_what_it_needs() -> None:
         assert any(volume in str(service.get("volumes")) for service in SERVICES.values()), volume
 
 
-def test_only_the_api_has_a_port_and_only_on_this_machine() -> None:
-    """Redis and Postgres are not reachable from outside."""
+def test_few_services_have_a_port_and_only_on_this_machine() -> None:
+    """Redis and Postgres are not reachable from outside, nor is the worker; Grafana is on this machine, where it is asked for."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
 
-    assert published == {"api": ["127.0.0.1:8000:8000"]}
+    assert published == {"api": ["127.0.0.1:8000:8000"], "grafana": ["127.0.0.1:3000:3000"]}
 
 
 def test_the_services_run_commands_that_exist() -> None:

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from app.console import bots, home, operations, sessions, webhooks
+from app.console import bots, home, metrics, operations, sessions, webhooks
 from app.console.api_calls import ApiCalls, Refusal
 from app.console.forms import Document
 from app.console.pages import STATIC, html
@@ -29,6 +29,7 @@ PAGES: Mapping[str, Show] = {
     "/sessions": sessions.closed,
     "/sessions.{kind}": sessions.export,
     "/sessions/{session_id}": sessions.one,
+    "/metrics": metrics.show,
     "/bots": bots.every,
     "/bots/{bot}": bots.one,
     "/bots/{bot}/versions": bots.versions,

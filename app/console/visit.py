@@ -23,6 +23,7 @@ NAVIGATION = (
     ("/", "Home", {"ingest", "read", "admin"}),
     ("/live", "Live", {"read"}),
     ("/sessions", "Sessions", {"read"}),
+    ("/metrics", "Metrics", {"read"}),
     ("/bots", "Bots", {"admin"}),
     ("/webhooks", "Webhooks", {"admin"}),
     ("/keys", "Keys", {"admin"}),

@@ -1,5 +1,6 @@
 """Turns values into pages: the templates, the ways in which they show values, and the headers that hold a page to this server."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse
 
 from app.console.forms import entered
@@ -26,6 +28,7 @@ _HEADERS = {
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
+_NAME = re.compile(r"`([^`]+)`")
 _SECOND_MS = 1000
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", _SECOND_MS))
 
@@ -59,6 +62,11 @@ def pretty(value: object) -> str:
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
+def with_code(text: str) -> Markup:
+    """A sentence of the API, its names between backticks as code."""
+    return Markup(_NAME.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped here
+
+
 def compact(value: object) -> str:
     """Any JSON in one line."""
     return msgspec.json.encode(value).decode()
@@ -78,7 +86,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"duration": duration, "clock": clock_time, "pretty": pretty, "compact": compact}
+    made.filters |= {"duration": duration, "clock": clock_time, "pretty": pretty, "compact": compact, "with_code": with_code}
     made.globals |= {"with_query": with_query, "entered": entered}
     return made
 

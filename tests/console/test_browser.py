@@ -105,6 +105,15 @@ def test_the_console_in_a_browser(tmp_path: Path, modes: tuple[Mode, ...]) -> No
     assert {path.stem for path in pictures.glob("*.png")} >= {picture.name for mode in modes for picture in mode.pictures}
 
 
+def test_the_guide_shows_the_pictures_that_are_taken() -> None:
+    """docs/console.md names each, and each is there."""
+    guide = Path(__file__).parents[2] / "docs" / "console.md"
+    shown = re.findall(r"\((images/[\w-]+\.png)\)", guide.read_text())
+
+    assert {Path(name).stem for name in shown} == {picture.name for mode in MODES for picture in mode.pictures}
+    assert all((guide.parent / name).is_file() for name in shown)
+
+
 def _story(watched: Watched, client: httpx.Client) -> dict[str, str]:
     """The first entry, a policy with its preview, countdown, close, explanation, webhook, replay. Give the ids."""
     page = watched.page

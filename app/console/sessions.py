@@ -69,7 +69,7 @@ async def export(visit: Visit) -> Response:
 
 async def one(visit: Visit) -> Response:
     """One session: its transcript with the explanation beside each boundary, and all that belongs to it."""
-    path = f"{LIST}/{visit.of_path('session_id')}"
+    path = f"{LIST}/{visit.segment(visit.of_path('session_id'))}"
     after = dict(visit.query).get("cursor")
     session, explanation = await asyncio.gather(visit.api.get(path), visit.api.get(f"{path}/explanation"))
     page, neighbours, deliveries = await asyncio.gather(
@@ -94,7 +94,7 @@ async def one(visit: Visit) -> Response:
 
 async def close(visit: Visit, _fields: Fields) -> Response:
     """Close an open session."""
-    session = visit.of_path("session_id")
+    session = visit.segment(visit.of_path("session_id"))
     await visit.api.call("POST", f"{LIST}/{session}/close")
     return visit.go(f"/sessions/{session}", done="closed")
 

@@ -120,10 +120,10 @@ class ConfigReplica:
         self._follower = asyncio.create_task(self._follow(), name="config replica")
 
     async def stop(self) -> None:
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
-            self._follower = None
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
 
     async def caught_up(self, mark: Mark, *, timeout_s: float) -> bool:
         """Wait until this replica includes everything up to `mark`; False if it did not within the time."""
@@ -170,11 +170,11 @@ class ConfigReplica:
         return True
 
     async def _follow(self) -> None:
-        """Keep up with the changes until cancelled. No error ends it: a replica that is out of date is better than none."""
-        while True:
+        """Keep up with the changes until `stop`. No error ends it: a replica that is out of date is better than none."""
+        while self._follower is not None:  # a cancellation can end the call to Redis alone
             try:
                 await self.load()
-                while await self.run_once():
+                while await self.run_once() and self._follower is not None:
                     pass
             except Exception as error:  # noqa: BLE001 - a bug is logged with its traceback, too
                 if failure_of(error) == "unreachable":

@@ -35,10 +35,10 @@ class KeyUsage:
 
     async def stop(self) -> None:
         """Stop, and send the rest."""
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.gather(self._sender, return_exceptions=True)
-            self._sender = None
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
             await self.run_once()
 
     async def run_once(self) -> None:
@@ -53,7 +53,7 @@ class KeyUsage:
             _log.debug("uses of keys not sent, Redis is unreachable", error=str(error))
 
     async def _send(self) -> None:
-        while True:
+        while self._sender is not None:  # a cancellation can end the call to Redis alone
             await asyncio.sleep(_EVERY_S)
             await self.run_once()
 

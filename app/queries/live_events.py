@@ -156,8 +156,8 @@ class LiveEvents:
         await asyncio.wait([self._changed], timeout=_LONGEST_WAIT_S)
 
     async def _read(self) -> None:
-        """Keep up with the feed until cancelled. After a failure it is read from its start: positions stay what they are."""
-        while True:
+        """Keep up with the feed until `stop`. After a failure it is read from its start: positions stay what they are."""
+        while self._reading is not None:  # a cancellation can end the call to Redis alone
             try:
                 await self._read_until_late()
             except Unavailable as error:
@@ -171,7 +171,7 @@ class LiveEvents:
         """Returns when so much time has passed between two readings that records may have been trimmed unread."""
         reader = FeedReader(self._pipe, shards=self._shards)
         frames = _Frames(await reader.start())
-        while True:
+        while self._reading is not None:
             before_ms = reader.end[0]
             placed = await reader.read()
             if before_ms and reader.end[0] - before_ms > FEED_KEPT_MS / 2:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from typing import Any
 
@@ -14,7 +14,10 @@ from structlog.testing import capture_logs
 
 from app.api.auth import principal_of
 from app.archive.engine import make_engine
+from app.clock import Clock
+from app.config import key_usage
 from app.config.follower import ConfigReplica
+from app.config.key_usage import KeyUsage
 from app.config.publish import publish, stored_mark
 from app.errors import Unauthenticated, Unavailable
 from app.live import keys
@@ -59,6 +62,37 @@ ADD_KEY = """INSERT INTO api_keys (id, name, digest, prefix, scopes, bots)
              VALUES (gen_random_uuid(), 'one', :digest, 'adj_on', '{ingest,read}', '{shop}')"""
 ADD_ENDPOINT = """INSERT INTO endpoints (id, bot_id, url, events, secret)
                   VALUES (gen_random_uuid(), 'shop', 'https\\://example.org', '{session.closed}', 'whsec_x')"""
+
+
+@pytest.mark.parametrize("kind", (ConfigReplica, KeyUsage))
+async def test_a_stop_ends_also_where_a_call_swallows_the_cancellation(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, kind: type[ConfigReplica | KeyUsage]
+) -> None:
+    """A client of Redis may answer a cancellation with an error of its own; the task went on, and its process never ended."""
+    calls = asyncio.Semaphore(0)
+
+    async def swallowing(_: object) -> bool:
+        calls.release()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return False
+
+    monkeypatch.setattr(key_usage, "_EVERY_S", 0)
+    monkeypatch.setattr(kind, "run_once", swallowing)
+    config = ConfigReplica(redis)
+    part = config if kind is ConfigReplica else KeyUsage(config, redis, Clock())
+    started = part.start()
+    if started is not None:
+        await started
+    await calls.acquire()
+
+    stopping = asyncio.create_task(part.stop())
+    if kind is KeyUsage:
+        await calls.acquire()  # what is left is sent after the task has ended
+        stopping.cancel()
+    done, _ = await asyncio.wait([stopping], timeout=20)
+
+    assert done
 
 
 async def test_a_saved_configuration_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:

@@ -22,6 +22,11 @@ async def create(conn: AsyncConnection, bot: str, *, name: str, sandbox: bool, c
     return row
 
 
+async def count(conn: AsyncConnection) -> int:
+    """How many bots are not deleted."""
+    return int(await conn.scalar(select(func.count()).select_from(bots).where(bots.c.deleted_at.is_(None))) or 0)
+
+
 async def find(conn: AsyncConnection, bot: str) -> Row[Any] | None:
     """The bot, unless it is deleted."""
     found = await conn.execute(select(bots).where(bots.c.id == bot, bots.c.deleted_at.is_(None)))

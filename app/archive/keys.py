@@ -34,6 +34,11 @@ async def create(
     return row
 
 
+async def count(conn: AsyncConnection) -> int:
+    """How many keys are not revoked."""
+    return int(await conn.scalar(select(func.count()).select_from(api_keys).where(api_keys.c.revoked_at.is_(None))) or 0)
+
+
 async def find(conn: AsyncConnection, key_id: str) -> Row[Any] | None:
     """The key, revoked or not."""
     return (await conn.execute(select(api_keys).where(api_keys.c.id == key_id))).one_or_none()

@@ -18,6 +18,8 @@ def settings(redis_url: str, database_url: str) -> Settings:
         rate_entries=1,
         rate_bytes=10_000,
         rate_requests=2,
+        max_bots=2,
+        max_keys=4,
     )
 
 
@@ -60,3 +62,20 @@ async def test_other_requests_have_a_rate_of_their_own(admin: Client, clients: C
     assert 429 in {reply.status_code for reply in replies}
     assert (await (await clients("read")).get("/v1/sessions")).status_code == 200
     assert (await admin.post("/v1/bots/shop/messages", json=ENTRY)).status_code == 200
+
+
+async def test_bots_and_keys_have_a_quota(admin: Client) -> None:
+    """One that is deleted or revoked makes room for another."""
+    new_key = {"name": "k", "scopes": ["read"]}
+    for bot in ("shop", "bank"):
+        await admin.ok("POST", "/v1/bots", {"id": bot})
+    made = [await admin.ok("POST", "/v1/keys", new_key) for _ in range(3)]  # beside the admin's own
+
+    assert (await admin.refused("POST", "/v1/bots", {"id": "third"}))["status"] == 409
+    assert (await admin.refused("POST", "/v1/keys", new_key))["status"] == 409
+
+    await admin.ok("DELETE", "/v1/bots/bank")
+    await admin.ok("DELETE", f"/v1/keys/{made[0]['id']}")
+
+    await admin.ok("POST", "/v1/bots", {"id": "third"})
+    await admin.ok("POST", "/v1/keys", new_key)

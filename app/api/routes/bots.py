@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, SandboxesDep, SweepDep, found
+from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, SandboxesDep, SettingsDep, SweepDep, found
 from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -92,7 +92,7 @@ class BotPage(BaseModel):
 
 @router.post("", status_code=201, responses=refuses(Conflict))
 async def create_bot(
-    new: NewBot, clock: ClockDep, changing: ChangingDep, principal: Administering, *, response: Response
+    new: NewBot, clock: ClockDep, changing: ChangingDep, settings: SettingsDep, *, principal: Administering, response: Response
 ) -> BotView:
     """Create a bot. Needs a key for all bots; the id of a deleted bot is not given away again."""
     principal.require_all_bots()
@@ -100,6 +100,8 @@ async def create_bot(
     # A clock that follows its entries begins at zero, so that old records can be played.
     effective_at = instant(0 if clock_mode == "sent_at" else clock.now_ms())
     async with changing(principal) as change:
+        if await bots.count(change.conn) >= settings.max_bots:
+            raise Conflict(f"there are {settings.max_bots} bots already", hint="delete one, or raise MAX_BOTS")
         row = await bots.create(change.conn, new.id, name=new.name or new.id, sandbox=new.sandbox, clock_mode=clock_mode)
         if row is None:
             raise Conflict(f"there is, or was, a bot {new.id!r}", hint="choose another id")

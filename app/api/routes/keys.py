@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, field_vali
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, found, id_of
+from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, SettingsDep, found, id_of
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
@@ -128,14 +128,18 @@ class KeyPage(BaseModel):
     next: Next
 
 
-@router.post("", status_code=201)
-async def create_key(new: NewKey, clock: ClockDep, changing: ChangingDep, principal: Administering) -> KeyCreated:
+@router.post("", status_code=201, responses=refuses(Conflict))
+async def create_key(
+    new: NewKey, clock: ClockDep, changing: ChangingDep, settings: SettingsDep, *, principal: Administering
+) -> KeyCreated:
     """Create a key. The key itself is in this answer and in no other."""
     if new.bots is None:
         principal.require_all_bots()
     key, key_id = new_key(), new_id(clock.now_ms())
     async with changing(principal) as change:
         await _check_bots(change.conn, principal, new.bots or [])
+        if await keys.count(change.conn) >= settings.max_keys:
+            raise Conflict(f"there are {settings.max_keys} keys already", hint="revoke one, or raise MAX_KEYS")
         row = await keys.create(
             change.conn,
             key_id,

@@ -32,6 +32,7 @@ from sqlalchemy import (
     literal_column,
     select,
     text,
+    true,
     tuple_,
     union_all,
 )
@@ -145,7 +146,7 @@ async def source(conn: AsyncConnection, wanted: SessionFilter, start: datetime, 
     if stale:
         key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
         stored = stored.where(key.not_in(select(*_given(stale))))
-        picked.append(_sessions_of(stale).where(*conditions(wanted)))
+        picked.append(_sessions_of(stale, *conditions(wanted)))
     return HourRows((union_all(stored, _rolled(union_all(*picked).cte("s"))) if picked else stored).cte("hours"))
 
 
@@ -251,12 +252,16 @@ def _steps(picked: CTE, metric: Metric) -> CTE:
 _PARTS = (("step", "steps"), ("sessions", "counts"))
 
 
-def _sessions_of(hours: Sequence[Hour]) -> Select[Any]:
-    """The sessions of these hours, with their hour."""
+def _sessions_of(hours: Sequence[Hour], *more: ColumnElement[bool]) -> Select[Any]:
+    """The sessions of these hours that meet more conditions, with their hour.
+
+    Hour by hour, each by the index: `OFFSET` keeps Postgres from joining all hours with all sessions.
+    """
     given = select(*_given(hours)).cte("given")
     opened = sessions.c.opened_at
-    of_hour = and_(sessions.c.bot_id == given.c.bot_id, opened >= given.c.hour, opened < given.c.hour + HOUR)
-    return select(*_NARROW, given.c.hour).join_from(given, sessions, of_hour)
+    of_hour = (sessions.c.bot_id == given.c.bot_id, opened >= given.c.hour, opened < given.c.hour + HOUR)
+    found = select(*_NARROW).where(*of_hour, *more).offset(literal_column("0")).lateral("found")
+    return select(*found.c, given.c.hour).select_from(given.join(found, true()))
 
 
 def _given(hours: Sequence[Hour]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

@@ -19,6 +19,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from app.archive.rollup import RollUp
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
+from app.closing.erasure import ErasureJob
 from app.closing.policy_change import PolicyChange
 from app.closing.rejects import RejectLimit
 from app.closing.sweep import Job, SandboxSweep, run_each
@@ -83,6 +84,14 @@ class Worker:
             shards=settings.shards,
             worker=self.name,
         )
+        self.erasure = ErasureJob(
+            engine=resources.engine,
+            pipe=resources.pipe,
+            ledger=resources.ledger,
+            config=resources.config,
+            sandboxes=resources.sandboxes,
+            shards=settings.shards,
+        )
         self.sandbox_sweep = SandboxSweep(
             sweep=resources.sweep, config=resources.config, live=resources.live, clocks=resources.sandboxes
         )
@@ -108,6 +117,7 @@ class Worker:
             "archive": (self.archivist.run_once, settings.tick_ms),
             "deliver": (lambda: self.dispatcher.run_once(now_ms()), settings.tick_ms),
             "publish": (lambda: publish(resources.engine, resources.redis), 1_000),
+            "erase users": (self.erasure.run_once, 1_000),
             "save key uses": (lambda: save_key_uses(resources.engine, resources.redis), 60_000),
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
             "measure": (lambda: self.consistency.measure(bots()), 5_000),

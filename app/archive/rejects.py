@@ -31,6 +31,11 @@ async def page(conn: AsyncConnection, *, bots: frozenset[str] | None, before: in
     return list((await conn.execute(wanted)).all())
 
 
+async def of_bot(conn: AsyncConnection, bot: str) -> list[Row[Any]]:
+    """All rejects of a bot, with their payloads, locked for this transaction."""
+    return list((await conn.execute(select(rejects).where(rejects.c.bot_id == bot).with_for_update())).all())
+
+
 async def ids(conn: AsyncConnection, *, bots: frozenset[str] | None) -> list[int]:
     """The ids of all rejects of these bots, the oldest first."""
     return list(await conn.scalars(_of_bots(select(rejects.c.id), bots).order_by(rejects.c.id)))

@@ -413,6 +413,38 @@ audit_log = Table(
 )
 Index("ix_audit_log_bot", audit_log.c.bot_id, audit_log.c.id.desc())
 
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", UuidText, primary_key=True, doc="UUIDv7."),
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("user_digest", LargeBinary, nullable=False, doc="SHA-256 of bot and user: the receipt's name of the user."),
+    Column("user_id", Text, doc="The user. Null once it is done."),
+    Column(
+        "state",
+        Text,
+        nullable=False,
+        server_default=text("'pending'"),
+        doc="`pending`; `erasing`: the archivist writes no user any more; `done`.",
+    ),
+    Column("before", Timestamptz, nullable=False, doc="Sessions that opened up to then are erased, in the bot's own time."),
+    Column("requested_at", Timestamptz, nullable=False, server_default=NOW, doc="When it was requested."),
+    Column("requested_by", Text, nullable=False, doc="Name of the key that requested it."),
+    Column("key_id", UuidText, doc="That key."),
+    Column("completed_at", Timestamptz, doc="When it was done."),
+    Column(
+        "strands",
+        JSONB,
+        nullable=False,
+        server_default=text("'[]'::jsonb"),
+        doc="What Redis may hold of the user: conversation, thread and session of each. Empty once it is done.",
+    ),
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="How much was erased so far, by kind."),
+    CheckConstraint("state IN ('pending', 'erasing', 'done')", name="state"),
+)
+Index("ix_erasures_user", erasures.c.bot_id, erasures.c.user_digest)
+Index("ix_erasures_open", erasures.c.id, postgresql_where=text("state <> 'done'"))
+
 rejects = Table(
     "rejects",
     metadata,

@@ -17,10 +17,12 @@ import structlog
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive import deliveries, late_entries, sessions
+from app.archive import deliveries, erasures, late_entries, sessions
+from app.archive.erasures import Erased
 from app.archive.sessions import ClosedSession
-from app.domain.records import BotRules, Event, Message
+from app.domain.records import BotRules, Event, Message, Session, UnassignedEntry
 from app.domain.rules.counting import continuation, continued
+from app.domain.strand import Strand
 from app.failures import BadData
 from app.live.event_stream import StreamRecord
 from app.metrics import CONTINUATIONS
@@ -53,6 +55,8 @@ class Archived(Struct, frozen=True):
 
 async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesOf) -> Archived:
     """Write a batch; the caller commits. Raises `BadData` for a late entry of a session that was rejected."""
+    taken = {(record.shard, record.id): record for record in batch.records}
+    batch = await _without_erased(conn, batch)
     waiting = await _waiting(conn, batch)
     if waiting:
         batch = _without(batch, waiting)
@@ -68,7 +72,35 @@ async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesO
     events += await late_entries.add(conn, [(record.strand, event) for record in batch.records for event in _updates(record)])
     await late_entries.add_unassigned(conn, [(record.strand, entry) for record in batch.records for entry in record.unassigned])
     await deliveries.enqueue(conn, events)
-    return Archived(inserted, waiting)
+    return Archived(inserted, [taken[record.shard, record.id] for record in waiting])
+
+
+async def _without_erased(conn: AsyncConnection, batch: Batch) -> Batch:
+    """The batch with the sessions of erased users as the archive keeps those, and without their events and entries."""
+    users = await erasures.erased_users(conn, {record.strand.bot for record in batch.records})
+    if not users:
+        return batch
+
+    def erased(strand: Strand, session: Session) -> Erased | None:
+        found = users.get((strand.bot, erasures.digest_of(strand.bot, session.user_id)))
+        return found if found is not None and found.holds(session) else None
+
+    def unassigned_kept(strand: Strand, entry: UnassignedEntry) -> bool:
+        found = users.get((strand.bot, erasures.digest_of(strand.bot, entry.message.user_id)))
+        return found is None or entry.message.received_at_ms > found.before_ms
+
+    records = [
+        structs.replace(
+            record,
+            events=tuple(event for event in record.events if erased(record.strand, event.session) is None),
+            unassigned=tuple(entry for entry in record.unassigned if unassigned_kept(record.strand, entry)),
+        )
+        for record in batch.records
+    ]
+    by_id = {closed.session.id: erased(closed.strand, closed.session) for closed in batch.closed}
+    closed = [one if (user := by_id[one.session.id]) is None else user.without_user(one) for one in batch.closed]
+    portions = None if batch.portions is None or any(by_id.values()) else batch.portions
+    return Batch(records, closed, portions)
 
 
 async def _waiting(conn: AsyncConnection, batch: Batch) -> list[StreamRecord]:

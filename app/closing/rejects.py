@@ -19,6 +19,7 @@ from app.archive.audit import Actor
 from app.closing.transcripts import Transcripts
 from app.errors import Conflict, Unavailable
 from app.live import keys
+from app.live.codec import UNREADABLE, decode_record
 from app.live.event_stream import StreamRecord
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
@@ -147,6 +148,16 @@ class ReadableReject(Struct, frozen=True):
 
     record: object
     transcripts: dict[str, list[object]]
+
+
+def users_of(payload: bytes) -> set[str]:
+    """The users whose data a reject holds, as far as it can be read."""
+    try:
+        kept = _decode(payload)
+        record = decode_record(kept.record)
+    except UNREADABLE:
+        return set()
+    return {event.session.user_id for event in record.events} | {entry.message.user_id for entry in record.unassigned}
 
 
 def readable(payload: bytes) -> ReadableReject:

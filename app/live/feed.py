@@ -58,6 +58,19 @@ class PlacedEvent(Struct, frozen=True, gc=False):
 _decode = msgpack.Decoder(FeedRecord).decode
 
 
+async def forget_user(pipe: Pipe, *, shards: int, bot: str, user: str) -> None:
+    """Delete the records of a user: in a shard where nothing happens they would stay."""
+    replies = await pipe.call_all([("XRANGE", keys.feed(shard), "-", "+") for shard in range(shards)])
+    for shard, reply in enumerate(replies):
+        ids = [entry for entry, fields in reply if user.encode() in fields[1] and _is_of(_decode(fields[1]), bot, user)]
+        if ids:
+            await pipe.call("XDEL", keys.feed(shard), *ids)
+
+
+def _is_of(record: FeedRecord, bot: str, user: str) -> bool:
+    return record.bot == bot and any(event.user_id == user for event in record.events)
+
+
 def feed_record(strand: Strand, events: Sequence[Event]) -> bytes:
     """The record of a commit's events."""
     return encode(FeedRecord(strand.bot, strand.conversation, strand.thread, tuple(map(_feed_event, events))))

@@ -4,6 +4,8 @@ All keys of a conversation share the hash tag `{n}` of its shard, so a script ca
 reached by single-key commands alone. The writers are the tasks of docs/architecture.md.
 """
 
+import re
+
 from app.domain.strand import Strand, conversation_hash, conversation_hash_of
 
 SEPARATOR = "\x1f"  # refused in ids, so a member splits into the parts it was made of
@@ -77,6 +79,12 @@ def state(shard: int, member: str) -> str:
     after the close. Growth: one a strand, of about 400 bytes; at most 64 KB of dialog and variables each.
     """
     return f"adj:{{{shard}}}:c:{member}"
+
+
+def states_of_user(bot: str, user: str) -> str:
+    """The pattern of the names of `state` of a user's conversations that the bot does not name."""
+    escaped = re.sub(r"([*?\[\]\\^])", r"\\\1", f":{user}")
+    return state(0, SEPARATOR.join((bot, f"*{escaped}", "*"))).replace("{0}", "{*}", 1)
 
 
 def messages(shard: int, session: str) -> str:

@@ -59,6 +59,7 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): {"value": 1},
     ("DELETE", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
     ("POST", "/v1/bots/{bot}/conversations/{conversation_id}/close"): None,
+    ("DELETE", "/v1/bots/{bot}/users/{user_id}"): None,
     ("POST", "/v1/bots/{bot}/users/{user_id}/close"): None,
     ("PUT", "/v1/bots/{bot}/users/{user_id}/variables/{name}"): {"value": 1},
     ("DELETE", "/v1/bots/{bot}/users/{user_id}/variables/{name}"): None,
@@ -124,8 +125,10 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
     async with resources.engine.begin() as conn:
         await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\xc1")
     (reject,) = (await admin.ok("GET", "/v1/rejects"))["rejects"]
+    erasure = await admin.ok("DELETE", f"/v1/bots/{MARK}/users/bank-other")
     names = {
         "bot": MARK,
+        "erasure_id": erasure["id"],
         "endpoint_id": endpoint["id"],
         "key_id": key["id"],
         "session_id": closed["session_id"],
@@ -182,7 +185,8 @@ async def test_another_tenants_things_cost_the_same_reads_as_absent_ones(
 
     monkeypatch.setattr(resources.pipe, "call", count_call)
     monkeypatch.setattr(resources.pipe, "call_all", count_calls)
-    event.listen(resources.engine.sync_engine, "before_cursor_execute", lambda _, __, sql, *___: reads.append(sql))
+    for engine in (resources.engine, resources.admin_engine):
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda _, __, sql, *___: reads.append(sql))
 
     async def reads_of(method: str, path: str, body: object) -> list[str]:
         await stranger.refused(method, path, body)
@@ -260,6 +264,8 @@ def _scopes(method: str, path: str) -> set[str]:
         return {"ingest", "admin"}
     if "/messages" in path and method == "POST":
         return {"ingest"}
+    if (method, path) == ("DELETE", "/v1/bots/{bot}/users/{user_id}"):
+        return {"admin"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):
         return {"ingest"}
     if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/", "/users/", "/messages/")):

@@ -120,8 +120,9 @@ class Connection(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
+        another_waits = bool(self.pipeline)
         super().on_response_complete()
-        self._idle_since_s = self.loop.time()
+        self._idle_since_s = None if another_waits else self.loop.time()
 
     @override
     def pause_writing(self) -> None:

@@ -6,6 +6,7 @@ import ast
 import pkgutil
 import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -67,6 +68,32 @@ def test_every_function_is_called() -> None:
     ]
 
     assert unused == []
+
+
+def test_every_rule_is_applied() -> None:
+    """A function of a family of rules is named through its module, so that one of the same name elsewhere does not hide it."""
+    trees = {path: ast.parse(text) for path, text in modules().items()}
+    rules = {path: tree for path, tree in trees.items() if path.startswith("app/domain/rules/")}
+    named = {
+        (node.value.id, node.attr)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    named |= {
+        ((node.module or "").rpartition(".")[2], alias.name)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for path, tree in rules.items():
+        named |= {(Path(path).stem, node.id) for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    written = {
+        (Path(path).stem, node.name) for path, tree in rules.items() for node in tree.body if isinstance(node, ast.FunctionDef)
+    }
+
+    assert written - named == set(), "name it in a table of app/domain/rules/decide.py"
 
 
 def test_every_module_is_imported() -> None:

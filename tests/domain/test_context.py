@@ -9,6 +9,7 @@ from app.domain.errors import InvalidVariable, StateTooLarge
 from app.domain.instants import DAY_MS
 from app.domain.json_value import DEEPEST
 from app.domain.records import DeleteVariable, SetVariable
+from app.domain.rules.ending import MOST_HISTORIC_TAGS, with_historic
 from app.domain.session_view import context_view, variables_view
 from tests.domain.talk import NOON_MS, Talk, minute, nested
 
@@ -331,3 +332,12 @@ def test_utterances_discard_as_the_entry_types_do() -> None:
 
     assert dialog is None or (dialog.tags, dialog.context) == ((), None)
     assert talk.closings == [("discard", 2)]
+
+
+def test_tags_that_version_0_1_0_wrote_count_as_one_each() -> None:
+    """The bound is on tags, however long they are: exactly as many as it allows stay."""
+    single = ("a tag of 0.1.0",) * 63
+    joined = tuple(f"t{number}" for number in range(MOST_HISTORIC_TAGS - 63))
+
+    assert with_historic(single, joined) == (*single, joined)
+    assert with_historic(single, (*joined, "more")) == (*single[1:], (*joined, "more"))

@@ -491,3 +491,14 @@ def test_split_ends_with_the_agent_by_its_row() -> None:
     talk.say("agent", type="agent.left", at=1)
 
     assert [(each.reason, each.closing_rule, each.closed_by) for each in talk.closed] == [("handoff", "B05", "m2")]
+
+
+def test_agent_who_joins_after_a_reported_hand_off_ends_what_is_still_with_the_bot() -> None:
+    """The hand-off was reported under `continue`; when the agent comes, the policy says `end`."""
+    talk = Talk(on_handoff="continue")
+    talk.say("user", "help", at=0)
+    talk.say("bot", type="handoff", at=1)
+    talk.change_policy(at=2, on_handoff="end")
+    talk.say("agent", type="agent.joined", at=3)
+
+    assert talk.closings == [("handoff", 3)]

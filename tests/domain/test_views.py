@@ -1,14 +1,15 @@
 """Sessions and explanations as JSON."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from msgspec import NODEFAULT, json, structs
+from msgspec import NODEFAULT, Meta, json, structs
 
 from app.domain.records import Answer, Close, Dialog, Message, Session, State
 from app.domain.rules.ending import after_discard
 from app.domain.session_view import (
     context_view,
+    description,
     explain,
     first_messages,
     message_size,
@@ -297,3 +298,11 @@ def test_tags_that_version_0_1_0_wrote_are_sets_of_one() -> None:
 
     assert context_view(state)["historic_tags"] == [["a", "b"], ["vip"]]
     assert after_discard(state).dialog == Dialog(tags=("vip",))
+
+
+def test_limits_alone_describe_nothing() -> None:
+    """A field with limits and no description is internal; the description may come after them."""
+    described = Meta(description="How many.")
+
+    assert description(Annotated[int, Meta(ge=1)]) is None
+    assert description(Annotated[int, Meta(ge=1), described]) is described

@@ -8,6 +8,7 @@ from msgspec import Struct, ValidationError, json
 
 from app.domain.entry import ROLE_SYNONYMS, Entry
 from app.domain.reading import read
+from app.domain.transcript import unstorable_fields
 from tests.domain.talk import entry_of
 
 ROLES = "one of agent, ai, assistant, bot, customer, human, system, tool, user"
@@ -145,3 +146,11 @@ def test_an_instant_without_words_of_its_own() -> None:
         ("at", "1.5 given", "RFC 3339 with an offset is expected"),
         ("name", "it is required", "add it"),
     ]
+
+
+def test_json_that_cannot_be_stored_is_found_in_a_mapping_too() -> None:
+    """An entry that is refused for other reasons is no `Entry`: its fields are looked at by name."""
+    given = {"context": {"topic": "a\x00b"}, "metadata": {"page": "/"}}
+
+    assert [fault.where for fault in unstorable_fields(given)] == ["context"]
+    assert [fault.where for fault in unstorable_fields(entry_of("user", context=given["context"]))] == ["context"]

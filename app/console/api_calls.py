@@ -4,7 +4,8 @@ A call passes through the whole app, its limits, its checks of scope and bot, an
 change more than the same key can by HTTP.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -86,6 +87,15 @@ class ApiCalls:
 
     async def _as_key(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._api({**scope, **self._given}, receive, send)
+
+
+async def together(*calls: Awaitable[Any]) -> list[Any]:
+    """The results of calls that run at once. The first failure is raised when all have ended, so none is left behind."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def _parameters(query: Query) -> httpx.QueryParams:

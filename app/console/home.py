@@ -3,14 +3,13 @@
 An installation without any session shows how to post the first message instead, and changes when it comes.
 """
 
-import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.responses import Response
 
-from app.console.api_calls import Json
+from app.console.api_calls import Json, together
 from app.console.visit import Visit
 
 SHOWN = 8
@@ -20,7 +19,7 @@ _UNACCOUNTED = re.compile(r"^adjourn_unaccounted(?:\{[^}]*\})? (\S+)$", re.MULTI
 
 
 async def show(visit: Visit) -> Response:
-    today, recent, live, trouble, unaccounted = await asyncio.gather(
+    today, recent, live, trouble, unaccounted = await together(
         _today(visit), _recent(visit), visit.api.allowed("/v1/live", {"limit": SHOWN}), _trouble(visit), unaccounted_of(visit)
     )
     return visit.page(
@@ -50,7 +49,7 @@ async def _today(visit: Visit) -> Json | None:
     before = asked | {"from": (midnight - _DAY).isoformat(), "to": (now - _DAY).isoformat()}
     if now - midnight < timedelta(seconds=1):
         return None
-    answers = await asyncio.gather(*(visit.api.allowed("/v1/analytics/sessions", each) for each in (asked, before)))
+    answers = await together(*(visit.api.allowed("/v1/analytics/sessions", each) for each in (asked, before)))
     if None in answers:
         return None
     today, yesterday = (_figures(answer) for answer in answers)

@@ -4,7 +4,6 @@ Charts are SVG that pygal draws on the server. Its own styles and scripts are ta
 console's stylesheet colours the charts, in light and dark.
 """
 
-import asyncio
 import sys
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
@@ -12,7 +11,7 @@ from xml.etree.ElementTree import Element, tostring
 import pygal
 from starlette.responses import Response
 
-from app.console.api_calls import Json
+from app.console.api_calls import Json, together
 from app.console.forms import Field, as_query
 from app.console.visit import PREFIX, Visit
 from app.queries.analytics import TIME_DIMENSIONS
@@ -38,7 +37,7 @@ async def show(visit: Visit) -> Response:
     )
     steps = [("steps", step.strip()) for step in asked.get("steps", "").split(",") if step.strip()]
     bot = asked.get("bot") or (visit.bots[0].id if len(visit.bots) == 1 else None)
-    series, breakdown, week, paths, compared = await asyncio.gather(
+    series, breakdown, week, paths, compared = await together(
         visit.api.get(ANALYTICS, [*common, ("metrics", metric), ("group_by", time)]),
         visit.api.get(ANALYTICS, [*common, ("metrics", metric), ("group_by", dimension)]),
         visit.api.get(ANALYTICS, [*common, ("metrics", metric), ("group_by", _WEEKLY)]),

@@ -1,12 +1,11 @@
 """Open and closed sessions: the live list, the list by filter with its export, and one session with its explanation."""
 
-import asyncio
 from collections.abc import Iterator
 from typing import Any
 
 from starlette.responses import Response
 
-from app.console.api_calls import Json, PassedOn
+from app.console.api_calls import Json, PassedOn, together
 from app.console.forms import as_query
 from app.console.timeline import figure, supposed
 from app.console.visit import Fields, Visit, in_form
@@ -71,8 +70,8 @@ async def one(visit: Visit) -> Response:
     """One session: its transcript with the explanation beside each boundary, and all that belongs to it."""
     path = f"{LIST}/{visit.segment(visit.of_path('session_id'))}"
     after = dict(visit.query).get("cursor")
-    session, explanation = await asyncio.gather(visit.api.get(path), visit.api.get(f"{path}/explanation"))
-    page, neighbours, deliveries = await asyncio.gather(
+    session, explanation = await together(visit.api.get(path), visit.api.get(f"{path}/explanation"))
+    page, neighbours, deliveries = await together(
         visit.api.get(f"{path}/messages", {"limit": _MESSAGES} | ({"cursor": after} if after else {})),
         _neighbours(visit, session),
         visit.api.allowed("/v1/deliveries", {"session_id": session["id"]}),
@@ -112,9 +111,7 @@ async def _supposed(visit: Visit, session: Json, neighbours: list[Json]) -> dict
     bot = next((bot for bot in visit.bots if bot.id == session["bot"]), None)
     if bot is None or not asked.isdecimal() or not 1 <= int(asked) <= MOST_MINUTES:
         return None
-    transcripts = await asyncio.gather(
-        *(visit.api.get(f"{LIST}/{each['id']}/messages", {"limit": _MESSAGES}) for each in neighbours)
-    )
+    transcripts = await together(*(visit.api.get(f"{LIST}/{each['id']}/messages", {"limit": _MESSAGES}) for each in neighbours))
     pairs = [(each, page["messages"]) for each, page in zip(neighbours, transcripts, strict=True)]
     found = supposed(bot.id, bot.rules.policy.policy, pairs, minutes=int(asked))
     return {"minutes": int(asked), "now": len(neighbours), "sessions": list(_views(found))}

@@ -1,10 +1,8 @@
 """Webhooks: endpoints with their tests and secrets, deliveries by filter, and one delivery with each attempt and its reply."""
 
-import asyncio
-
 from starlette.responses import Response
 
-from app.console.api_calls import Json
+from app.console.api_calls import Json, together
 from app.console.forms import as_query, value_of
 from app.console.visit import Fields, Visit, in_form
 
@@ -20,7 +18,7 @@ async def every(visit: Visit) -> Response:
 async def _every(visit: Visit, given: Json | None = None, problem: Json | None = None) -> Response:
     fields = visit.document.query_fields(DELIVERIES, without=_WITHOUT)
     lists = [visit.api.get(f"/v1/bots/{visit.segment(bot.id)}/endpoints") for bot in visit.bots]
-    page, *found = await asyncio.gather(visit.api.get(DELIVERIES, as_query(fields, visit.query)), *lists)
+    page, *found = await together(visit.api.get(DELIVERIES, as_query(fields, visit.query)), *lists)
     return visit.page(
         "webhooks.html",
         title="Webhooks",

@@ -13,6 +13,8 @@ from app.worker import Worker
 from tests.api.conftest import Client, ClientMaker, Json
 
 HOUR_S = 3600
+NAMED = {"/v1/live": {"bot": "shop"}}
+"""Parameters without which a list has no rows of a sandbox bot."""
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ async def filled(admin: Client, clients: ClientMaker, worker: Worker, resources:
         await admin.ok("POST", "/v1/bots/shop/clock/advance", {"seconds": HOUR_S})
         await worker.archivist.run_once()
     session = ""
-    for user in ("bob", "eve", "joe"):
-        entry = {"user_id": user, "role": "user", "text": "hi"}
+    for user, channel in (("bob", "web"), ("eve", "sms"), ("joe", "api")):
+        entry = {"user_id": user, "channel": channel, "role": "user", "text": "hi"}
         batch = await admin.ok("POST", "/v1/bots/shop/messages/batch", [entry, entry, entry])
         session = batch["answers"][0]["session_id"]
     async with resources.engine.begin() as conn:
@@ -56,8 +58,8 @@ async def walk(admin: Client, path: str) -> list[list[Any]]:
     pages: list[list[Any]] = []
     cursor: Json = {}
     while not pages or cursor:
-        page = await admin.ok("GET", path, params=cursor)
-        pages.append(next(value for value in page.values() if isinstance(value, list)))
+        page = await admin.ok("GET", path, params=NAMED.get(path, {}) | cursor)
+        pages.append(next(value for value in reversed(page.values()) if isinstance(value, list)))
         cursor = {"cursor": page["next"]} if page["next"] else {}
     return pages
 

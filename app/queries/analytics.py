@@ -9,7 +9,7 @@ more than `MOST_MESSAGES` messages, and other requests are served between the sl
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -23,7 +23,7 @@ from app.archive.analytics_metrics import Dimension, Metric
 from app.archive.session_reads import SessionFilter
 from app.domain.comparison import Difference, Line, Ratio, Rerun, differences, totals
 from app.domain.errors import Fault
-from app.domain.instants import instant_of, ms_of, rfc3339
+from app.domain.instants import DAY_MS, instant_of, ms_of, rfc3339
 from app.domain.policy.model import Policy
 from app.domain.policy.parse import policy_from
 from app.domain.transcript import entry_from
@@ -31,7 +31,7 @@ from app.errors import Invalid
 from app.queries.time_buckets import Unit, bucket_starts, hour_of_week, previous_period, zone_of
 
 MOST_GROUPS = 10_000
-ROLLED_UP_FROM = timedelta(days=7)
+ROLLED_UP_FROM_MS = 7 * DAY_MS
 """Shorter periods are counted from the sessions, so that their percentiles are exact."""
 
 HOURS_OF_WEEK = 168
@@ -176,12 +176,14 @@ def _rolls_up(question: Question, period: Period, *, buckets: Buckets | None) ->
     """Whether the roll-up knows the filters and dimensions, its hours fit into the buckets, and the period is long."""
     fields = question.wanted.__struct_fields__
     filters = {name for name in fields if getattr(question.wanted, name) is not None}
-    start, end = _bounds(_within(question.wanted, period))
+    within = _within(question.wanted, period)
+    # In ms: a filter may begin after the last instant that there is.
+    length_ms = (within.opened_to_ms or 0) - (within.opened_from_ms or 0)
     return (
         filters <= rollup.FILTERS
         and all(dimension.name in rollup.DIMENSIONS for dimension in question.dimensions)
         and any(metric.adds_up for metric in question.metrics)
-        and end - start >= ROLLED_UP_FROM
+        and length_ms >= ROLLED_UP_FROM_MS
         and all(start.timestamp() % 3_600 == 0 for start in (buckets.starts if buckets else ()))
     )
 

@@ -161,6 +161,7 @@ def test_a_stop_ends_everything_and_the_next_start_finds_its_data() -> None:
     assert "curl" not in second.output
 
 
+@pytest.mark.slow
 def test_it_can_be_interrupted_in_the_background() -> None:
     """A shell starts what stands before `&` with SIGINT ignored; `kill -INT` works all the same."""
     with folder() as var_dir, serving(var_dir, ignored="INT") as running:
@@ -169,6 +170,7 @@ def test_it_can_be_interrupted_in_the_background() -> None:
     assert code == 0
 
 
+@pytest.mark.slow
 def test_it_outlives_its_terminal_under_nohup() -> None:
     """SIGHUP stops it, unless it was started to ignore that."""
     with folder() as var_dir, serving(var_dir, ignored="HUP") as running:

@@ -42,7 +42,7 @@ def test_the_api_guide_s_examples_are_what_a_server_answers(served: Serving) -> 
             said_otherwise += [f"{example.request.splitlines()[0]}: {difference}" for difference in found]
 
     assert len(examples(API_GUIDE)) > 20
-    assert said_otherwise == []
+    assert said_otherwise == [], "\n".join(said_otherwise)
 
 
 def _agrees(documented: object, real: object) -> bool:
@@ -68,7 +68,7 @@ def test_the_readme_s_commands_print_what_it_shows(served: Serving) -> None:
         said_otherwise += [f"{command}: {found}" for found in differences(_shown(output), _shown(done.stdout))]
 
     assert len(commands) >= 4
-    assert said_otherwise == []
+    assert said_otherwise == [], "\n".join(said_otherwise)
 
 
 def _shown(output: str) -> object:

@@ -95,6 +95,7 @@ PATH_NAMES = (
     "session_id",
     "conversation_id",
     "delivery_id",
+    "erasure_id",
     "reject_id",
     "name",
 )

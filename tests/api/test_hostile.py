@@ -197,8 +197,7 @@ async def test_one_broken_entry_fails_alone(admin: Client, bad: bytes) -> None:
         b"[" + GOOD + b"}]",
         b"[{" + GOOD + b"]",
         b"[" + GOOD + b', {"user_id": "5" tall"}, "]',
-        b"[" * 400_000,
-        b"[" + b"[]" * 400_000 + b"]",
+        b"[" * 30_000,
         GOOD,
     ),
 )
@@ -216,7 +215,12 @@ async def test_a_batch_too_long_is_refused_however_it_is_broken(admin: Client) -
     """The limit holds before any entry is looked at."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
 
-    for body in (b"[" + b",".join([GOOD] * 501) + b"]", b"[" + b",".join([b"NaN"] * 501) + b"]"):
+    for body in (
+        b"[" + b",".join([GOOD] * 501) + b"]",
+        b"[" + b",".join([b"NaN"] * 501) + b"]",
+        b"[" * 400_000,
+        b"[" + b"[]" * 400_000 + b"]",
+    ):
         assert (await admin.post("/v1/bots/shop/messages/batch", content=body)).status_code == 413
 
 

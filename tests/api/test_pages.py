@@ -33,6 +33,8 @@ async def filled(admin: Client, clients: ClientMaker, worker: Worker, resources:
         await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "user", "text": "hi"})
         await admin.ok("POST", "/v1/bots/shop/clock/advance", {"seconds": HOUR_S})
         await worker.archivist.run_once()
+    for user in ("sue", "tim", "zoe"):
+        await admin.ok("DELETE", f"/v1/bots/shop/users/{user}")
     session = ""
     for user, channel in (("bob", "web"), ("eve", "sms"), ("joe", "api")):
         entry = {"user_id": user, "channel": channel, "role": "user", "text": "hi"}

@@ -64,5 +64,5 @@ def _command(data: bytes, at: int) -> tuple[list[bytes], int]:
 
 
 def _message_ids(command: list[bytes]) -> Iterator[str]:
-    if command[0].upper() == b"HSET" and _MESSAGES.match(command[1]):
+    if command[0].upper() in {b"HSET", b"HSETNX"} and _MESSAGES.match(command[1]):
         yield from (field.decode() for field in command[2::2] if not field.startswith(b"\x1f"))

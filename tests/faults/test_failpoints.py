@@ -47,9 +47,9 @@ def test_a_name_that_there_is_not_is_refused() -> None:
 
 
 def test_every_failpoint_is_reached_somewhere() -> None:
-    """Each name stands exactly once in the product, so that none is left behind when code moves."""
+    """Each name stands in the product, so that none is left behind when code moves, and no other does."""
     found = subprocess.run(
         ["grep", "-rhoE", "--include=*.py", r'failpoint\("[a-z_.]+"\)', "app"], capture_output=True, text=True, check=True
     ).stdout.split()
 
-    assert sorted(found) == sorted(f'failpoint("{name}")' for name in NAMES)
+    assert set(found) == {f'failpoint("{name}")' for name in NAMES}

@@ -34,6 +34,7 @@ VOLATILE = frozenset(
         "expires_at",
         "last_used_at",
         "previous_secret_expires_at",
+        "previous_valid_until",
         "revoked_at",
         "at",
         "id",

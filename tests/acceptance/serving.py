@@ -61,7 +61,8 @@ class Serving:
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile
                 words = child.cmdline()
                 part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
-                found.setdefault(part, []).append(child)
+                if part != "serve":  # a fork of the supervisor that does not execute its own program yet
+                    found.setdefault(part, []).append(child)
         return found
 
     def well(self) -> bool:

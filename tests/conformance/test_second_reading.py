@@ -272,13 +272,14 @@ def test_S13_goodbye_opens_nothing(bot: BotMaker, *, names_the_event: bool) -> N
     relayed: list[Json] = []
     for _ in range(24 * 4):
         it.wait(minutes=15)
-        for received in it.webhooks(count=2)[1 + len(relayed) :]:
+        goodbyes = [received for received in it.webhooks(count=2) if received.type == "session.closure_message"]
+        for received in goodbyes[len(relayed) :]:
             data = received.event["data"]
             named = {"in_reply_to": data["event_id"]} if names_the_event else {}
             relayed.append(it.say("bot", data["text"], **named))
 
     assert [(answer["session"], answer["session_id"]) for answer in relayed] == [("late", first["session_id"])]
-    assert [received.type for received in it.webhooks(count=2)] == ["session.opened", "session.closure_message"]
+    assert sorted(received.type for received in it.webhooks(count=2)) == ["session.closure_message", "session.opened"]
 
 
 def test_S13_no_goodbye_to_a_session_without_a_user(bot: BotMaker) -> None:

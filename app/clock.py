@@ -7,7 +7,10 @@ import time
 
 
 def monotonic_ms() -> float:
-    """This process's monotonic clock in ms; only differences have a meaning."""
+    """This process's monotonic clock in ms; only differences have a meaning.
+
+    It measures waits, deadlines and ages, which a change of the machine's clock must not move.
+    """
     return time.monotonic() * 1000
 
 
@@ -20,13 +23,16 @@ class Clock:
     """Redis's time as this process knows it.
 
     Every reply that carries Redis's time bounds the offset: the server read its clock after the request was sent
-    and before the reply was received. The offset moves only when it falls outside those bounds.
+    and before the reply was received. The offset moves only when it falls outside those bounds. Before the first
+    reply the machine's own clock stands in for Redis's; a process that decides by it is corrected by the commit, which
+    refuses an instant that is too far off.
     """
 
     def __init__(self) -> None:
         self._offset_ms = time.time() * 1000 - monotonic_ms()
 
     def now_ms(self) -> int:
+        """Redis's time in ms since the epoch, as far as this process knows; it can step back after a reply."""
         return int(monotonic_ms() + self._offset_ms)
 
     def observe(self, redis_ms: float, *, sent_ms: float, received_ms: float) -> None:

@@ -38,6 +38,9 @@ from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+ROLL_UP_MS = 30_000
+"""Rarely, since each run reads all sessions of an hour in which one has changed; answers are exact meanwhile."""
+
 NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
 """The job that a job starts where it has done something."""
 
@@ -121,7 +124,7 @@ class Worker:
             "save key uses": (lambda: save_key_uses(resources.engine, resources.redis), 60_000),
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
             "measure": (lambda: self.consistency.measure(bots()), 5_000),
-            "roll up": (self.roll_up.run_once, 1_000),
+            "roll up": (self.roll_up.run_once, ROLL_UP_MS),
             "repair": (self.repair, 60_000),
             "heartbeat": (lambda: self.shard_lease.heartbeat(now_ms()), 1_000),
         }

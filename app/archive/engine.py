@@ -9,6 +9,7 @@ find nothing to do, and a crash half-way leaves the schema as it was.
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum, unique
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from typing_extensions import override
@@ -27,6 +28,23 @@ from app.settings import normalised_database_url
 from app.shares import OWNER, Shares
 
 CONNECT_TIMEOUT_S = 5.0
+
+
+@unique
+class Lock(IntEnum):
+    """Every advisory lock that a transaction takes, so that no two purposes share one by accident."""
+
+    MIGRATION = 0x61646A_01
+    PARTITION = 0x61646A_02
+    CONFIG = 0x61646A_03  # the triggers that stamp revisions take it, too (migration 0002)
+    ERASURE = 0x61646A_05
+    ROLL_UP = 0x61646A_06
+
+
+async def take_lock(conn: AsyncConnection, lock: Lock, *, shared: bool = False) -> None:
+    """Wait for an advisory lock; it is this transaction's until that ends. Shared, it excludes those alone who take it whole."""
+    wait = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+    await conn.execute(select(wait(int(lock))))
 
 
 def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: float = 15, name: str = "adjourn") -> AsyncEngine:
@@ -121,7 +139,6 @@ def _to_json(value: object) -> str:
 
 # Beside `app/` in a checkout and in an installation alike.
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
-MIGRATION_LOCK = 0x61646A_01
 
 
 def migrate(database_url: str) -> None:
@@ -138,7 +155,7 @@ async def migrate_async(database_url: str) -> None:
     engine = make_single_use_engine(database_url)
     try:
         async with engine.begin() as conn:
-            await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+            await take_lock(conn, Lock.MIGRATION)
             await conn.run_sync(_upgrade)
     finally:
         await engine.dispose()

@@ -14,9 +14,10 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from msgspec import Struct, structs
-from sqlalchemy import Row, bindparam, delete, func, insert, null, select, text, update
+from sqlalchemy import Row, any_, bindparam, delete, func, insert, null, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.archive.engine import Lock, take_lock
 from app.archive.session_reads import SESSION_FIELDS, session_of
 from app.archive.sessions import ClosedSession, json_value
 from app.archive.tables import deliveries, erasures, instant, messages, sessions, unassigned_entries
@@ -24,9 +25,12 @@ from app.domain.instants import ms_of
 from app.domain.records import Session
 from app.domain.strand import Strand
 
-ERASURE_LOCK = 0x61646A_05
 PORTION = 200
 _SEEN_LIVE = text("closed_at > now() - interval '25 hours'")
+
+
+BotUser = tuple[str, str]
+"""Ids of a bot and of one of its users."""
 
 
 class Erased(Struct, frozen=True):
@@ -97,20 +101,23 @@ async def change(conn: AsyncConnection, erasure: str, **values: object) -> None:
 
 async def begin(conn: AsyncConnection, erasure: str, strands: list[list[str]]) -> None:
     """Make the archivist write no user from here on: transactions that do not see this have ended when it commits."""
-    await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ERASURE_LOCK})
+    await take_lock(conn, Lock.ERASURE)
     await change(conn, erasure, state="erasing", strands=strands)
 
 
-async def erased_users(conn: AsyncConnection, bots: Collection[str]) -> Mapping[tuple[str, bytes], Erased]:
-    """The users of these bots who are erased, by bot and digest. No erasure begins before this transaction ends."""
-    await conn.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": ERASURE_LOCK})
+async def erased_among(conn: AsyncConnection, users: Collection[BotUser]) -> Mapping[BotUser, Erased]:
+    """Those of these users who are erased. No erasure begins before this transaction ends."""
+    await take_lock(conn, Lock.ERASURE, shared=True)
+    by_digest = {digest_of(*user): user for user in users}
+    bots, digests = sorted({bot for bot, _ in users}), list(by_digest)
     wanted = (
-        select(erasures.c.id, erasures.c.bot_id, erasures.c.user_digest, erasures.c.before)
-        .where(erasures.c.state != "pending", erasures.c.bot_id.in_(sorted(bots)))
+        select(erasures.c.id, erasures.c.user_digest, erasures.c.before)
+        .where(erasures.c.state != "pending", erasures.c.bot_id.in_(bots), erasures.c.user_digest == any_(bindparam("digests")))
         .order_by(erasures.c.before)
+        .params(digests=digests)
     )
     rows = await conn.execute(wanted)
-    return {(row.bot_id, bytes(row.user_digest)): Erased(str(row.id), ms_of(row.before)) for row in rows}
+    return {by_digest[bytes(row.user_digest)]: Erased(str(row.id), ms_of(row.before)) for row in rows}
 
 
 async def recent_strands(conn: AsyncConnection, bot: str, user: str, *, before: datetime) -> list[tuple[Strand, str]]:

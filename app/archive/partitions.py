@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.archive.engine import Lock, take_lock
 from app.archive.tables import instant
 
 PARTITIONED = ("sessions", "messages")
-PARTITION_LOCK = 0x61646A_02
 DECEMBER = 12
 
 Month = tuple[int, int]
@@ -45,7 +45,7 @@ async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
     wanted = sorted(set(months))
     if not _homeless(wanted, await _partitions(conn, wanted)):
         return
-    await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": PARTITION_LOCK})
+    await take_lock(conn, Lock.PARTITION)
     this_year = (await conn.scalars(text("SELECT extract(year FROM now() AT TIME ZONE 'UTC')::int"))).one()
     there = await _partitions(conn, wanted)
     while homeless := _homeless(wanted, there):

@@ -41,6 +41,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive.analytics import Group, GroupBy, bucket_number
 from app.archive.analytics_metrics import ADDING_UP, SPREADS, Dimension, Metric
+from app.archive.engine import Lock, take_lock
 from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import Timestamptz, session_hours, sessions, stale_hours
 
@@ -52,7 +53,6 @@ GAMMA = 1.02
 DIMENSIONS = frozenset({"bot", "channel"})
 FILTERS = frozenset({"bots", "channel", "developer", "opened_from_ms", "opened_to_ms"})
 MOST_STALE = 2_000
-ROLL_UP_LOCK = 0x61646A_03
 
 _PERCENTILES = (0.5, 0.9, 0.99)
 _NOTES_AT_ONCE = 5_000
@@ -65,7 +65,8 @@ _HOUR = func.date_trunc("hour", sessions.c.opened_at, "UTC").label("hour")
 
 _TAKE = text("""
     WITH noted AS (
-        SELECT DISTINCT bot_id, hour FROM (SELECT bot_id, hour FROM stale_hours ORDER BY id LIMIT :notes) oldest LIMIT :hours
+        SELECT DISTINCT bot_id, hour
+        FROM (SELECT bot_id, hour FROM stale_hours WHERE id <= :last ORDER BY id LIMIT :notes) oldest LIMIT :hours
     )
     DELETE FROM stale_hours USING noted WHERE stale_hours.bot_id = noted.bot_id AND stale_hours.hour = noted.hour
     RETURNING stale_hours.bot_id, stale_hours.hour
@@ -85,13 +86,19 @@ Hour = tuple[str, datetime]
 """A bot and an hour."""
 
 
-async def roll_up(conn: AsyncConnection) -> int:
-    """Compute some of the stale hours anew, in the caller's transaction; returns how many: 0 if none is left.
+async def last_note(conn: AsyncConnection) -> int:
+    """The latest note of a stale hour; 0 without any."""
+    latest: int = (await conn.scalars(select(func.coalesce(func.max(stale_hours.c.id), 0)))).one()
+    return latest
+
+
+async def roll_up(conn: AsyncConnection, *, last: int) -> int:
+    """Compute some hours anew that were noted up to `last`, in the caller's transaction; returns how many: 0 if none is left.
 
     One process at a time does: a second one would write what it had read before the first wrote.
     """
-    await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ROLL_UP_LOCK})
-    taken = await conn.execute(_TAKE, {"notes": _NOTES_AT_ONCE, "hours": _HOURS_AT_ONCE})
+    await take_lock(conn, Lock.ROLL_UP)
+    taken = await conn.execute(_TAKE, {"last": last, "notes": _NOTES_AT_ONCE, "hours": _HOURS_AT_ONCE})
     hours = sorted({(bot, hour) for bot, hour in taken})
     if hours:
         key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
@@ -308,11 +315,13 @@ class RollUp:
         self._engine = engine
 
     async def run_once(self) -> int:
-        """Roll up until nothing is stale; returns how many hours."""
+        """Roll up what is stale when it begins; returns how many hours. An hour that changes all the time would never end it."""
         rolled_up = 0
+        async with self._engine.connect() as conn:
+            last = await last_note(conn)
         while True:
             async with self._engine.begin() as conn:
-                count = await roll_up(conn)
+                count = await roll_up(conn, last=last)
             rolled_up += count
             if count == 0:
                 return rolled_up

@@ -11,14 +11,14 @@ The rollback rule: if Redis comes back without its last second, a session that t
 close a second time. The messages that it collected since become a session of their own, its continuation.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import structlog
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import deliveries, erasures, late_entries, sessions
-from app.archive.erasures import Erased
+from app.archive.erasures import BotUser, Erased
 from app.archive.sessions import ClosedSession
 from app.domain.records import BotRules, Event, Message, Session, UnassignedEntry
 from app.domain.rules.counting import continuation, continued
@@ -77,16 +77,16 @@ async def archive_batch(conn: AsyncConnection, batch: Batch, *, rules_of: RulesO
 
 async def _without_erased(conn: AsyncConnection, batch: Batch) -> Batch:
     """The batch with the sessions of erased users as the archive keeps those, and without their events and entries."""
-    users = await erasures.erased_users(conn, {record.strand.bot for record in batch.records})
+    users = await erasures.erased_among(conn, set(_users(batch)))
     if not users:
         return batch
 
     def erased(strand: Strand, session: Session) -> Erased | None:
-        found = users.get((strand.bot, erasures.digest_of(strand.bot, session.user_id)))
+        found = users.get((strand.bot, session.user_id))
         return found if found is not None and found.holds(session) else None
 
     def unassigned_kept(strand: Strand, entry: UnassignedEntry) -> bool:
-        found = users.get((strand.bot, erasures.digest_of(strand.bot, entry.message.user_id)))
+        found = users.get((strand.bot, entry.message.user_id))
         return found is None or entry.message.received_at_ms > found.before_ms
 
     records = [
@@ -101,6 +101,17 @@ async def _without_erased(conn: AsyncConnection, batch: Batch) -> Batch:
     closed = [one if (user := by_id[one.session.id]) is None else user.without_user(one) for one in batch.closed]
     portions = None if batch.portions is None or any(by_id.values()) else batch.portions
     return Batch(records, closed, portions)
+
+
+def _users(batch: Batch) -> Iterator[BotUser]:
+    """The users of its sessions, events and entries."""
+    for closed in batch.closed:
+        yield closed.strand.bot, closed.session.user_id
+    for record in batch.records:
+        for event in record.events:
+            yield record.strand.bot, event.session.user_id
+        for entry in record.unassigned:
+            yield record.strand.bot, entry.message.user_id
 
 
 async def _waiting(conn: AsyncConnection, batch: Batch) -> list[StreamRecord]:

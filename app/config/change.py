@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from redis.asyncio import Redis
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import audit, bots, keys
-from app.archive.engine import make_engine
+from app.archive.engine import Lock, make_engine, take_lock
 from app.clock import wall_ms
 from app.config.follower import ConfigReplica
 from app.config.publish import publish
@@ -24,8 +24,6 @@ from app.failures import failure_of
 from app.ids import new_id, new_key
 from app.live.server import open_redis
 
-# The triggers that stamp revisions take the same lock (migration 0002).
-CONFIG_LOCK = 0x61646A_03
 KNOWN_TIMEOUT_S = 2.0
 _log = structlog.get_logger(__name__)
 
@@ -57,7 +55,7 @@ class ConfigWriter:
         Commits at the end, publishes, and waits until this process knows the change.
         """
         async with self._engine.begin() as conn:
-            await conn.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": CONFIG_LOCK})
+            await take_lock(conn, Lock.CONFIG)
             yield ConfigChange(conn, actor)
         # A crash here leaves the change unpublished: a worker publishes it within a second.
         await self._publish()

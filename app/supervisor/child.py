@@ -160,11 +160,14 @@ class Child:
             if not self._announces:
                 return process.returncode is None
             async with asyncio.timeout(_STARTUP_S):
-                return await _read_byte(notice) == b"1"
+                is_ready = await _read_byte(notice) == b"1"
         except TimeoutError:
             return False
         finally:
             os.close(notice)
+        if is_ready and self.ready.is_set():  # the first start is reported by the supervisor
+            log.info("process is ready again", child=self.name, pid=process.pid)
+        return is_ready
 
 
 def log_error(event: str, error: Exception, **fields: object) -> None:

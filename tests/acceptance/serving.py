@@ -66,18 +66,25 @@ class Serving:
         return found
 
     def well(self) -> bool:
-        """Whether `/readyz?strict=1` answers 200, and every running worker has a heartbeat."""
+        """Whether `/readyz?strict=1` answers 200, every API process has reported ready, and every worker has a heartbeat."""
         try:
             ready = httpx.get(f"{self.url}/readyz", params={"strict": True}, timeout=5).status_code == 200
             with Redis(unix_socket_path=str(self.var_dir / "run" / "redis.sock")) as redis:
                 ticking = {int(name.rpartition(b"-")[2]) for name in redis.hgetall(keys.HEARTBEATS)}
         except (httpx.HTTPError, RedisError):
             return False
-        return ready and {worker.pid for worker in self.processes().get("worker", [])} <= ticking
+        reported = self._at_start | {int(pid) for pid in re.findall(r"process is ready again.*?pid=(\d+)", self.output)}
+        found = self.processes()
+        return (
+            ready
+            and {child.pid for child in found.get("api", [])} <= reported
+            and {child.pid for child in found.get("worker", [])} <= ticking
+        )
 
     def wait_ready(self) -> None:
         until(lambda: "Ready." in self.output or self.process.poll() is not None, within_s=START_S)
         assert self.process.poll() is None, self.output
+        self._at_start = {child.pid for child in self.processes()["api"]}
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)

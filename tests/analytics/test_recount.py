@@ -85,7 +85,7 @@ async def everything(engine: AsyncEngine) -> Sessions:
     async with engine.begin() as conn:
         await insert_closed(conn, made)
         # Some hours are rolled up, the others are stale.
-        await rollup.roll_up(conn)
+        await rollup.roll_up(conn, last=await rollup.last_note(conn))
     return made
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import stats
-from app.archive.rollup import ERROR_PERCENT, RollUp, note_all, percentiles, roll_up, wrong_hours
+from app.archive.rollup import ERROR_PERCENT, RollUp, last_note, note_all, percentiles, roll_up, wrong_hours
 from app.archive.sessions import ClosedSession, insert_closed, update_closed
 from app.domain.instants import ms_of
 from tests.analytics.history import FIRST, LAST, history
@@ -69,7 +69,7 @@ async def test_a_crash_repeats_an_hour(engine: AsyncEngine, made: list[ClosedSes
     async with engine.begin() as conn:
         await insert_closed(conn, made)
     async with engine.connect() as conn:
-        assert await roll_up(conn) > 0
+        assert await roll_up(conn, last=await last_note(conn)) > 0
         await conn.rollback()
     async with engine.connect() as conn:
         assert (await conn.scalars(text("SELECT count(*) FROM session_hours"))).one() == 0
@@ -167,3 +167,28 @@ def step_of(value: int) -> int:
     while value > limit * 1.02**step:
         step += 1
     return 0 if value < 1 else step + 1
+
+
+async def test_an_hour_that_changes_all_the_time_ends_no_run_late(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """Each roll-up notes its hour anew, as an archivist that inserts without a pause: a run takes only the notes before it."""
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+        await conn.execute(
+            text("""
+            CREATE FUNCTION note_again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                INSERT INTO stale_hours (bot_id, hour) VALUES (NEW.bot_id, NEW.hour); RETURN NULL;
+            END $$
+            """)
+        )
+        await conn.execute(
+            text("CREATE TRIGGER note_again AFTER INSERT ON session_hours FOR EACH ROW EXECUTE FUNCTION note_again()")
+        )
+    try:
+        async with asyncio.timeout(60):
+            assert await RollUp(engine).run_once() > 100
+    finally:
+        async with engine.begin() as conn:
+            await conn.execute(text("DROP FUNCTION note_again CASCADE"))
+    await RollUp(engine).run_once()
+
+    assert await is_right(engine)

@@ -7,8 +7,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from msgspec import convert, json, structs, to_builtins
 from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.archive.engine import alembic_config, make_engine, migrate_async, schema_is_current
+from app.archive.engine import Lock, alembic_config, make_engine, migrate_async, schema_is_current
 from app.archive.partitions import ensure_months, is_partition, month_of
 from app.archive.tables import metadata
 from app.clock import wall_ms
@@ -48,6 +49,14 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: 
     await engine.dispose()
 
     assert found == []
+
+
+async def test_the_triggers_of_the_configuration_wait_for_a_change_of_it(engine: AsyncEngine) -> None:
+    """The migration that made them names the lock by its number: it is the lock of `ConfigWriter`, and no other."""
+    async with engine.connect() as conn:
+        body = await conn.scalar(text("SELECT prosrc FROM pg_proc WHERE prosrc LIKE '%pg_advisory_xact_lock%'"))
+
+    assert f"pg_advisory_xact_lock({Lock.CONFIG.value})" in str(body)
 
 
 async def test_readiness_knows_an_old_schema_from_a_new_one(database_url: str) -> None:

@@ -68,7 +68,7 @@ class DirectIngest:
         self._max_age_ms = resources.settings.config_max_age_s * 1000
 
     def admission(self, authorization: bytes, path: bytes) -> Admission | None:
-        """What this header and this path were admitted to; None where the request has to go through ASGI."""
+        """The admission of this header and this path; None where the request has to go through ASGI."""
         resources = self._resources
         return resources.admissions.find(authorization, path, now_ms=resources.clock.now_ms(), max_age_ms=self._max_age_ms)
 

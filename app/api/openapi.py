@@ -57,7 +57,7 @@ TAGS = {
     "policies": "When a bot's sessions open and close.",
     "webhooks": "Endpoints that events are sent to, and their deliveries.",
     "keys": "API keys, their scopes and bots.",
-    "audit": "Who changed what and when.",
+    "audit": "Changes: who, what and when.",
     "operations": "Health, readiness, metrics, and records that could not be archived.",
 }
 _EXAMPLES = {

@@ -96,10 +96,10 @@ class MessageView(BaseModel):
     sequence: Annotated[int, Field(description="Place in the session, from 1.", examples=[1])]
     received_at: Annotated[Instant, Field(description="When it was received: its instant for all rules.")]
     sent_at: Annotated[Instant | None, Field(description="When it was sent, as the bot reported it.")]
-    role: Annotated[Role, Field(description="Who it comes from.")]
-    type: Annotated[EntryType, Field(description="What it is.")]
+    role: Annotated[Role, Field(description="The sender.")]
+    type: Annotated[EntryType, Field(description="A message, or the name of an event.")]
     user_id: Annotated[str, Field(description="Id of the user.", examples=["ann"])]
-    text: Annotated[str | None, Field(description="What was said.", examples=["Where is my order?"])]
+    text: Annotated[str | None, Field(description="The text of a message.", examples=["Where is my order?"])]
     intent: Annotated[str | None, Field(description="The intent.", examples=["order.status"])]
     language: Annotated[str | None, Field(description="The language, as a BCP 47 tag.", examples=["en"])]
     tags: Annotated[list[str], Field(description="The tags.", examples=[["vip"]])]
@@ -116,7 +116,9 @@ class SessionPage(BaseModel):
 class ClosedSessions(BaseModel):
     """The sessions that a close has closed."""
 
-    sessions: Annotated[list[SessionView], Field(description="Those that it closed; sessions closed before are not among them.")]
+    sessions: Annotated[
+        list[SessionView], Field(description="The sessions that it closed; those closed before are not among them.")
+    ]
 
 
 class LivePage(BaseModel):
@@ -207,10 +209,10 @@ class ExplanationData(BaseModel):
     status: Annotated[Literal["open", "closed"], Field(description="Whether it is open.")]
     policy_version: Annotated[int, Field(description="Version of the policy that its deadline was set under.", examples=[2])]
     previous_session_id: Annotated[UuidText | None, Field(description="Id of the conversation's session before.")]
-    opened: Annotated[Cause, Field(description="What opened it.")]
-    deadline: Annotated[ReasonedCause, Field(description="What set its deadline last.")]
+    opened: Annotated[Cause, Field(description="The cause of its opening.")]
+    deadline: Annotated[ReasonedCause, Field(description="The last cause that set its deadline.")]
     reminded_at: Annotated[Instant | None, Field(description="When the user was reminded.")]
-    closed: Annotated[CloseCause | None, Field(description="What closed it; null while it is open.")]
+    closed: Annotated[CloseCause | None, Field(description="The cause of its close; null while it is open.")]
 
 
 class Explanation(BaseModel):

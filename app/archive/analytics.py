@@ -32,7 +32,7 @@ class Buckets(Struct, frozen=True):
 
 
 class GroupBy(Struct, frozen=True):
-    """What sessions are grouped by: the dimensions of their keys, their buckets, and the keys that have groups of their own."""
+    """A grouping of sessions: the dimensions of their keys, their buckets, and the keys that have groups of their own."""
 
     dimensions: Sequence[Dimension]
     buckets: Buckets | None

@@ -238,10 +238,10 @@ _DIMENSIONS = (
     Dimension(name="bot", definition="The bot.", column="bot_id", listed_by="bot"),
     Dimension(name="channel", definition="The channel.", column="channel", listed_by="channel"),
     Dimension(name="reason", definition="Why the session closed.", column="reason", listed_by="reason"),
-    Dimension(name="outcome", definition="What came of the session.", column="outcome", listed_by="outcome"),
+    Dimension(name="outcome", definition="The outcome of the session.", column="outcome", listed_by="outcome"),
     Dimension(name="language", definition="The last language; null for none.", column="language", listed_by="language"),
     Dimension(name="intent", definition="The last intent; null for none.", column="intent", listed_by="intent"),
-    Dimension(name="trade", definition="Who takes part beside the user: `bot` or `agent`.", column="trade", listed_by="trade"),
+    Dimension(name="trade", definition="The party beside the user: `bot` or `agent`.", column="trade", listed_by="trade"),
     Dimension(
         name="policy_version",
         definition="The version of the policy that the session closed under.",

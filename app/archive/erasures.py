@@ -106,7 +106,7 @@ async def begin(conn: AsyncConnection, erasure: str, strands: list[list[str]]) -
 
 
 async def erased_among(conn: AsyncConnection, users: Collection[BotUser]) -> Mapping[BotUser, Erased]:
-    """Those of these users who are erased. No erasure begins before this transaction ends."""
+    """The erased ones of these users. No erasure begins before this transaction ends."""
     await take_lock(conn, Lock.ERASURE, shared=True)
     by_digest = {digest_of(*user): user for user in users}
     bots, digests = sorted({bot for bot, _ in users}), list(by_digest)

@@ -166,7 +166,7 @@ async def messages_of(
 async def rows_within(
     conn: AsyncConnection, wanted: Select[Any], made: Callable[[Row[Any]], Item], *, size: Callable[[Item], int], most_bytes: int
 ) -> list[Item]:
-    """What is made of the rows of a query, up to the one that passes `most_bytes`, and two at least.
+    """Build items from the rows of a query, up to the one that passes `most_bytes`, and two at least.
 
     They come from a cursor, since each may be as large as a body.
     """

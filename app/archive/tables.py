@@ -206,8 +206,8 @@ sessions = Table(
     Column("developer", Boolean, nullable=False, doc="Whether a developer took part; then it is never billed."),
     Column("counted", Boolean, nullable=False, doc="False if no bot took part and the policy requires one."),
     Column("contained", Boolean, doc="Whether the bot did without a human."),
-    Column("outcome", Text, doc="What it came to."),
-    Column("trade", Text, nullable=False, doc="Who took part beside the user: `bot`, or `agent`."),
+    Column("outcome", Text, doc="The outcome."),
+    Column("trade", Text, nullable=False, doc="The party beside the user: `bot`, or `agent`."),
     *_last_reported(),
     Column("tags", ARRAY(Text), nullable=False, doc="The last set of tags reported."),
     _count("entries", "Entries, late ones not counted."),
@@ -265,7 +265,7 @@ messages = Table(
     Column("message_id", Text, nullable=False, doc="The bot's, or the one generated for it."),
     Column("received_at", Timestamptz, nullable=False, doc="When it was received."),
     Column("user_id", Text, nullable=False, doc="The user of the conversation."),
-    Column("role", Text, nullable=False, doc="Who it comes from: `user`, `bot`, `agent`, `system`."),
+    Column("role", Text, nullable=False, doc="The sender: `user`, `bot`, `agent`, `system`."),
     Column("type", Text, nullable=False, doc="`message`, or which event."),
     Column("text", Text, doc="The text."),
     Column("intent", Text, doc="The intent that the bot recognised."),
@@ -365,7 +365,7 @@ deliveries = Table(
     Column("delivered_at", Timestamptz, doc="When it was accepted."),
     Column("failed_at", Timestamptz, doc="When it was given up or cancelled."),
     Column("last_status", SmallInteger, doc="HTTP status of the last reply. Null: there was none."),
-    Column("last_error", Text, doc="What the last attempt failed on."),
+    Column("last_error", Text, doc="The failure of the last attempt."),
     CheckConstraint("status IN ('pending', 'delivered', 'failed', 'cancelled')", name="status"),
 )
 PENDING = text("status = 'pending'")
@@ -385,7 +385,7 @@ attempts = Table(
     Column("started_at", Timestamptz, nullable=False, doc="When it began."),
     Column("duration_ms", Integer, doc="How long it took, in ms."),
     Column("status", SmallInteger, doc="HTTP status of the reply. Null: there was none."),
-    Column("error", Text, doc="What it failed on. Null: it was accepted."),
+    Column("error", Text, doc="The failure. Null: it was accepted."),
     Column("reply", Text, doc="The first kilobyte of the reply's body."),
 )
 
@@ -409,7 +409,7 @@ audit_log = Table(
     Column("action", Text, nullable=False, doc="A thing and what was done to it: `policy.changed`."),
     Column("bot_id", Text, doc="The bot whose admins may read it. Null: of no one bot."),
     Column("target", Text, nullable=False, doc="UuidText of the thing."),
-    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="What else there is to say, by name."),
+    Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="Further facts, by name."),
 )
 Index("ix_audit_log_bot", audit_log.c.bot_id, audit_log.c.id.desc())
 
@@ -437,7 +437,7 @@ erasures = Table(
         JSONB,
         nullable=False,
         server_default=text("'[]'::jsonb"),
-        doc="What Redis may hold of the user: conversation, thread and session of each. Empty once it is done.",
+        doc="Conversation, thread and session of each session that Redis may hold. Empty once it is done.",
     ),
     Column("counts", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="How much was erased so far, by kind."),
     CheckConstraint("state IN ('pending', 'erasing', 'done')", name="state"),

@@ -75,7 +75,7 @@ class ErasureJob:
         return await self._erase(erasure)
 
     async def _strands(self, conn: AsyncConnection, row: Row[Any]) -> list[list[str]]:
-        """What Redis holds of the user: conversation, thread and session of open sessions, closed ones, and those between."""
+        """The sessions of the user that Redis holds, as conversation, thread and id: open, closed, and in between."""
         live = await self._live.sessions_of_user(row.bot_id, row.user_id)
         found = {(each.strand, each.session.id) for each in live if _opened_before(row, each.session)}
         for record in await latest_records(self._pipe, shards=self._shards, count=_BACKLOG):

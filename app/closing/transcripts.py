@@ -112,7 +112,7 @@ def _place(item: tuple[int, StreamRecord]) -> tuple[bool, bool, int]:
 
 
 def _messages(reply: list[bytes] | ResponseError) -> list[Message]:
-    """Those of a transcript that are not late. Raises `BadData` if its key holds something else, or one cannot be read."""
+    """The messages of a transcript that are not late. Raises `BadData` if its key holds something else, or one cannot be read."""
     if not isinstance(reply, ResponseError):
         return [message for message in messages_of(reply) if not message.late]
     if _is_no_transcript(reply):

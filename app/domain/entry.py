@@ -97,7 +97,7 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
     user_id: Annotated[Id, Meta(description="Your id for the user.", examples=["ann"])]
     role: Annotated[
         RoleGiven,
-        Meta(description="Who it comes from. Synonyms: `human`, `customer` (user), `assistant`, `ai` (bot), `tool` (system)."),
+        Meta(description="The sender. Synonyms: `human`, `customer` (user), `assistant`, `ai` (bot), `tool` (system)."),
     ]
     message_id: Annotated[
         Id | None,
@@ -115,7 +115,8 @@ class Entry(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, for
     ] = None
     type: Annotated[EntryType, Meta(description="A message, or which event.")] = "message"
     text: Annotated[
-        Annotated[str, Meta(max_length=32_768)] | None, Meta(description="What was said.", examples=["Where is my order?"])
+        Annotated[str, Meta(max_length=32_768)] | None,
+        Meta(description="The text of the message.", examples=["Where is my order?"]),
     ] = None
     intent: Annotated[Intent | None, Meta(description="The intent that your bot recognised.", examples=["order.status"])] = None
     intent_valid: Annotated[bool, Meta(description="Whether the input was valid for the intent.", examples=[True])] = True

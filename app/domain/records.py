@@ -143,7 +143,7 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
         None
     )
     tags: Annotated[tuple[str, ...], Meta(description="The last set of tags that was reported.", examples=[["vip"]])] = ()
-    trade: Annotated[Trade, Meta(description="Who takes part: the bot, or a human agent assisted by it.")] = "bot"
+    trade: Annotated[Trade, Meta(description="The party beside the user: the bot, or a human agent assisted by it.")] = "bot"
     developer: Annotated[bool, Meta(description="Whether a developer took part: never billed.")] = False
     opened_by: Annotated[str, Meta(description="Id of the message that opened it.", examples=["m1"])] = ""
     opening_rule: Annotated[str, Meta(description="The rule by which it opened.", examples=["B04"])] = ""

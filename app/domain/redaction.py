@@ -1,7 +1,7 @@
-"""What a transcript keeps of an entry's texts: all, all but personal data, or nothing. It is applied before anything is stored.
+"""Redaction, before anything is stored: a transcript keeps an entry's texts whole, without personal data, or not at all.
 
 Every pattern is bounded, so that the time is linear in the length of the text, whatever it holds; the masks of a policy have no
-repetition at all. What looks like a card or an IBAN counts as one only if its check digits are right.
+repetition at all. A number is a card or an IBAN only if its check digits are right.
 """
 
 import re

@@ -142,7 +142,7 @@ def _holds_more_values(body: bytes, *, than: int) -> bool:
     most = 2 * than + _FIELDS
     if _marks(body, 0, len(body)) <= most:
         return False
-    # Those within strings do not count. A string is a value or the key of one, so there are not many more strings than values.
+    # Marks within strings do not count. A string is a value or the key of one, so there are not many more strings than values.
     marks, end = 0, 0
     for strings, found in enumerate(_STRING.finditer(body)):
         marks += _marks(body, end, found.start())

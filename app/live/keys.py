@@ -65,7 +65,7 @@ Type: string. Writer: archivist. Life: 30 s after the last try; deleted when one
 
 
 def rate(name: str) -> str:
-    """What is left of a rate: `entries`, `bytes` or `requests`, and the key or bot that spends it.
+    """The rest of a rate: `entries`, `bytes` or `requests`, of the key or bot that spends it.
 
     Type: hash. Writer: the API. Life: a TTL a second longer than it takes to fill. Growth: up to three a key and two a bot.
     """
@@ -142,7 +142,7 @@ def events(shard: int) -> str:
 
 
 def feed(shard: int) -> str:
-    """What happened to sessions lately, for clients that follow it.
+    """The latest events of sessions, for clients that follow them.
 
     Type: stream. Writer: commit. Life: a record is trimmed two minutes later, by a commit that writes another.
     Growth: the events of two minutes, about 150 bytes each.

@@ -214,7 +214,7 @@ class Ledger:
     async def _commit_apart(self, folds: list[Fold], error: Unavailable) -> None:
         """Commit each shard's folds by a call of their own: Redis stopped at a key of one shard, which concerns no other.
 
-        Those before it in the call are committed already; their entries are found as repeats.
+        Folds before it in the call are committed already; their entries are found as repeats.
         """
         shards = {fold.at.shard for fold in folds}
         if isinstance(error, RedisFull) or not isinstance(error.__cause__, ResponseError) or len(shards) == 1:

@@ -42,7 +42,7 @@ class Spent(Struct, frozen=True):
 
 
 class _Slice(Struct, eq=False):
-    """What a process has taken out of a bucket and not spent yet."""
+    """Tokens that a process has taken out of a bucket and not spent yet."""
 
     tokens: int = 0
     left: int = 0  # in the bucket, when it was asked last

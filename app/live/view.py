@@ -41,6 +41,17 @@ DuePosition = tuple[int, bytes]
 """A position in the list of open sessions by the instant at which they are due: that instant and the strand as a member."""
 
 
+class UpcomingChoice(Struct, frozen=True):
+    """The open sessions that a list by deadline shows: `wanted` ones of the bots that `covers` takes.
+
+    Sandbox bots have a time of their own: the sets of `sandboxes` alone are read beside that of the others.
+    """
+
+    sandboxes: Sequence[str]
+    covers: Callable[[str], bool]
+    wanted: Callable[[LiveSession], bool]
+
+
 class LiveView:
     """Live sessions of all shards, through the process's connection."""
 
@@ -192,31 +203,24 @@ class LiveView:
                 return sorted(strands_in(members, of=name))
 
     async def upcoming(
-        self,
-        *,
-        sandboxes: Sequence[str],
-        covers: Callable[[str], bool],
-        wanted: Callable[[LiveSession], bool],
-        after: DuePosition | None,
-        limit: int,
+        self, choice: UpcomingChoice, *, after: DuePosition | None, limit: int
     ) -> tuple[list[tuple[DuePosition, LiveSession]], DuePosition | None]:
-        """Open sessions of bots that `covers` names, the next due first, and the position to continue from; None at the end.
+        """The open sessions of a choice, the next due first, and the position to continue from; None at the end.
 
-        Due is a session at its reminder or at its deadline. Sandbox bots have a time of their own: only those named are read.
-        A page may be short, since what one request looks at is bounded.
+        Due is a session at its reminder or at its deadline. A page may be short, since what one request looks at is bounded.
         """
         found: list[tuple[DuePosition, LiveSession]] = []
         looked_at = 0
         while True:
-            positions = await self._due_positions(sandboxes, after=after, count=_MOST_AT_ONCE)
-            covered = [each for each in positions if covers(keys.bot_of_member(each[1]))]
+            positions = await self._due_positions(choice.sandboxes, after=after, count=_MOST_AT_ONCE)
+            covered = [each for each in positions if choice.covers(keys.bot_of_member(each[1]))]
             for start in range(0, len(covered), limit):
                 portion = covered[start : start + limit]
                 for each in await self._sessions_at(portion):
                     if len(found) == limit:
                         return found, after
                     after = each[0]
-                    if wanted(each[1]):
+                    if choice.wanted(each[1]):
                         found.append(each)
                 after = portion[-1]
             if len(positions) < _MOST_AT_ONCE:

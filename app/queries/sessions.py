@@ -7,7 +7,7 @@ them: it reads Redis first, so a session that is archived meanwhile is in both, 
 see.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
 from typing import Any
 
 from sqlalchemy import Row
@@ -21,7 +21,7 @@ from app.domain.records import Message, Session
 from app.domain.session_view import session_view
 from app.domain.strand import Strand
 from app.errors import Unavailable
-from app.live.view import DuePosition, LiveSession, LiveView, OpenPosition
+from app.live.view import DuePosition, LiveSession, LiveView, OpenPosition, UpcomingChoice
 
 
 class Sessions:
@@ -106,16 +106,10 @@ class Sessions:
         return [(position, _as_archived(one)) for position, one in found], place
 
     async def upcoming(
-        self,
-        *,
-        sandboxes: Sequence[str],
-        covers: Callable[[str], bool],
-        wanted: Callable[[LiveSession], bool],
-        after: DuePosition | None,
-        limit: int,
+        self, choice: UpcomingChoice, *, after: DuePosition | None, limit: int
     ) -> tuple[list[tuple[DuePosition, ArchivedSession]], DuePosition | None]:
         """Open sessions, the next due first, as `LiveView.upcoming`."""
-        found, place = await self._live.upcoming(sandboxes=sandboxes, covers=covers, wanted=wanted, after=after, limit=limit)
+        found, place = await self._live.upcoming(choice, after=after, limit=limit)
         return [(position, _as_archived(one)) for position, one in found], place
 
     async def _unarchived(self, wanted: SessionFilter) -> list[ArchivedSession]:

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 
 class ConnectionLimits(Struct, frozen=True):
-    """What a client may hold, and for how long."""
+    """Bounds of a client's time and connections."""
 
     head_s: float = 10.0  # from the first byte of a request, or from the connect, to the end of its head
     body_s: float = 30.0  # from there to the end of the body

@@ -85,20 +85,9 @@ def operations(app: FastAPI) -> Iterator[tuple[str, str, list[str]]]:
                 yield method.upper(), path, [each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"]
 
 
-PATH_NAMES = (
-    "user_id",
-    "message_id",
-    "version",
-    "bot",
-    "endpoint_id",
-    "key_id",
-    "session_id",
-    "conversation_id",
-    "delivery_id",
-    "erasure_id",
-    "reject_id",
-    "name",
-)
+def filled(path: str, value: str) -> str:
+    """The path with this value in each place of a name."""
+    return re.sub(r"{\w+}", lambda _: value, path)
 
 
 async def check(client: Client, method: str, path: str, **more: Any) -> None:  # noqa: ANN401 - httpx's own
@@ -118,7 +107,7 @@ async def test_no_name_in_a_path_breaks_a_route(admin: Client, app: FastAPI) -> 
     """Every route with every nasty name in every place of its path."""
     for method, path, _ in operations(app):
         for value in NASTY if "{" in path else ():
-            await check(admin, method, path.format_map(dict.fromkeys(PATH_NAMES, quoted(value))))
+            await check(admin, method, filled(path, quoted(value)))
 
 
 async def test_no_query_parameter_breaks_a_route(admin: Client, app: FastAPI) -> None:
@@ -127,7 +116,7 @@ async def test_no_query_parameter_breaks_a_route(admin: Client, app: FastAPI) ->
     for method, path, names in operations(app):
         for name in (*names, "no_such_parameter") if method == "GET" else ():
             for value in NASTY:
-                await check(admin, method, f"{path.format_map(dict.fromkeys(PATH_NAMES, 'shop'))}?{name}={quoted(value)}")
+                await check(admin, method, f"{filled(path, 'shop')}?{name}={quoted(value)}")
 
 
 async def test_no_body_breaks_a_route(admin: Client, app: FastAPI) -> None:
@@ -136,8 +125,7 @@ async def test_no_body_breaks_a_route(admin: Client, app: FastAPI) -> None:
     for method, path, _ in operations(app):
         for body in RAW if method in {"POST", "PUT", "PATCH"} else ():
             for kind in ("application/json", "text/plain", "application/x-ndjson"):
-                names = dict.fromkeys(PATH_NAMES, "shop")
-                await check(admin, method, path.format_map(names), content=body, headers={"content-type": kind})
+                await check(admin, method, filled(path, "shop"), content=body, headers={"content-type": kind})
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -157,7 +145,7 @@ async def test_no_json_breaks_a_route(admin: Client, app: FastAPI, data: st.Data
         st.sampled_from([operation for operation in operations(app) if operation[0] in {"POST", "PUT", "PATCH"}])
     )
     bot = data.draw(st.sampled_from(["shop", "none"]))
-    await check(admin, method, path.format_map(dict.fromkeys(PATH_NAMES, bot)), json=data.draw(bodies))
+    await check(admin, method, filled(path, bot), json=data.draw(bodies))
 
 
 async def test_an_unknown_route_is_a_problem_too(admin: Client) -> None:
@@ -270,7 +258,7 @@ async def test_a_parameter_that_a_route_does_not_have_is_refused(admin: Client, 
     """By every route that has a key's scope: a misspelt filter must not answer with everything."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     for method, path, names in operations(app):
-        problem = await admin.refused(method, path.format_map(dict.fromkeys(PATH_NAMES, "shop")) + "?limt=1", {})
+        problem = await admin.refused(method, filled(path, "shop") + "?limt=1", {})
         (fault,) = problem["errors"]
 
         assert (problem["status"], fault["where"], fault["what"]) == (422, "limt", "there is no such parameter"), path

@@ -345,7 +345,7 @@ async def test_a_refused_body_names_its_field(admin: Client, path: str, body: st
 
 @pytest.mark.parametrize("named", ("1", "", ",", '"1" "2"', '"1', "W/1", "é"))
 async def test_what_is_no_etag_is_told_so(admin: Client, named: str) -> None:
-    """Nobody else was faster: the version was not written as one."""
+    """No other process was faster: the version was not written as one."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
 
     reply = await admin.put("/v1/bots/shop/policy", json={}, headers=[(b"if-match", named.encode())])

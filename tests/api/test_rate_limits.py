@@ -1,4 +1,4 @@
-"""What a key or a bot may send a second: refused beyond it, reported in headers, and nothing of a batch lost unsaid."""
+"""Rates of a key and of a bot: refused beyond it, reported in headers, and nothing of a batch lost unsaid."""
 
 import pytest
 

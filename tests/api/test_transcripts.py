@@ -1,4 +1,4 @@
-"""What a policy does not let a transcript keep is nowhere: not in Redis, not in Postgres, not in a webhook."""
+"""Text that a policy keeps out of transcripts is nowhere: not in Redis, not in Postgres, not in a webhook."""
 
 from typing import Any
 

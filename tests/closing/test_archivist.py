@@ -104,7 +104,7 @@ async def test_messages_after_a_rollback_become_a_continuation(resources: Resour
 
 
 async def test_a_second_rollback_makes_a_second_continuation(resources: Resources, worker: Worker) -> None:
-    """What the first continuation holds is not offered again in its place, and what came since is not dropped."""
+    """Messages of the first continuation are not offered again in its place, and what came since is not dropped."""
     session = await say(resources, "hello")
     redis, shard = resources.redis, keys.shard_of(STRAND, resources.settings.shards)
     names = [keys.state(shard, keys.member(STRAND)), keys.messages(shard, session)]

@@ -56,7 +56,7 @@ async def test_secrets_of_0_1_0_are_encrypted_once(two_endpoints: str) -> None:
 
 
 async def test_a_key_is_replaced_without_a_secret_that_cannot_be_read(two_endpoints: str) -> None:
-    """Old alone, new before old, rotated, new alone. What one key cannot read, the rotation leaves as it was."""
+    """Old alone, new before old, rotated, new alone. Secrets that no key can read stay as they were."""
     old, new = new_secrets_key(), new_secrets_key()
     await encrypt_plain(two_endpoints, SecretBox([old]))
     before = await stored(two_endpoints)
@@ -129,7 +129,7 @@ def test_an_embedded_installation_makes_its_key_once(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("text_", (SECRET, "Bearer abc", "https://u:pass@host/", "adj_" + "x" * 43))
 def test_texts_that_are_stored_hold_no_secret(text_: str) -> None:
-    """What a receiver echoes and what an audit entry details is redacted as log lines are."""
+    """The echo of a receiver and the details of an audit entry are redacted as log lines are."""
     shown = redacted({"url": [text_], "secret": "x"})
 
     assert text_ not in str(shown)

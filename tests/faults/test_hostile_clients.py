@@ -26,7 +26,7 @@ ENTRY = json.encode({"user_id": "ann", "role": "user", "text": "hello"})
 
 
 class Watched(Struct):
-    """What was seen of a process and of an honest caller: bytes of memory, seconds of each answer."""
+    """Measurements of a process and of an honest caller: bytes of memory, seconds of each answer."""
 
     memory: list[int] = []
     answers_s: list[float] = []

@@ -1,4 +1,4 @@
-"""What decoding may make of a body is bounded before it is decoded."""
+"""The values that decoding may make of a body are bounded before it is decoded."""
 
 import tracemalloc
 

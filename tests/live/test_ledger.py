@@ -157,7 +157,7 @@ async def test_processes_that_write_at_once_agree(make_ledger: MakeLedger) -> No
 
 
 async def test_wake_closes_at_the_deadline_once(make_ledger: MakeLedger, redis: Redis) -> None:
-    """Whoever notices first, the session is over at its deadline; the others change nothing."""
+    """The first process to notice ends the session at its deadline; the others change nothing."""
     ledgers = [make_ledger() for _ in range(3)]
     opened = await ledgers[0].submit(STRAND, said("hello"), at_ms=1_000)
     assert opened.answer is not None

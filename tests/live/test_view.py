@@ -1,4 +1,4 @@
-"""What the API reads of live sessions: the list of open ones, walked by pages, and transcripts."""
+"""Reads of live sessions by the API: the list of open ones, walked by pages, and transcripts."""
 
 import pytest
 

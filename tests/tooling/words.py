@@ -60,6 +60,7 @@ _RETIRED = re.compile(rf"\b({'|'.join(RETIRED)})\b")
 _DIRECTIVE = re.compile(r"#\s*(noqa|type:|ruff:|!)")
 OPENERS = ("What", "Who", "Whoever", "Whatever", "Nobody", "Those")
 _OPENER = re.compile(rf"({'|'.join(OPENERS)})\b")
+_DESCRIBING = ("description", "doc", "definition")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')`]*\s+(?=[\"'(`]*[A-Z])|\n\s*\n|\n\s*[-*] ")
 
 
@@ -78,6 +79,13 @@ def docstrings(text: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield node.lineno, node.value.value
+
+
+def descriptions(text: str) -> Iterator[tuple[int, str]]:
+    """Line and text of each description of a field, a column or a metric."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.keyword) and node.arg in _DESCRIBING and isinstance(node.value, ast.Constant):
+            yield node.value.lineno, str(node.value.value)
 
 
 def comments(text: str) -> Iterator[tuple[int, str]]:
@@ -99,8 +107,8 @@ def comments(text: str) -> Iterator[tuple[int, str]]:
 
 
 def sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Each sentence of the docstrings and comments, with the line on which its text begins."""
-    for number, block in (*docstrings(text), *comments(text)):
+    """Each sentence of the docstrings, comments and descriptions, with the line on which its text begins."""
+    for number, block in (*docstrings(text), *comments(text), *descriptions(text)):
         for sentence in _SENTENCE_END.split(block):
             stripped = sentence.strip(" \n\"'(`-*")
             if re.search(r"[a-z]{2}", stripped):

@@ -197,7 +197,7 @@ class AnalyticsView(PeriodView):
     """Metrics of closed sessions by group."""
 
     time_zone: Annotated[str, Field(description="Time zone of the groups by time.", examples=["Europe/Berlin"])]
-    group_by: Annotated[list[str], Field(description="What it is grouped by.", examples=[["day", "channel"]])]
+    group_by: Annotated[list[str], Field(description="The buckets and dimensions of its groups.", examples=[["day", "channel"]])]
     previous: Annotated[PeriodView | None, Field(description="The period before, with `compare=previous`.")]
     percentile_error_percent: Annotated[
         int, Field(description="How far percentiles may be off: 0 if all are exact. All other numbers are exact.", examples=[0])
@@ -234,8 +234,8 @@ class MetricView(BaseModel):
 
     name: Annotated[str, Field(description="Its name in `metrics`.", examples=["contained"])]
     kind: Annotated[MetricKind, Field(description="The shape of its value.")]
-    unit: Annotated[str, Field(description="What it counts.", examples=["sessions"])]
-    definition: Annotated[str, Field(description="What it means.", examples=["Closed sessions."])]
+    unit: Annotated[str, Field(description="The things that it counts.", examples=["sessions"])]
+    definition: Annotated[str, Field(description="The meaning in a sentence.", examples=["Closed sessions."])]
     sql: Annotated[list[str], Field(description="The SQL of its numbers over `sessions s`.", examples=[["count(*)"]])]
 
 
@@ -243,7 +243,7 @@ class DimensionView(BaseModel):
     """A dimension and its definition."""
 
     name: Annotated[str, Field(description="Its name in `group_by`.", examples=["channel"])]
-    definition: Annotated[str, Field(description="What it means.", examples=["The channel."])]
+    definition: Annotated[str, Field(description="The meaning in a sentence.", examples=["The channel."])]
 
 
 class DefinitionsView(BaseModel):
@@ -285,13 +285,13 @@ class DefinitionCount(BaseModel):
 
     definition: Annotated[Literal["own", "kore", "botanalytics", "reamaze", "aivo"], Field(description="Whose definition.")]
     sessions: Annotated[int, Field(description="Sessions that count.", examples=[3])]
-    interactive: Annotated[int, Field(description="Those in which the user took part.", examples=[3])]
+    interactive: Annotated[int, Field(description="Sessions in which the user took part.", examples=[3])]
     interactions: Annotated[int, Field(description="Messages by user, bot and agents in them.", examples=[4])]
     billing_sessions: Annotated[int, Field(description="Billing sessions.", examples=[3])]
     contained: Annotated[RatioView, Field(description="Contained sessions, of the interactive ones.")]
     refused_entries: Annotated[int, Field(description="Entries that the policy cannot place.", examples=[0])]
     difference: Annotated[int, Field(description="Sessions more than by the bot's own policy.", examples=[1])]
-    reasons: Annotated[list[DifferenceView], Field(description="What the difference is made of.")]
+    reasons: Annotated[list[DifferenceView], Field(description="The parts of the difference.")]
 
 
 class ComparisonView(PeriodView):

@@ -124,9 +124,9 @@ class ReplayMany(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    since: Annotated[AwareDatetime, Field(description="Those that failed at or after this instant.")]
-    bot: Annotated[SlugText | None, Field(description="Those of this bot.", examples=["shop"])] = None
-    endpoint_id: Annotated[UUID | None, Field(description="Those to this endpoint.", validate_default=True)] = None
+    since: Annotated[AwareDatetime, Field(description="Deliveries that failed at or after this instant.")]
+    bot: Annotated[SlugText | None, Field(description="Deliveries of this bot.", examples=["shop"])] = None
+    endpoint_id: Annotated[UUID | None, Field(description="Deliveries to this endpoint.", validate_default=True)] = None
 
     # Of a field, not of the model, so that it is reported with the faults of other fields. One that is faulty is not in `data`.
     @field_validator("endpoint_id")

@@ -44,7 +44,7 @@ class ErasureView(BaseModel):
     requested_at: Annotated[Instant, Field(description="When it was requested.")]
     requested_by: Annotated[str, Field(description="Name of the key that requested it.", examples=["privacy desk"])]
     completed_at: Annotated[Instant | None, Field(description="When it was done.")]
-    counts: Annotated[ErasureCounts, Field(description="What was erased so far.")]
+    counts: Annotated[ErasureCounts, Field(description="The numbers of things erased so far.")]
 
     @classmethod
     def of(cls, row: Row[Any]) -> "ErasureView":

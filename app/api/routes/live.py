@@ -31,7 +31,7 @@ from app.domain.errors import Fault
 from app.errors import AdjournError, Invalid
 from app.live.channels import open_by_channel
 from app.live.feed import Position
-from app.live.view import LiveSession
+from app.live.view import LiveSession, UpcomingChoice
 from app.queries.live_events import Covers, id_of, position_of
 from app.queries.sessions import view
 
@@ -123,7 +123,7 @@ async def list_all_live(
 
     after = None if page.after is None else (page.after.due_at_ms, page.after.member)
     (rows, last), counts = await asyncio.gather(
-        sessions.upcoming(sandboxes=sandboxes, covers=covers, wanted=wanted, after=after, limit=page.limit),
+        sessions.upcoming(UpcomingChoice(sandboxes, covers, wanted), after=after, limit=page.limit),
         open_by_channel(pipe, shards=settings.shards),
     )
     by_channel = [

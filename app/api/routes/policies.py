@@ -47,7 +47,7 @@ _Notices = Annotated[
 _Words = Annotated[
     list[str],
     Field(
-        description="What the policy does, a sentence each.",
+        description="The effects of the policy, a sentence each.",
         examples=[["After 15 minutes of silence it closes by itself; any entry restarts the clock."]],
     ),
 ]

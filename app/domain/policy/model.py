@@ -123,7 +123,7 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     inactivity_minutes: Annotated[int, Meta(ge=5, le=1440, description=_SILENCE)] = 15
     method: Annotated[
         Method,
-        Meta(description="What bounds a session: silence, the platform's start and end signals, or the client's session ids."),
+        Meta(description="The bounds of a session: silence, the platform's start and end signals, or the client's session ids."),
     ] = "inactivity"
     closing: Annotated[
         Closing, Meta(description="When the silence closes: at once, or lazily when the user comes back (deprecated).")
@@ -133,10 +133,12 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
         ClosureMessage | None, Meta(description="The text for the user when the silence closes; null: off.")
     ] = None
     reminder: Annotated[Reminder | None, Meta(description="The text for the user before the silence closes; null: off.")] = None
-    on_handoff: Annotated[OnHandoff, Meta(description="What a hand-off to a human does to the session.")] = "continue"
-    on_escalated: Annotated[OnSignal, Meta(description="What `escalated` does to the session.")] = "continue"
-    on_resolved: Annotated[OnSignal, Meta(description="What `resolved` does to the session.")] = "end"
-    on_survey_answered: Annotated[OnSignal, Meta(description="What a survey's answer in time does to the session.")] = "continue"
+    on_handoff: Annotated[OnHandoff, Meta(description="The effect of a hand-off to a human on the session.")] = "continue"
+    on_escalated: Annotated[OnSignal, Meta(description="The effect of `escalated` on the session.")] = "continue"
+    on_resolved: Annotated[OnSignal, Meta(description="The effect of `resolved` on the session.")] = "end"
+    on_survey_answered: Annotated[OnSignal, Meta(description="The effect of a survey's answer in time on the session.")] = (
+        "continue"
+    )
     discard_closes: Annotated[bool, Meta(description="Whether `discard` closes the session after it has cleared.")] = True
     discard_utterances: Annotated[
         Utterances,
@@ -172,7 +174,7 @@ class ChannelPolicy(Struct, frozen=True, kw_only=True):
     ] = ()
     transcript: Annotated[
         Transcript,
-        Meta(description="What is stored of texts and metadata: everything, everything but personal data, or nothing."),
+        Meta(description="The part of texts and metadata that is stored: everything, everything but personal data, or nothing."),
     ] = "full"
     redact_masks: Annotated[
         Masks,

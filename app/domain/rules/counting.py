@@ -135,7 +135,7 @@ def _time_response(transition: Transition, session: Session, entry: Entry, chang
 
 ROLLBACK = "rollback"
 _COUNTERS = (count, take_part, see, bill)
-# What they read of an entry: fields of its message, and those that stand in the message's `rest`.
+# They read these fields of an entry: fields of its message, and those that stand in the message's `rest`.
 _READ = ("user_id", "role", "type", "tags", "developer", *_LAST_REPORTED)
 _READ_OF_MESSAGE = tuple(name for name in _READ if name in Message.__struct_fields__)
 _READ_OF_REST = frozenset(_READ) - set(_READ_OF_MESSAGE)

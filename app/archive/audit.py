@@ -3,6 +3,7 @@
 Rows are only added: a trigger refuses every change of one.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from msgspec import Struct
@@ -26,6 +27,11 @@ async def check_key(conn: AsyncConnection, actor: Actor) -> None:
     """Raise `Unauthenticated` if the actor's key is revoked or has expired, even if this process has not learned of it yet."""
     if actor.key_id is not None and not await keys.is_valid(conn, actor.key_id):
         raise Unauthenticated("this API key was revoked or has expired")
+
+
+def only(bots: Collection[str] | None) -> str | None:
+    """The one bot of several (None: all): its admins may read of it."""
+    return next(iter(bots)) if bots is not None and len(bots) == 1 else None
 
 
 async def record(

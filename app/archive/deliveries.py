@@ -8,7 +8,7 @@ delivery pending again, under its old id, and the dispatcher takes it (`app.arch
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid5
@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Row, insert, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from app.archive.session_reads import rows_within
 from app.archive.tables import attempts, deliveries, endpoints, instant, instant_or_none
 from app.domain.instants import rfc3339
 from app.domain.records import Event
@@ -181,6 +182,25 @@ async def attempts_of(conn: AsyncConnection, delivery_id: str) -> list[Row[Any]]
     """In order. A number that is missing is an attempt whose worker died before it could record the outcome."""
     wanted = select(attempts).where(attempts.c.delivery_id == delivery_id).order_by(attempts.c.attempt)
     return list(await conn.execute(wanted))
+
+
+async def of_sessions(
+    conn: AsyncConnection, sessions: Collection[str], *, after: str | None, limit: int, most_bytes: int
+) -> list[Row[Any]]:
+    """Deliveries of these sessions' events by id, those after `after`, up to the one that passes `most_bytes`."""
+    wanted = select(deliveries).where(deliveries.c.session_id.in_(sorted(sessions))).order_by(deliveries.c.id).limit(limit)
+    if after is not None:
+        wanted = wanted.where(deliveries.c.id > after)
+    return await rows_within(conn, wanted, lambda row: row, size=lambda row: len(row.body), most_bytes=most_bytes)
+
+
+async def attempts_of_all(conn: AsyncConnection, delivery_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
+    """The attempts of these deliveries, each one's in order."""
+    found: dict[str, list[Row[Any]]] = {each: [] for each in delivery_ids}
+    wanted = select(attempts).where(attempts.c.delivery_id.in_(list(delivery_ids))).order_by(attempts.c.attempt)
+    for row in await conn.execute(wanted):
+        found[row.delivery_id].append(row)
+    return found
 
 
 async def replay(conn: AsyncConnection, delivery_id: str, *, now_ms: int) -> bool:

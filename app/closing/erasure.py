@@ -9,7 +9,7 @@ the user's sessions without the user, so nothing comes back while this runs or a
 Sessions that open after the request are kept.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -137,22 +137,12 @@ class ErasureJob:
             shard = keys.shard_of(strand, self._shards)
             await self._erase_state(keys.state(shard, keys.member(strand)), keys.messages(shard, session))
         # Conversations that the bot does not name have the user's in theirs; some have had no session that could be found.
-        async for name in self._states_named_after(row.bot_id, row.user_id):
+        async for name in self._live.states_named_after(row.bot_id, row.user_id):
             await self._erase_state(name)
         await forget_user(self._pipe, shards=self._shards, bot=row.bot_id, user=row.user_id)
         name = keys.user_variables(row.bot_id, row.user_id)
         count, _ = await self._pipe.call_all([("HLEN", name), ("UNLINK", name)])
         return int(count)
-
-    async def _states_named_after(self, bot: str, user: str) -> AsyncIterator[str]:
-        pattern = keys.states_of_user(bot, user)
-        cursor = b"0"
-        while True:
-            cursor, names = await self._pipe.call("SCAN", cursor, "MATCH", pattern, "COUNT", _BACKLOG)
-            for name in names:
-                yield name.decode()
-            if cursor == b"0":
-                return
 
     async def _erase_state(self, name: str, *transcripts: str) -> None:
         stored = await self._pipe.call("GET", name)

@@ -4,7 +4,7 @@ At least once: a record whose consumer died is claimed by another after `claim_i
 again.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from app.live.pipe import Argument, Pipe
 log = structlog.get_logger(__name__)
 
 GROUP = "archive"
+_PAGE = 200
 
 _RELEASE = LuaScript(read_source("app.live", "release.lua"))
 _NO_STRAND = Strand("", "")
@@ -151,6 +152,16 @@ async def latest_records(pipe: Pipe, *, shards: int, count: int) -> list[StreamR
     replies = await pipe.call_all([("XREVRANGE", keys.events(shard), "+", "-", "COUNT", count) for shard in range(shards)])
     found = [(shard, reply) for shard, reply in enumerate(replies) if not isinstance(reply, ResponseError)]
     return [_record(shard, entry[0], entry[1][1]) for shard, reply in found for entry in reply]
+
+
+async def waiting_records(pipe: Pipe, *, shards: int) -> AsyncIterator[StreamRecord]:
+    """Every record that is not released, shard by shard, the oldest first. It takes none of them."""
+    for shard in range(shards):
+        start: str | bytes = "-"
+        while entries := await pipe.call("XRANGE", keys.events(shard), start, "+", "COUNT", _PAGE):
+            for entry, fields in entries:
+                yield _record(shard, entry, fields[1])
+            start = b"(" + entries[-1][0]
 
 
 def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:

@@ -191,6 +191,11 @@ def shard_of_session(session: str, shards: int) -> int:
     return conversation_hash_of(session) % shards
 
 
+def strand_of_state(name: str) -> Strand:
+    """The strand that the name of a `state` ends in. Raises `ValueError` for another name."""
+    return strand_from(name.split(":c:", 1)[1])
+
+
 def member(strand: Strand) -> str:
     """A strand as a member of sorted sets and as the last part of its state's key."""
     return SEPARATOR.join((strand.bot, strand.conversation, strand.thread))

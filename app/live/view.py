@@ -164,6 +164,17 @@ class LiveView:
                     found.setdefault(event.session.id, LiveSession(record.strand, event.session))
         return list(found.values())
 
+    async def states_named_after(self, bot: str, user: str) -> AsyncIterator[str]:
+        """The names of the states of a user's conversations that the bot does not name; it looks at every key."""
+        pattern = keys.states_of_user(bot, user)
+        cursor = b"0"
+        while True:
+            cursor, names = await self._pipe.call("SCAN", cursor, "MATCH", pattern, "COUNT", _BACKLOG)
+            for name in names:
+                yield name.decode()
+            if cursor == b"0":
+                return
+
     async def find_message(self, bot: str, message_id: str, *, user: str | None = None) -> LiveSession | None:
         """The open session of a bot that has a message.
 

@@ -72,30 +72,39 @@ async def encoded(
 
 async def session_rows(engine: AsyncEngine, wanted: SessionFilter, *, after: Place | None) -> AsyncIterator[list[Row]]:
     """Pages of sessions as rows."""
-    async for page in _session_pages(engine, wanted, after=None if after is None else _after(after)):
-        yield [_session_row(one) for one in page]
+    async for page in session_pages(engine, wanted, after=None if after is None else _after(after)):
+        yield [session_row(one) for one in page]
 
 
 async def message_rows(engine: AsyncEngine, wanted: SessionFilter, *, after: Place | None) -> AsyncIterator[list[Row]]:
     """Pages of messages as rows: those of one session after the other."""
     # The session that was cut is read again, under the filter as any other.
-    async for page in _session_pages(engine, wanted, after=None if after is None else _before(after)):
-        for portion in _portions(page):
-            if len(portion) == 1:
-                one = portion[0]
-                sequence = after.sequence if after and after.session_id == one.session.id else 0
-                async for rows in _rows_of(engine, one, sequence=sequence or 0):
-                    yield rows
-                continue
-            async with engine.connect() as conn:
-                found = await session_reads.messages_of_all(conn, [one.session for one in portion])
-            rows = [_message_row(one, message) for one in portion for message in found[one.session.id]]
-            yield rows if after is None else [row for row in rows if (row["session_id"], row["sequence"]) > _key(after)]
+    async for page in session_pages(engine, wanted, after=None if after is None else _before(after)):
+        async for rows in messages_in(engine, page, after=after):
+            yield rows
 
 
-async def _session_pages(
-    engine: AsyncEngine, wanted: SessionFilter, *, after: SessionPlace | None
+async def messages_in(
+    engine: AsyncEngine, sessions: Sequence[ArchivedSession], *, after: Place | None = None
+) -> AsyncIterator[list[Row]]:
+    """Pages of the messages of these sessions as rows."""
+    for portion in _portions(sessions):
+        if len(portion) == 1:
+            one = portion[0]
+            sequence = after.sequence if after and after.session_id == one.session.id else 0
+            async for rows in _rows_of(engine, one, sequence=sequence or 0):
+                yield rows
+            continue
+        async with engine.connect() as conn:
+            found = await session_reads.messages_of_all(conn, [one.session for one in portion])
+        rows = [message_row(one, message) for one in portion for message in found[one.session.id]]
+        yield rows if after is None else [row for row in rows if (row["session_id"], row["sequence"]) > _key(after)]
+
+
+async def session_pages(
+    engine: AsyncEngine, wanted: SessionFilter, *, after: SessionPlace | None = None
 ) -> AsyncIterator[list[ArchivedSession]]:
+    """Pages of sessions, the first opened first."""
     while True:
         async with engine.connect() as conn:
             page = await session_reads.page(conn, wanted, order="opened_at", after=after, limit=_SESSIONS_A_PAGE)
@@ -135,13 +144,13 @@ async def _rows_of(engine: AsyncEngine, one: ArchivedSession, *, sequence: int) 
         async with engine.connect() as conn:
             found = await session_reads.messages_of(conn, one.session.id, after=sequence, limit=_MESSAGES_A_PAGE)
         if found:
-            yield [_message_row(one, message) for message in found]
+            yield [message_row(one, message) for message in found]
         if len(found) < _MESSAGES_A_PAGE:
             return
         sequence = found[-1].sequence
 
 
-def _session_row(one: ArchivedSession) -> Row:
+def session_row(one: ArchivedSession) -> Row:
     return session_view(one.strand, one.session) | {"continuation_of": one.continuation_of}
 
 
@@ -149,7 +158,7 @@ def _key(place: Place) -> tuple[str, int]:
     return place.session_id, place.sequence or 0
 
 
-def _message_row(one: ArchivedSession, message: Message) -> Row:
+def message_row(one: ArchivedSession, message: Message) -> Row:
     return {"session_id": one.session.id, "bot": one.strand.bot, **message_view(message)}
 
 
@@ -175,8 +184,8 @@ _BLANK = ArchivedSession(Strand("", ""), _SESSION, None)
 _ROWS: dict[ExportKind, ExportPages] = {"sessions": session_rows, "messages": message_rows}
 
 COLUMNS: dict[ExportKind, tuple[str, ...]] = {
-    "sessions": tuple(name for name, _ in _flat(_session_row(_BLANK))),
-    "messages": (*_message_row(_BLANK, _MESSAGE), _REST),
+    "sessions": tuple(name for name, _ in _flat(session_row(_BLANK))),
+    "messages": (*message_row(_BLANK, _MESSAGE), _REST),
 }
 """The columns of CSV. `rest` of a message holds, as JSON, the fields that few messages have."""
 

@@ -1,13 +1,14 @@
-"""A user is erased everywhere, exactly, whatever crashes meanwhile; statistics stay, and nothing comes back."""
+"""A user is exported whole, and erased everywhere, exactly, whatever crashes meanwhile; nothing comes back."""
 
 import re
 from typing import Any
 
 import pytest
-from msgspec import msgpack
+from msgspec import json, msgpack
 from sqlalchemy import text
 
 from app.archive import rejects
+from app.archive.erasures import digest_of
 from app.closing import erasure
 from app.closing.rejects import RejectedRecord
 from app.live.keys import events
@@ -194,6 +195,73 @@ async def test_rejected_records_are_erased_too(admin: Client, worker: Worker, re
     assert receipt["counts"]["rejects"] > 0
     assert len(left) == len(raw) - receipt["counts"]["rejects"]
     assert "44-secret" not in await everything(resources)
+
+
+async def exported(admin: Client, user: str) -> dict[str, list[Any]]:
+    """The lines of a user's export, by kind."""
+    reply = await admin.get(f"/v1/bots/shop/users/{user}/export")
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "application/x-ndjson"
+    found: dict[str, list[Any]] = {}
+    for line in reply.content.splitlines():
+        found.setdefault(json.decode(line)["kind"], []).append(json.decode(line))
+    return found
+
+
+@pytest.mark.usefixtures("lives")
+async def test_an_export_has_all_that_is_kept_of_a_user(
+    admin: Client, worker: Worker, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live, on its way to the archive and archived, over several pages, each thing once; nothing of another user."""
+    for module, name in (("exports", "_SESSIONS_A_PAGE"), ("exports", "_MESSAGES_A_PAGE"), ("user_export", "_DELIVERIES_A_PAGE")):
+        monkeypatch.setattr(f"app.queries.{module}.{name}", 1)
+    redis: Any = resources.redis
+    waiting = await say(admin, ANN, "line")
+    await admin.ok("POST", f"/v1/sessions/{waiting['session_id']}/close")
+    await say(admin, ANN, "viber", type="survey.sent", role="bot")
+    await admin.ok("PUT", f"/v1/bots/shop/conversations/telegram:{ANN}/variables/color", {"value": "blue"})
+    raw = [value for shard in range(4) for _, fields in await redis.xrange(events(shard)) for value in fields.values()]
+    async with resources.engine.begin() as conn:
+        for each in raw:
+            await rejects.add(conn, bot="shop", session_id=None, error="x", payload=msgpack.encode(RejectedRecord(0, each, {})))
+    before = await exported(admin, ANN)
+    await worker.archivist.run_once()
+    after = await exported(admin, ANN)
+
+    for found in (before, after):
+        assert sorted((one["channel"], one["status"]) for one in found["session"]) == [
+            ("line", "closed"), ("telegram", "open"), ("web", "closed"), ("whatsapp", "closed")
+        ]  # fmt: skip
+        assert len({one["id"] for one in found["session"]}) == 4
+        assert len({(one["session_id"], one["sequence"]) for one in found["message"]}) == len(found["message"]) == 6
+        assert [one["reason"] for one in found["unassigned_entry"]] == ["no_session", "no_session"]
+        assert [(one["name"], one["value"]) for one in found["variable"]] == [("code", "sesame")]
+        assert "blue" in {one["value"] for each in found["conversation"] for one in each["variables"].values()}
+        assert 0 < len(found["reject"]) < len(raw)
+        assert "bob" not in str(found)
+    assert [len(found["delivery"]) for found in (before, after)] == [2, 3]
+    assert after["delivery"][0]["payload"]["data"]["session"]["user_id"] == ANN
+
+
+@pytest.mark.usefixtures("lives")
+async def test_an_export_of_an_erased_user_is_empty(admin: Client, worker: Worker) -> None:
+    await erased(admin, worker, await requested(admin))
+
+    assert await exported(admin, ANN) == {}
+
+
+@pytest.mark.usefixtures("lives")
+async def test_exports_are_in_the_audit_log_without_the_user(admin: Client) -> None:
+    """Who exported what and when; a user's id would stay there after an erasure."""
+    await exported(admin, ANN)
+    for path in ("/v1/exports/sessions", "/v1/exports/messages"):
+        assert (await admin.get(path, params={"bot": "shop", "user_id": ANN})).status_code == 200
+    entries = (await admin.ok("GET", "/v1/audit", params={"bot": "shop"}))["entries"][:3]
+
+    assert [one["action"] for one in entries] == ["messages.exported", "sessions.exported", "user.exported"]
+    assert entries[0]["detail"] == {"format": "ndjson", "filters": ["bot", "user_id"]}
+    assert entries[2]["target"] == digest_of("shop", ANN).hex()
+    assert "44-secret" not in str(entries)
 
 
 async def test_an_erasure_is_requested_once_at_a_time(admin: Client) -> None:

@@ -1,19 +1,34 @@
-"""Erasures: remove a user's data, and the receipts of that."""
+"""A user's data as a whole: export it, erase it, and the receipts of erasures."""
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy import Row
 
-from app.api.auth import Administering, ClockDep, ConfigDep, EngineDep, OwnTimeDep, found, id_of, known_bot
+from app.api.auth import (
+    Administering,
+    ClockDep,
+    ConfigDep,
+    EngineDep,
+    OwnTimeDep,
+    PipeDep,
+    SettingsDep,
+    found,
+    id_of,
+    known_bot,
+)
 from app.api.fields import BotPath, Instant, UserPath, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers
+from app.api.routes.exports import streamed
 from app.archive import audit, erasures
 from app.archive.tables import instant
+from app.closing.rejects import readable, users_of
 from app.domain.instants import ms_of, rfc3339
 from app.ids import new_id
+from app.queries.user_export import ExportedUser, UserExport
 
 router = APIRouter(prefix="/v1/bots/{bot}", tags=["users"])
 
@@ -88,6 +103,51 @@ async def read_erasure(
     async with engine.connect() as conn:
         row = await erasures.find(conn, bot, id_of("erasure", erasure_id))
     return ErasureView.of(found(row, "erasure", erasure_id))
+
+
+_NDJSON: dict[str, Any] = {
+    "description": "A JSON object a line, its `kind` first: `session`, `message`, `delivery`, `unassigned_entry`, `reject`, "
+    "`conversation` or `variable`.",
+    "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+}
+
+
+async def _export(
+    bot: BotPath,
+    user_id: UserPath,
+    *,
+    config: ConfigDep,
+    clock: ClockDep,
+    own_time: OwnTimeDep,
+    engine: EngineDep,
+    pipe: PipeDep,
+    settings: SettingsDep,
+) -> UserExport:
+    own_ms = await own_time(known_bot(config, bot))
+    user = ExportedUser(bot, user_id, clock.now_ms() if own_ms is None else own_ms)
+    return UserExport(user, engine=engine, pipe=pipe, shards=settings.shards, reject_of=_reject)
+
+
+@router.get("/users/{user_id:path}/export", response_class=StreamingResponse, response_model=None, responses={200: _NDJSON})
+async def export_user(
+    principal: Administering, request: Request, engine: EngineDep, *, export: Annotated[UserExport, Depends(_export)]
+) -> StreamingResponse:
+    """Everything that is kept of a user, live and archived, a line a thing.
+
+    A session that is archived while this runs may come twice: sessions, deliveries and messages are named by their ids.
+    """
+    user = export.user
+    async with engine.begin() as conn:
+        await audit.record(conn, principal.actor, "user.exported", erasures.digest_of(user.bot, user.id).hex(), bot=user.bot)
+    return await streamed(request, export.encoded(), name="user", form="ndjson")
+
+
+def _reject(payload: bytes, user: str) -> dict[str, Any] | None:
+    """The contents of a reject that holds data of this user."""
+    if user not in users_of(payload):
+        return None
+    stored = readable(payload)
+    return {"record": stored.record, "transcripts": stored.transcripts}
 
 
 @router.delete("/users/{user_id:path}", status_code=202)

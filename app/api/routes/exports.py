@@ -10,8 +10,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.auth import ConfigDep, EngineDep, Reading
+from app.api.auth import ConfigDep, EngineDep, Principal, Reading
 from app.api.routes.sessions import FilterQuery
+from app.archive import audit
+from app.config.follower import ConfigReplica
 from app.queries.exports import ExportKind, Format, encoded, place_of
 
 router = APIRouter(prefix="/v1/exports", tags=["analytics"])
@@ -53,8 +55,7 @@ async def export_sessions(
     request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
 ) -> StreamingResponse:
     """Closed sessions, every field, the first opened first. If it is cut, go on with `after` the last whole row."""
-    bots = principal.bots_asked_for(config, asked.bots)
-    return await _export(request, asked, kind="sessions", engine=engine, bots=bots)
+    return await _export(request, asked, kind="sessions", engine=engine, principal=principal, config=config)
 
 
 @router.get("/messages", **_STREAM)
@@ -62,21 +63,33 @@ async def export_messages(
     request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
 ) -> StreamingResponse:
     """The messages of closed sessions, session by session. If it is cut, go on with `after` the last whole row."""
-    bots = principal.bots_asked_for(config, asked.bots)
-    return await _export(request, asked, kind="messages", engine=engine, bots=bots)
+    return await _export(request, asked, kind="messages", engine=engine, principal=principal, config=config)
 
 
 async def _export(
-    request: Request, asked: ExportQuery, *, kind: ExportKind, engine: AsyncEngine, bots: frozenset[str] | None
+    request: Request, asked: ExportQuery, *, kind: ExportKind, engine: AsyncEngine, principal: Principal, config: ConfigReplica
 ) -> StreamingResponse:
+    bots = principal.bots_asked_for(config, asked.bots)
     after = None if asked.after is None else place_of(asked.after, kind=kind)
+    async with engine.begin() as conn:
+        await audit.record(conn, principal.actor, f"{kind}.exported", kind, bot=audit.only(bots), **_audited(asked))
     pieces = encoded(engine, asked.filter(bots), kind=kind, form=asked.format, after=after)
-    headers = {"content-disposition": f'attachment; filename="{kind}.{asked.format}"', "vary": "accept-encoding"}
+    return await streamed(request, pieces, name=kind, form=asked.format)
+
+
+def _audited(asked: ExportQuery) -> dict[str, Any]:
+    """The filters by name: their values may be a user's, and an entry of the audit log is never erased."""
+    return {"format": asked.format, "filters": sorted(asked.model_fields_set - {"format"})}
+
+
+async def streamed(request: Request, pieces: AsyncIterator[bytes], *, name: str, form: Format) -> StreamingResponse:
+    """An answer of these pieces as a file, compressed if the client takes gzip."""
+    headers = {"content-disposition": f'attachment; filename="{name}.{form}"', "vary": "accept-encoding"}
     pieces = await _begun(pieces)
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers["content-encoding"] = "gzip"
         pieces = _compressed(pieces)
-    return StreamingResponse(pieces, media_type=MEDIA_TYPES[asked.format], headers=headers)
+    return StreamingResponse(pieces, media_type=MEDIA_TYPES[form], headers=headers)
 
 
 async def _begun(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, K
 from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
-from app.archive import bots, keys
+from app.archive import audit, bots, keys
 from app.archive.tables import instant
 from app.domain.entry import ID_PATTERN
 from app.domain.errors import Fault
@@ -151,7 +151,7 @@ async def create_key(
             expires_at=new.expires_at,
             note=new.note,
         )
-        await change.record("key.created", key_id, bot=_only(new.bots), **_audited(row))
+        await change.record("key.created", key_id, bot=audit.only(new.bots), **_audited(row))
     return KeyCreated.with_key(row, key)
 
 
@@ -176,7 +176,7 @@ async def change_key(key_id: _KeyPath, wanted: KeyChange, changing: ChangingDep,
             if wanted.model_fields_set
             else before
         )
-        await change.record("key.changed", row.id, bot=_only(row.bots), before=_audited(before), after=_audited(row))
+        await change.record("key.changed", row.id, bot=audit.only(row.bots), before=_audited(before), after=_audited(row))
     return KeyView.of(row)
 
 
@@ -196,7 +196,9 @@ async def rotate_key(
             change.conn, new, key, name=old.name, scopes=old.scopes, bots=old.bots, created_by=principal.key.id, note=old.note
         )
         expires_at = until if old.expires_at is None else min(old.expires_at, until)
-        await change.record("key.rotated", old.id, bot=_only(old.bots), new=new, previous_valid_until=rfc3339(ms_of(expires_at)))
+        await change.record(
+            "key.rotated", old.id, bot=audit.only(old.bots), new=new, previous_valid_until=rfc3339(ms_of(expires_at))
+        )
         await keys.change(change.conn, old.id, expires_at=expires_at)
     return KeyCreated.with_key(row, key)
 
@@ -218,7 +220,7 @@ async def revoke_key(
         revoked = [each for each in [row, *more] if each.revoked_at is None]
         # Recorded first: a key may revoke itself, and a revoked key records nothing.
         for each in revoked:
-            await change.record("key.revoked", str(each.id), bot=_only(each.bots), name=each.name)
+            await change.record("key.revoked", str(each.id), bot=audit.only(each.bots), name=each.name)
         for each in revoked:
             await keys.revoke(change.conn, str(each.id))
 
@@ -249,11 +251,6 @@ async def _check_bots(conn: AsyncConnection, principal: Principal, names: list[s
 def _reaches_no_further(row: Row[Any], principal: Principal) -> bool:
     within = principal.key.bots
     return within is None or (row.bots is not None and within.issuperset(row.bots))
-
-
-def _only(names: list[str] | None) -> str | None:
-    """The one bot that a key is for: its admins may read about it in the audit log."""
-    return names[0] if names is not None and len(names) == 1 else None
 
 
 def _audited(row: Row[Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Worker:
             shards=settings.shards,
         )
         self.sandbox_sweep = SandboxSweep(
-            sweep=resources.sweep, config=resources.config, live=resources.live, clocks=resources.sandboxes
+            pipe=resources.pipe, sweep=resources.sweep, config=resources.config, clocks=resources.sandboxes
         )
         self.roll_up = RollUp(resources.engine)
         self.consistency = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
@@ -107,12 +107,13 @@ class Worker:
         self._running: set[asyncio.Task[object]] = set()
         self._active: set[str] = set()
         self._again: set[str] = set()
+        self._repaired = -1
         self._stopping = False
 
     def jobs(self) -> dict[str, tuple[Job, int]]:
         """Each job, and how often it runs, in ms."""
         resources, settings = self._resources, self._resources.settings
-        now_ms, bots = resources.clock.now_ms, resources.config.bots_and_deleted
+        now_ms = resources.clock.now_ms
         return {
             "sweep": (self.sweep, settings.tick_ms),
             "sweep sandboxes": (self.sweep_sandboxes, settings.tick_ms),
@@ -123,7 +124,7 @@ class Worker:
             "erase users": (self.erasure.run_once, 1_000),
             "save key uses": (lambda: save_key_uses(resources.engine, resources.redis), 60_000),
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
-            "measure": (lambda: self.consistency.measure(bots()), 5_000),
+            "measure": (self.measure, 5_000),
             "roll up": (self.roll_up.run_once, ROLL_UP_MS),
             "repair": (self.repair, 60_000),
             "heartbeat": (lambda: self.shard_lease.heartbeat(now_ms()), 1_000),
@@ -163,20 +164,33 @@ class Worker:
     async def sweep(self) -> int:
         """Sweep this worker's shards, at the instant of Redis: a worker whose clock is behind would find nothing due."""
         await synchronize(self._resources.clock, self._resources.pipe)
-        now_ms = self._resources.clock.now_ms()
-        return await self._resources.sweep.run_once(now_ms, shards=await self.shard_lease.shards(now_ms))
+        return await self._resources.sweep.run_once(self._resources.clock.now_ms(), shards=await self._held())
 
     async def sweep_sandboxes(self) -> None:
-        await self.sandbox_sweep.run_once(shards=await self.shard_lease.shards(self._resources.clock.now_ms()))
+        await self.sandbox_sweep.run_once(shards=await self._held())
 
     async def sweep_for_others(self) -> None:
         """Sweep a round of all shards: a crash-looping worker leaves live heartbeats under new names, and sweeps nothing."""
+        shards = range(self._resources.settings.shards)
         sweep = partial(self._resources.sweep.run_round, self._resources.clock.now_ms())
-        await run_each([sweep, self.sandbox_sweep.run_round])
+        await run_each([sweep, partial(self.sandbox_sweep.run_round, shards=shards)])
+
+    async def measure(self) -> None:
+        """Measure this worker's shards; what belongs to no shard is measured by the worker that holds the first one."""
+        held = await self._held()
+        self.dispatcher.measure(here=0 in held)
+        await self.consistency.measure(held)
 
     async def repair(self) -> None:
-        check = partial(self.consistency.run_once, self._resources.config.bots_and_deleted())
-        await run_each([self.sandbox_sweep.close_deleted, check])
+        """Check this worker's shards, and the next one of all, for the same reason as `sweep_for_others`."""
+        self._repaired = (self._repaired + 1) % self._resources.settings.shards
+        shards = sorted({*await self._held(), self._repaired})
+        check = partial(self.consistency.run_once, self._resources.config.bots_and_deleted(), shards=shards)
+        await run_each([partial(self.sandbox_sweep.close_deleted, shards=shards), check])
+
+    async def _held(self) -> list[int]:
+        """The shards that this worker holds now."""
+        return await self.shard_lease.shards(self._resources.clock.now_ms())
 
     async def run_job(self, name: str) -> None:
         """Run a job, unless a run of it goes on; then start the next stage if there is something for it to do.

@@ -9,6 +9,7 @@ decided is postponed, so that it does not stay before the others for ever; a sha
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 from msgspec import Struct
@@ -19,12 +20,12 @@ from app.domain.errors import DomainError
 from app.domain.records import Wake
 from app.domain.strand import Strand
 from app.failpoints import failpoint
+from app.live.channels import bots_with_sessions
 from app.live.due import DueBatch, DueStrands
 from app.live.fold import StuckConversation
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe, RedisUnreachable
 from app.live.sandbox import SandboxClocks
-from app.live.view import LiveView
 
 Job = Callable[[], Awaitable[object]]
 
@@ -136,36 +137,49 @@ async def close_deleted_sandbox(bot: str, *, clocks: SandboxClocks, sweep: Sweep
 
 
 class SandboxSweep:
-    """The sweep of all sandbox bots, each at the instant at which its own clock stands. A bot that fails stops no other."""
+    """The sweep of all sandbox bots, each at the instant at which its own clock stands. A bot that fails stops no other.
 
-    def __init__(self, *, sweep: Sweep, config: ConfigReplica, live: LiveView, clocks: SandboxClocks) -> None:
+    The counts by channel name the bots that have open sessions, and their shards: a bot without any costs nothing.
+    """
+
+    def __init__(self, *, pipe: Pipe, sweep: Sweep, config: ConfigReplica, clocks: SandboxClocks) -> None:
+        self._pipe = pipe
         self._sweep = sweep
         self._config = config
-        self._live = live
         self._clocks = clocks
 
     async def run_once(self, *, shards: Sequence[int]) -> None:
         """Wake everything that is due in these shards."""
-        await self._run_each(partial(self._sweep.run_bot, shards=shards))
+        await self._run_each(self._sweep.run_bot, shards)
 
-    async def run_round(self) -> None:
-        """One round of all shards, of each no more than a batch."""
-        await self._run_each(lambda bot, now_ms: self._sweep.run_round(now_ms, bot=bot))
+    async def run_round(self, *, shards: Sequence[int]) -> None:
+        """One round of these shards, of each no more than a batch."""
 
-    async def close_deleted(self) -> None:
-        """Close what is still open of deleted sandbox bots.
+        async def sweep(bot: str, now_ms: int, *, shards: Sequence[int]) -> None:
+            await self._sweep.run_round(now_ms, bot=bot, shards=shards)
+
+        await self._run_each(sweep, shards)
+
+    async def close_deleted(self, *, shards: Sequence[int]) -> None:
+        """Close what is still open in these shards of deleted sandbox bots.
 
         A process that had not received the deletion yet may have opened a session, or Redis was unreachable at the deletion.
         """
-        deleted = [bot.id for bot in self._config.bots_and_deleted() if bot.deleted and bot.sandbox]
-        await run_each(partial(self._close_deleted, bot) for bot in deleted)
+        deleted = {bot.id for bot in self._config.bots_and_deleted() if bot.deleted and bot.sandbox}
+        found = await self._with_sessions(deleted, shards)
+        await run_each(partial(close_deleted_sandbox, bot, clocks=self._clocks, sweep=self._sweep) for bot in found)
 
-    async def _close_deleted(self, bot: str) -> None:
-        if await self._live.count(bot):
-            await close_deleted_sandbox(bot, clocks=self._clocks, sweep=self._sweep)
+    async def _run_each(self, sweep: Callable[..., Awaitable[object]], shards: Sequence[int]) -> None:
+        found = await self._with_sessions({bot.id for bot in self._config.sandbox_bots()}, shards)
+        await run_each(partial(self._at_its_time, bot, partial(sweep, shards=of_bot)) for bot, of_bot in found.items())
 
-    async def _run_each(self, sweep: Callable[[str, int], Awaitable[object]]) -> None:
-        await run_each(partial(self._at_its_time, bot.id, sweep) for bot in self._config.sandbox_bots())
+    async def _with_sessions(self, bots: AbstractSet[str], shards: Sequence[int]) -> dict[str, list[int]]:
+        """The bots among these that have open sessions in these shards, and in which shards."""
+        found: dict[str, list[int]] = {}
+        for shard, open_in in (await bots_with_sessions(self._pipe, shards=shards) if bots else {}).items():
+            for bot in open_in & bots:
+                found.setdefault(bot, []).append(shard)
+        return dict(sorted(found.items()))
 
     async def _at_its_time(self, bot: str, sweep: Callable[[str, int], Awaitable[object]]) -> None:
         now_ms = await self._clocks.stored_ms(bot)

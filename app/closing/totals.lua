@@ -1,8 +1,11 @@
 -- Reads what one shard has counted and what it holds, at one instant.
 --
--- KEYS  [1] the shard's counts, [2] its event stream; then the sets of open sessions of its bots
+-- KEYS  [1] the shard's counts, [2] its event stream, [3] its counts by channel, which name the bots that have open sessions
+-- ARGV  [1] what the names of the shard's sets of open sessions begin with; a bot's id follows
 -- Returns {opened, closed, written, released, open, pending}: sessions opened and closed and event records written and
 --         released since the shard began; sessions open and records in the stream now.
+--
+-- The names of the sets are made here, since the bots are known only at the instant; all are of the shard's slot.
 
 local names = { 'opened', 'closed', 'written', 'released' }
 local counted = { opened = 0, closed = 0, written = 0, released = 0 }
@@ -13,9 +16,13 @@ for i = 1, #counts, 2 do
   counted[name] = counted[name] + counts[i + 1]
 end
 
-local open = 0
-for i = 3, #KEYS do
-  open = open + redis.call('ZCARD', KEYS[i])
+local open, seen = 0, {}
+for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do
+  local bot = string.match(field, '^[^\31]*')
+  if not seen[bot] then
+    seen[bot] = true
+    open = open + redis.call('ZCARD', ARGV[1] .. bot)
+  end
 end
 
 local reply = {}

@@ -46,12 +46,13 @@ KEPT_MS = {("delivered", "cancelled"): 30 * DAY_MS, ("failed",): 90 * DAY_MS}
 
 
 class OutboxMaintenance:
-    """Run every few seconds by every worker; two workers at once do no harm."""
+    """Run every few seconds by every worker; two workers at once do no harm. One worker at a time measures."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._next_ms = 0
         self._next_prune_ms = 0
+        self.measures = True
 
     async def run_once(self, now_ms: int) -> None:
         if now_ms < self._next_ms:
@@ -59,8 +60,9 @@ class OutboxMaintenance:
         self._next_ms = now_ms + EVERY_MS
         await self._all(partial(outbox.cancel_unwanted, room=ROOM, now_ms=now_ms))
         await self._all(partial(outbox.expire, queued_before_ms=now_ms - GIVE_UP_AFTER_MS, room=ROOM, now_ms=now_ms))
-        async with self._engine.connect() as conn:
-            OUTBOX.set(await outbox.depth(conn))
+        if self.measures:
+            async with self._engine.connect() as conn:
+                OUTBOX.set(await outbox.depth(conn))
         if now_ms >= self._next_prune_ms:
             self._next_prune_ms = now_ms + PRUNE_EVERY_MS
             await self._prune(now_ms)
@@ -171,6 +173,12 @@ class Dispatcher:
         self._claiming = asyncio.Lock()
         self._clock_offset_ms = 0.0
         self._stopping = False
+
+    def measure(self, *, here: bool) -> None:
+        """Whether this worker measures how many deliveries are pending; another one does if not, and this one reports none."""
+        self._maintenance.measures = here
+        if not here:
+            OUTBOX.set(0)
 
     def start(self) -> None:
         """Record attempts as they end, and claim more, between ticks too."""

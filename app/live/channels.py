@@ -3,8 +3,9 @@
 Sessions that version 0.1.0 opened were not counted, and changes made to Redis from outside may leave any difference.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from app.live import keys
 from app.live.codec import UNREADABLE
@@ -26,22 +27,30 @@ async def open_by_channel(pipe: Pipe, *, shards: int) -> dict[tuple[str, str], i
     return {place: count for place, count in sorted(counts.items()) if count > 0}
 
 
-async def repair_channels(pipe: Pipe, shard: int, bots: Sequence[str]) -> int:
+async def bots_with_sessions(pipe: Pipe, *, shards: Iterable[int]) -> dict[int, set[str]]:
+    """The bots that have open sessions, by shard: one command for each shard, however many bots there are."""
+    chosen = list(shards)
+    fields = await asyncio.gather(*(pipe.call("HKEYS", keys.channels(shard)) for shard in chosen))
+    return {shard: {keys.channel_from(field)[0] for field in reply} for shard, reply in zip(chosen, fields, strict=True)}
+
+
+async def repair_channels(pipe: Pipe, shard: int, bots: Iterable[str]) -> int:
     """Count the open sessions of a shard anew if the sum is wrong; 1 if counts were wrong.
 
-    `bots` are all bots that ever were. Where sessions open or close meanwhile, the next check tries again. A session whose state
-    cannot be read is in no count.
+    `bots` are those that the counts may lack. Where sessions open or close meanwhile, the next check tries again. A session whose
+    state cannot be read is in no count.
     """
     names = [keys.channels(shard), keys.counts(shard)]
-    differs, *unchanged = await _MISCOUNTED.call(pipe, [*names, *(keys.live(shard, bot) for bot in bots)])
+    differs, opened, closed, *found = await _MISCOUNTED.call(pipe, names, keys.live(shard, ""), *bots)
     if not differs:
         return 0
     counts: Counter[str] = Counter()
-    for bot in bots:
+    for bot in map(bytes.decode, found):
         async for members in pages(pipe, keys.live(shard, bot)):
             states = await pipe.call("MGET", *(keys.state(shard, member.decode()) for member in members))
             counts.update(keys.channel_field(bot, channel) for channel in map(_channel_of, states) if channel)
-    return int(await _RECOUNT.call(pipe, names, *unchanged, *(part for pair in counts.items() for part in pair)))
+    pairs = (part for pair in counts.items() for part in pair)
+    return int(await _RECOUNT.call(pipe, names, opened, closed, *pairs))
 
 
 def _channel_of(stored: bytes | None) -> str | None:

@@ -317,31 +317,29 @@ async def test_a_session_opened_while_its_sandbox_bot_is_deleted_closes_too(
     await admin.ok("DELETE", "/v1/bots/shop")
     late = Receive(Entry(user_id="late", role="user"), "late")
     await resources.ledger.submit(Strand("shop", "web:late"), late, at_ms=await resources.sandboxes.stored_ms("shop"))
-    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).open == 1
+    assert (await worker.consistency.totals()).open == 1
 
     await worker.repair()
     await worker.archivist.run_once()
 
-    account = await worker.consistency.totals(resources.config.bots_and_deleted())
+    account = await worker.consistency.totals()
     assert (account.opened, account.closed, account.open, account.unaccounted) == (2, 2, 0, 0)
     assert [each["reason"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == ["inactivity"] * 2
 
 
-async def test_what_closes_after_its_bot_is_deleted_is_archived_and_told_to_nobody(
-    admin: Client, worker: Worker, resources: Resources
-) -> None:
+async def test_what_closes_after_its_bot_is_deleted_is_archived_and_told_to_nobody(admin: Client, worker: Worker) -> None:
     """Its endpoints went with it; lists and the account know of it all the same, `/live` and `/summary` do not."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/"})
     answer = await post(admin)
     await admin.ok("DELETE", "/v1/bots/shop")
-    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).open == 1
+    assert (await worker.consistency.totals()).open == 1
 
     assert (await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close"))["status"] == "closed"
     await worker.archivist.run_once()
     await worker.jobs()["deliver"][0]()
 
-    account = await worker.consistency.totals(resources.config.bots_and_deleted())
+    account = await worker.consistency.totals()
     assert (account.open, account.pending, account.unaccounted) == (0, 0, 0)
     assert [each["id"] for each in (await admin.ok("GET", "/v1/sessions?bot=shop"))["sessions"]] == [answer["session_id"]]
     assert (await admin.ok("GET", "/v1/deliveries"))["deliveries"] == []

@@ -152,12 +152,11 @@ async def test_record_that_is_neither_undelivered_nor_pending_is_delivered_again
 
 async def test_everything_is_accounted_for_through_a_sessions_life(resources: Resources, worker: Worker, session: str) -> None:
     """Open, closed and waiting, archived: at each step what was counted in is somewhere."""
-    bots = resources.config.bots_and_deleted()
-    accounts = [await worker.consistency.totals(bots)]
+    accounts = [await worker.consistency.totals()]
     await resources.ledger.submit(ANN, Close(session))
-    accounts.append(await worker.consistency.totals(bots))
+    accounts.append(await worker.consistency.totals())
     await worker.archivist.run_once()
-    accounts.append(await worker.consistency.totals(bots))
+    accounts.append(await worker.consistency.totals())
 
     assert [(account.open, account.pending, account.unaccounted) for account in accounts] == [(1, 0, 0), (0, 1, 0), (0, 0, 0)]
 
@@ -167,6 +166,6 @@ async def test_lost_record_is_counted(resources: Resources, worker: Worker, sess
     await resources.ledger.submit(ANN, Close(session))
     await resources.redis.xtrim(keys.events(shard(resources)), maxlen=0, approximate=False)
 
-    account = await worker.consistency.totals(resources.config.bots_and_deleted())
+    account = await worker.consistency.totals()
 
     assert account.unaccounted == 1

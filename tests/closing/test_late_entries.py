@@ -120,7 +120,7 @@ async def test_crash_at_any_failpoint_neither_loses_nor_doubles_a_late_entry(
     assert hits >= nth
     assert await sessions(resources) == [(1, "resolved", ["1 ann-hello", "2 l1 late"])]
     assert await deliveries(resources) == ["session.closed", "session.updated"]
-    assert (await worker.consistency.totals(resources.config.bots_and_deleted())).unaccounted == 0
+    assert (await worker.consistency.totals()).unaccounted == 0
 
 
 async def test_late_entry_waits_for_its_session(resources: Resources, worker: Worker, other: Archivist) -> None:

@@ -17,7 +17,10 @@ from app.console.app import install_console
 from app.log import configure_logging
 from app.resources import Resources, open_resources
 from app.settings import Settings
+from app.shares import LoopShares
 
+PROBES = ("/healthz", "/readyz")
+_REQUESTS_EACH_ITERATION = 8  # of 1 ms; entries come before them
 VERSION = "0.1.0"
 DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; webhooks report it."
 
@@ -27,10 +30,12 @@ class Adjourn(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = ingest.route_of(scope)
-        if route is None:
-            await super().__call__(scope, receive, send)
-        else:
+        if route is not None:
             await ingest.serve(self.state.resources, route, scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["path"] not in PROBES:
+            await self.state.loop_shares.wait(dict(scope["headers"]).get(b"authorization", b"").decode("latin-1"))
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -56,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
+    app.state.loop_shares = LoopShares(_REQUESTS_EACH_ITERATION)
     install_error_handlers(app)
     install_middleware(app, known)
     install_docs_page(app)

@@ -33,7 +33,7 @@ from app.live.users import UserVariables
 from app.live.view import LiveView
 from app.queries.live_events import LiveEvents
 from app.settings import Settings
-from app.shares import Shares
+from app.shares import LoopShares, Shares
 
 _ADMIN_POOL_SIZE = 2
 _TESTS_AT_ONCE = 8
@@ -62,6 +62,7 @@ class Resources:
     limits: RateLimits
     admissions: Admissions
     bodies: Shares  # bytes of bodies of entries that are read or worked on, by key
+    decoding: LoopShares  # of large bodies, by key
     tests: Shares  # tests of endpoints that are sent, by bot
     intake: Intake
     sweep: Sweep
@@ -155,6 +156,7 @@ def _assemble(
         admissions=Admissions(config),
         limits=RateLimits(Rates(pipe), settings),
         bodies=Shares(settings.bodies_max_bytes, most_of_one=settings.bodies_max_bytes * 3 // 4),
+        decoding=LoopShares(1),
         tests=Shares(_TESTS_AT_ONCE, most_of_one=_TESTS_OF_ONE_BOT),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
         sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),

@@ -30,6 +30,7 @@ Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 _ROUTE = re.compile(r"/v1/bots/(?P<bot>[^/]+)/messages(?P<batch>/batch)?")
 _JSON = "application/json"
+_LARGE_BODY = 100_000  # bytes; a megabyte takes 10 ms
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 _log = structlog.get_logger()
 
@@ -74,6 +75,8 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
 async def _taken(
     resources: Resources, bot: BotConfig, body: bytes, spenders: tuple[str, str], *, media: str, batch: bool
 ) -> Reply:
+    if len(body) >= _LARGE_BODY:
+        await resources.decoding.wait(spenders[0])
     entries = _many_of(resources, body, media=media) if batch else [_one_of(body, media=media)]
     allowed = await resources.limits.spend_entries(*spenders, entries=len(entries), size=len(body))
     refused = [over_rate("entries") for _ in entries[allowed.entries :]]

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from app.errors import Unavailable
 from app.resources import Resources
 from app.settings import Settings
-from app.shares import OWNER, Shares
+from app.shares import OWNER, LoopShares, Shares
 from tests.api.conftest import Client, ClientMaker
 
 SLOW = text("SELECT pg_sleep(0.7)")
@@ -116,3 +116,44 @@ async def test_bodies_of_one_key_leave_room_to_others(resources: Resources, clie
 
     assert (refused.status_code, refused.headers["retry-after"], answered.status_code) == (503, "1", 200)
     assert resources.bodies.try_take("all", 750_000)
+
+
+async def test_large_bodies_of_one_key_are_decoded_one_by_one(clients: ClientMaker, admin: Client) -> None:
+    """A request that comes after six of them is answered when two have been decoded at most."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    busy, other = await clients("ingest"), await clients("ingest")
+    path, order = "/v1/bots/shop/messages", list[str]()
+
+    async def post(client: Client, body: bytes, name: str) -> None:
+        answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+        order.append(f"{name} {answer.status_code}")
+
+    large = [asyncio.create_task(post(busy, b"[" * 120_000, "large")) for _ in range(6)]
+    small = asyncio.create_task(post(other, b"{}", "small"))
+    await asyncio.gather(*large, small)
+
+    assert sorted(order) == ["large 422"] * 6 + ["small 422"]
+    assert order.index("small 422") <= 2
+
+
+async def test_owners_alternate_and_each_iteration_has_room_for_some() -> None:
+    """Ten tasks of one owner and then one of another, two in an iteration: the other one is among the first four."""
+    shares, order, at = LoopShares(2), list[str](), list[int]()
+    loop, iteration = asyncio.get_running_loop(), 0
+
+    def count() -> None:
+        nonlocal iteration
+        iteration += 1
+        if len(order) < 11:
+            loop.call_soon(count)
+
+    async def work(owner: str) -> None:
+        await shares.wait(owner)
+        order.append(owner)
+        at.append(iteration)
+
+    count()
+    await asyncio.gather(*[work("busy") for _ in range(10)], work("other"))
+
+    assert order.index("other") < 4
+    assert max(map(at.count, at)) <= 2

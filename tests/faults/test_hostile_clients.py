@@ -134,7 +134,8 @@ async def test_slow_and_hostile_clients_hold_little_and_give_it_back(
     for client in clients:
         client.close()
 
-    assert statuses <= {413, 422}
+    # A key whose slow clients hold its share of bodies gets 503.
+    assert {422} <= statuses <= {413, 422, 503}
     assert max(during.memory) - max(before.memory) <= GROWTH_BYTES
     assert during.p99_s <= max(times * before.p99_s, FLOOR_S)
     assert stage.traces() == []

@@ -20,10 +20,10 @@ T = TypeVar("T", bound=Struct)
 _LONGEST_SHOWN = 60
 
 
-def read(record: type[T], value: object, path: str = "") -> tuple[T | None, list[Fault]]:
+def read(record: type[T], value: object) -> tuple[T | None, list[Fault]]:
     """The record that `value` (decoded JSON) describes, or None and every fault, in the order of `value`."""
     reader = _Reader()
-    made = reader.read(_type_of(record), value, path)
+    made = reader.read(_type_of(record), value, "")
     return (None, reader.faults) if reader.faults else (made, [])
 
 

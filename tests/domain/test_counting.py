@@ -276,3 +276,66 @@ def test_depth_that_others_could_not_read_is_refused(field: str) -> None:
     assert refused.value.message == "it is nested deeper than 8 levels"
     assert refused.value.hint == "flatten it, or send it as a string"
     assert talk.state is state
+
+
+def test_the_user_s_intents_are_kept_in_their_order() -> None:
+    """No repeats in a row; none by others, and none of typing. `user_intent` is that of the last entry, if it had one."""
+    talk = Talk()
+    talk.say("user", "a", intent="pay", at=0)
+    talk.say("bot", "b", intent="ask", at=1)
+    talk.say("user", type="activity", intent="type", at=2)
+    talk.say("user", "c", intent="pay", at=3)
+
+    assert (talk.open.intents, talk.open.user_intent, talk.open.intent) == (("pay",), "pay", "pay")
+
+    for intent in ("return", "return", "pay", "pay"):
+        talk.say("user", "d", intent=intent, at=4)
+
+    assert (talk.open.intents, talk.open.user_intent) == (("pay", "return", "pay"), "pay")
+
+    talk.say("user", "e", at=5)
+
+    assert (talk.open.intents, talk.open.user_intent, talk.open.intent) == (("pay", "return", "pay"), None, "pay")
+
+
+def test_intents_are_bounded() -> None:
+    """The first 32 are kept."""
+    talk = Talk()
+    for number in range(34):
+        talk.say("user", "a", intent=f"i{number}", at=0)
+
+    assert talk.open.intents == tuple(f"i{number}" for number in range(32))
+
+
+def test_a_system_entry_is_no_word_of_an_agent() -> None:
+    """Whether a message by an agent is a hand-off or not."""
+    talk = Talk(agent_message_joins=False)
+    talk.say("user", "a", at=0)
+    talk.say("system", "b", at=1)
+
+    assert talk.open.trade == "bot"
+
+    talk.say("agent", "c", at=2)
+
+    assert talk.open.trade == "agent"
+
+
+def test_a_refusal_of_merged_metadata_says_what_to_do() -> None:
+    """The fault of the merged value, with its remedy."""
+    talk = Talk()
+    talk.say("user", "a", at=0, session_metadata={f"a{number}": 1 for number in range(40)})
+    with pytest.raises(InvalidEntry) as refused:
+        talk.say("user", "b", at=1, session_metadata={f"b{number}": 1 for number in range(40)})
+
+    assert refused.value.field == "session_metadata"
+    assert refused.value.hint == "send fewer, or a list"
+    assert len(talk.open.session_metadata or ()) == 40
+
+
+def test_every_value_that_cannot_be_stored_is_named() -> None:
+    """An entry with several faults answers all of them."""
+    deep = nested(DEEPEST + 1)
+    with pytest.raises(InvalidEntry) as refused:
+        Talk().say("user", "a", metadata={"a": deep}, session_metadata={"b": deep})
+
+    assert [fault.where.partition(".")[0] for fault in refused.value.faults] == ["metadata", "session_metadata"]

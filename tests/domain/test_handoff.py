@@ -502,3 +502,14 @@ def test_agent_who_joins_after_a_reported_hand_off_ends_what_is_still_with_the_b
     talk.say("agent", type="agent.joined", at=3)
 
     assert talk.closings == [("handoff", 3)]
+
+
+def test_an_agent_joins_once() -> None:
+    """The first message of the agent pauses the session; the next one is a message."""
+    talk = Talk(on_handoff="pause")
+    talk.say("user", "a", at=0)
+    talk.say("agent", "b", at=1)
+    talk.say("agent", "c", at=2)
+
+    assert talk.open.paused
+    assert talk.open.deadline_by == "m2"

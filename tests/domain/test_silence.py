@@ -516,3 +516,21 @@ def test_whom_a_closure_message_is_for(to: str, said_by_bot: bool, said_by_user:
         talk.wake(at=15)
 
         assert ("session.closure_message" in [event.type for event in talk.events]) == expected
+
+
+def test_an_intent_that_the_bot_gave_is_the_last_if_the_user_s_entry_had_none() -> None:
+    """Ruling 9: the same intent after the silence continues."""
+    talk = Talk(preset="kore-7.2")
+    talk.say("user", "hm", at=0)
+    talk.say("bot", "pay?", intent="pay", at=1)
+
+    assert talk.say("user", "yes", intent="pay", at=20).session == "continued"
+
+
+def test_a_user_comes_back_where_bots_start_nothing() -> None:
+    """The policy is about the bots' own messages."""
+    talk = Talk(closing="on_return", bot_starts=False)
+    talk.say("user", "a", at=0)
+
+    assert talk.say("user", "b", at=40).session == "opened"
+    assert talk.closings == [("returned", 40)]

@@ -134,13 +134,16 @@ class Exported(StrEnum):
 class ExportFormat(StrEnum):
     CSV = "csv"
     NDJSON = "ndjson"
+    PARQUET = "parquet"
 
 
 @app.command()
 def export(
     kind: Annotated[Exported, typer.Argument(help="Rows to export.")],
     output: Annotated[Path, typer.Argument(help="The file to write.")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="One row a line, as CSV or JSON.")] = ExportFormat.NDJSON,
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="One row a line, as CSV or JSON, or a Parquet file.")
+    ] = ExportFormat.NDJSON,
     where: Annotated[list[str] | None, typer.Option(help="Filter of GET /v1/sessions, such as bot=shop. Repeatable.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a file that was cut.")] = False,
     url: Annotated[str, typer.Option(help="URL of the API.")] = "http://127.0.0.1:8000",

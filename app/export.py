@@ -1,13 +1,15 @@
 """`adjourn export`: an export of the API as a file, with a progress bar, taken up again after the last whole row if it is cut.
 
 Only whole rows are written, so a file is a valid beginning of the export at any instant. A connection that is cut is taken up by
-itself; a run that was killed, with `resume`. It refuses a file that exists, unless it is to be resumed.
+itself; a run that was killed, with `resume`. A Parquet file has its index at its end: cut, it is begun anew. It refuses a file
+that exists, unless it is to be resumed, and to resume a Parquet file.
 """
 
 import asyncio
 import csv
 import io
 from collections.abc import Callable, Iterator
+from os import SEEK_CUR
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +40,11 @@ class Export(Struct, frozen=True):
     def path(self) -> str:
         return f"/v1/exports/{self.kind}"
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether a row is a line, by which a cut file goes on."""
+        return self.form != "parquet"
+
     def place_of(self, row: bytes) -> str:
         """The place of a row, as `after` takes it."""
         if self.form == "csv":
@@ -48,14 +55,18 @@ class Export(Struct, frozen=True):
 
 
 class Rows:
-    """Cuts bytes into whole rows: a line feed within quotes of CSV ends none."""
+    """Cuts bytes into whole rows: a line feed within quotes of CSV ends none. Bytes of Parquet stay as they are."""
 
     def __init__(self, export: Export) -> None:
+        self._has_lines = export.has_lines
         self._quoted = export.form == "csv"
         self._left = b""
 
     def whole(self, piece: bytes) -> Iterator[bytes]:
         """The rows that `piece` completes, with their line feeds."""
+        if not self._has_lines:
+            yield piece
+            return
         row = b""
         for line in (self._left + piece).splitlines(keepends=True):
             row += line
@@ -75,6 +86,11 @@ class Target:
         self._last = b""
 
     @property
+    def size(self) -> str:
+        """How much it has, for people."""
+        return f"{self.rows} rows" if self._export.has_lines else f"{self._file.seek(0, SEEK_CUR):,} bytes"
+
+    @property
     def rows(self) -> int:
         """How many rows it has, without the head of CSV."""
         return max(0, self._lines - (self._export.form == "csv"))
@@ -90,7 +106,7 @@ class Target:
 
     def begin(self) -> str | None:
         """The place to go on from; without a row it is written anew, the head too."""
-        if self.rows:
+        if self.rows and self._export.has_lines:
             return self._export.place_of(self._last)
         self._lines = 0
         self._cut(0)
@@ -111,6 +127,8 @@ class Target:
 
 def run(export: Export, output: Path, *, url: str, key: str | None, resume: bool) -> None:
     """Write the file. Raises `CannotStart` with the reason if that fails; what was written stays, to be resumed."""
+    if resume and not export.has_lines:
+        raise CannotStart("a Parquet file has its index at its end and cannot be resumed: export it anew, or as csv or ndjson")
     console = Console(stderr=True)
     try:
         with output.open("r+b" if resume else "xb") as file, progress_bar(console) as progress:
@@ -118,16 +136,15 @@ def run(export: Export, output: Path, *, url: str, key: str | None, resume: bool
             if resume:
                 target.resume()
             task = progress.add_task(export.kind, total=None, counts="")
-            asyncio.run(
-                _download(export, target, url=url, key=key, show=lambda: progress.update(task, counts=f"{target.rows:,} rows"))
-            )
+            asyncio.run(_download(export, target, url=url, key=key, show=lambda: progress.update(task, counts=target.size)))
+            size = target.size
     except FileExistsError:
         raise CannotStart(f"{output} exists: take another name, or --resume it") from None
     except FileNotFoundError as error:
         raise CannotStart(f"cannot open {error.filename}: {error.strerror}") from None
     except (DecodeError, LookupError, UnicodeDecodeError) as error:
         raise CannotStart(f"{output} is no export of {export.kind} as {export.form}") from error
-    print(f"{target.rows} {export.kind} in {output}")
+    print(f"{export.kind} in {output}: {size}")
 
 
 async def _download(export: Export, target: Target, *, url: str, key: str | None, show: Callable[[], None]) -> None:
@@ -139,9 +156,10 @@ async def _download(export: Export, target: Target, *, url: str, key: str | None
             try:
                 return await _try(client, export, target, show)
             except httpx.TransportError as error:
-                tries = 1 if target.rows > before else tries + 1
+                tries = 1 if target.rows > before and export.has_lines else tries + 1
                 if tries >= _TRIES:
-                    raise CannotStart(f"the export was cut: {type(error).__name__}; --resume goes on") from error
+                    further = "--resume goes on" if export.has_lines else "what was written is no Parquet file"
+                    raise CannotStart(f"the export was cut: {type(error).__name__}; {further}") from error
             pause_s = _FIRST_PAUSE_S if tries == 1 else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
 

@@ -1,14 +1,18 @@
-"""Exports closed sessions or their messages as rows of CSV or NDJSON, the first opened first, in constant memory.
+"""Exports closed sessions or their messages as rows of CSV, NDJSON or Parquet, the first opened first, in constant memory.
 
 Each page is a short transaction of its own, so an export of hours holds nothing open. A row names its place: the session's id,
 for messages also the sequence. An export that is cut goes on after the last whole row, with the same bytes as if it had not been
-cut; sessions that are archived meanwhile and opened before that place are not in it. It refuses places that are none.
+cut; sessions that are archived meanwhile and opened before that place are not in it. A Parquet file has its index at its end, so
+what goes on after a place is a file of its own. It refuses places that are none, and Parquet where pyarrow is not installed.
 """
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from importlib import import_module
+from types import NoneType
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from msgspec import Struct, json
@@ -18,16 +22,18 @@ from app.archive import session_reads
 from app.archive.session_reads import ArchivedSession, SessionFilter, SessionPlace
 from app.domain.errors import Fault
 from app.domain.records import Answer, Message, Session
-from app.domain.session_view import message_view, session_view
+from app.domain.session_view import message_view, public_fields, session_view, shown_as
 from app.domain.strand import Strand, opened_at_ms_of
 from app.errors import Invalid
 
-Format = Literal["csv", "ndjson"]
+Format = Literal["csv", "ndjson", "parquet"]
 ExportKind = Literal["sessions", "messages"]
 Row = dict[str, Any]
 
 _SESSIONS_A_PAGE = 200
 _MESSAGES_A_PAGE = 500
+_GROUP_ROWS = 20_000
+_GROUP_BYTES = 16_000_000
 _REST = "rest"
 _LARGEST_SEQUENCE = 2**31 - 1
 
@@ -64,9 +70,14 @@ async def encoded(
 ) -> AsyncIterator[bytes]:
     """The export in pieces: the rows after `after`, and the names of the columns only where it begins."""
     columns, rows = COLUMNS[kind], _ROWS[kind]
+    pages = rows(engine, wanted, after=after)
+    if form == "parquet":
+        async for piece in as_parquet(pages, columns):
+            yield piece
+        return
     if form == "csv" and after is None:
         yield (",".join(columns) + "\n").encode()
-    async for page in rows(engine, wanted, after=after):
+    async for page in pages:
         yield as_csv(page, columns) if form == "csv" else as_ndjson(page)
 
 
@@ -187,7 +198,7 @@ COLUMNS: dict[ExportKind, tuple[str, ...]] = {
     "sessions": tuple(name for name, _ in _flat(session_row(_BLANK))),
     "messages": (*message_row(_BLANK, _MESSAGE), _REST),
 }
-"""The columns of CSV. `rest` of a message holds, as JSON, the fields that few messages have."""
+"""The columns of CSV and Parquet. `rest` of a message holds, as JSON, the fields that few messages have."""
 
 
 def as_ndjson(rows: Sequence[Row]) -> bytes:
@@ -200,8 +211,127 @@ def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in rows:
-        flat = dict(_flat(row))
-        rest = {name: flat.pop(name) for name in flat.keys() - set(columns)}
-        flat[_REST] = rest or None
-        writer.writerow([_cell(flat.get(name)) for name in columns])
+        cells = _cells(row, columns)
+        writer.writerow([_cell(cells.get(name)) for name in columns])
     return text.getvalue().encode()
+
+
+def _cells(row: Row, columns: Sequence[str]) -> Row:
+    """Column to value; values without a column are those of `rest`."""
+    flat = dict(_flat(row))
+    rest = {name: flat.pop(name) for name in sorted(flat.keys() - set(columns))}
+    return flat | {_REST: rest or None}
+
+
+async def as_parquet(pages: AsyncIterator[list[Row]], columns: Sequence[str]) -> AsyncIterator[bytes]:
+    """A Parquet file: instants, numbers, booleans and lists of texts by their types, other objects and lists as JSON."""
+    file = await asyncio.to_thread(_ParquetFile, columns)
+    yield file.written()
+    async for page in pages:
+        await asyncio.to_thread(file.add, page)
+        if piece := file.written():
+            yield piece
+    await asyncio.to_thread(file.close)
+    yield file.written()
+
+
+class _Sink(io.RawIOBase):
+    """Takes what is written, to be handed on, and knows the place in the whole file."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._place = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def seek(self, _offset: int, _whence: int = 0, /) -> int:
+        """The place: a writer that goes nowhere else asks for it so."""
+        return self._place
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - a buffer, which Python 3.11 has no name for
+        piece = bytes(data)
+        self._pieces.append(piece)
+        self._place += len(piece)
+        return len(piece)
+
+    def take(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+class _ParquetFile:
+    """Writes a row group whenever there are rows enough for one. Raises `Invalid` where pyarrow is not installed."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        try:
+            self._arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        except ImportError:
+            fault = Fault(
+                "format", "this server cannot write Parquet", "csv or ndjson; or install adjourn[parquet] on the server"
+            )
+            raise Invalid("the format is not available", faults=(fault,)) from None
+        self._columns = columns
+        types = [self._type(name) for name in columns]
+        self._schema = self._arrow.schema(list(zip(columns, types, strict=True)))
+        self._sink = _Sink()
+        self._writer = parquet.ParquetWriter(self._sink, self._schema, compression="zstd")
+        self._tables: list[Any] = []
+
+    def add(self, rows: Sequence[Row]) -> None:
+        cells = [_cells(row, self._columns) for row in rows]
+        arrays = [self._array(name, [each.get(name) for each in cells]) for name in self._columns]
+        self._tables.append(self._arrow.table(arrays, schema=self._schema))
+        if sum(map(len, self._tables)) >= _GROUP_ROWS or sum(table.nbytes for table in self._tables) >= _GROUP_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        if self._tables:
+            self._write()
+        self._writer.close()
+
+    def written(self) -> bytes:
+        """The bytes since the last call."""
+        return self._sink.take()
+
+    def _write(self) -> None:
+        table = self._arrow.concat_tables(self._tables).combine_chunks()
+        self._writer.write_table(table, row_group_size=len(table))
+        self._tables = []
+
+    def _type(self, name: str) -> Any:  # noqa: ANN401 - pyarrow has no types
+        arrow = self._arrow
+        if _is_instant(name):
+            return arrow.timestamp("ms", tz="UTC")
+        types = {bool: arrow.bool_(), int: arrow.int64(), tuple: arrow.list_(arrow.string())}
+        return types.get(_PLAIN.get(name, str), arrow.string())
+
+    def _array(self, name: str, values: list[Any]) -> Any:  # noqa: ANN401 - as above
+        wanted = self._schema.field(name).type
+        if _is_instant(name):
+            return self._arrow.array(values, self._arrow.string()).cast(wanted)
+        if wanted == self._arrow.string():
+            values = [json.encode(value).decode() if isinstance(value, dict | list) else value for value in values]
+        return self._arrow.array(values, wanted)
+
+
+def _is_instant(column: str) -> bool:
+    return column.endswith("_at") or "_at_of_" in column
+
+
+def _plain(hint: Any) -> type:  # noqa: ANN401 - a type
+    """The class of a hint's values other than None: `tuple` of `Annotated[tuple[str, ...] | None, …]`."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    named = [one for one in get_args(hint) if one is not NoneType]
+    if NoneType in get_args(hint):
+        return _plain(named[0])
+    plain: type = get_origin(hint) or hint
+    return plain
+
+
+_PLAIN: dict[str, type] = {
+    **{shown_as(name): _plain(hint) for name, hint in (get_type_hints(Message) | public_fields(Session)).items()},
+    **dict.fromkeys((name for name in COLUMNS["sessions"] if name.startswith("entries_of_")), int),
+}
+"""Column to the class of its values, where it is not text."""

@@ -86,6 +86,18 @@ def test_rows_are_cut_wherever_the_pieces_are(export: Export, rows: list[bytes],
         assert [row for piece in pieces for row in cutter.whole(piece)] == ([head] if head else []) + rows
 
 
+def test_parquet_that_is_cut_is_begun_anew(tmp_path: Path) -> None:
+    """Its bytes are those of the last answer alone, line feeds within them are none of rows, and it is never resumed."""
+    export = Export("sessions", "parquet", {"bot": "shop"})
+    output, body = tmp_path / "out", [b'PAR1\n\x00\r\n"', b"\n\nPAR1"]
+    with server(export, body, b"", cuts=[0, 3, 9]) as url:
+        run(export, output, url=url, key=None, resume=False)
+
+    assert output.read_bytes() == b"".join(body)
+    with pytest.raises(CannotStart, match="cannot be resumed"):
+        run(export, output, url="http://127.0.0.1:9", key=None, resume=True)
+
+
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     """It is written over by no run, and resumed only if it is asked for."""
     output = tmp_path / "out"

@@ -1,11 +1,14 @@
-"""Exports: every row once, in CSV and NDJSON, the same bytes however often they are cut and resumed."""
+"""Exports: every row once, in CSV, NDJSON and Parquet, the same bytes however often they are cut and resumed."""
 
 import csv
 import gzip
 import io
+import sys
+from datetime import datetime
 from random import Random
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from msgspec import json, structs
 
@@ -173,3 +176,73 @@ async def test_large_answers_are_compressed_for_those_who_take_gzip(admin: Clien
     assert plain.json() == large.json()
     assert "content-encoding" not in small.headers
     assert export.text.startswith("id,bot,")
+
+
+async def parquet(client: Client, path: str, **asked: str) -> pyarrow.Table:
+    reply = await client.get(path, params={"format": "parquet", **asked})
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "application/vnd.apache.parquet"
+    return pyarrow.parquet.read_table(io.BytesIO(reply.content))
+
+
+@pytest.mark.parametrize("path", (SESSIONS, MESSAGES))
+async def test_parquet_holds_what_ndjson_holds(
+    admin: Client, archived: list[ClosedSession], path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row by row over several row groups: instants and numbers by their types, objects as JSON."""
+    monkeypatch.setattr("app.queries.exports._GROUP_ROWS", 25)
+    expected = await lines(admin, path)
+    found = await parquet(admin, path)
+
+    assert archived
+    assert found.num_rows == len(expected)
+    for row, one in zip(found.to_pylist(), expected, strict=True):
+        for name, value in row.items():
+            assert as_json(value) == in_column(one, name), name
+
+
+def as_json(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03}Z"
+    return value
+
+
+def in_column(one: Json, name: str) -> object:
+    if name == "rest":
+        return json.encode({"metadata": one["metadata"]}).decode()
+    whole, of, role = name.partition("_of_")
+    value = one[f"{whole}_of"][role] if of else one[name]
+    return json.encode(value).decode() if isinstance(value, dict) else value
+
+
+async def test_parquet_knows_the_types_of_its_columns(admin: Client, archived: list[ClosedSession]) -> None:
+    """Those that SQL needs; a column of nothing but nulls has one, too."""
+    sessions, messages = await parquet(admin, SESSIONS), await parquet(admin, MESSAGES)
+
+    assert archived
+    for name in ("opened_at", "reminded_at", "first_entry_at_of_agent"):
+        assert str(sessions.schema.field(name).type) == "timestamp[ms, tz=UTC]", name
+    for name in ("entries", "entries_of_user", "active_ms", "first_response_ms"):
+        assert str(sessions.schema.field(name).type) == "int64", name
+    assert str(sessions.schema.field("interactive").type) == "bool"
+    assert str(sessions.schema.field("intents").type).startswith("list<")
+    assert str(messages.schema.field("late").type) == "bool"
+    assert str(messages.schema.field("rest").type) == "string"
+
+
+async def test_parquet_goes_on_after_a_place_as_a_file_of_its_own(admin: Client, archived: list[ClosedSession]) -> None:
+    """The rest of the rows; none at all is a file, too."""
+    places = [one.session.id for one in archived]
+
+    assert (await parquet(admin, SESSIONS, after=places[20])).column("id").to_pylist() == places[21:]
+    assert (await parquet(admin, SESSIONS, after=places[-1])).num_rows == 0
+
+
+async def test_parquet_without_its_extra_is_refused(admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem that names what to install; other formats need nothing."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    problem = await admin.refused("GET", SESSIONS, params={"format": "parquet"})
+
+    assert problem["status"] == 422
+    assert "adjourn[parquet]" in problem["errors"][0]["hint"]
+    assert await lines(admin, SESSIONS) == []

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = {
     "requirements.lock": {"build"},
     "requirements-embedded.lock": {"build", "embedded"},
-    "requirements-dev.lock": {"build", "embedded", "dev"},
+    "requirements-dev.lock": {"build", "embedded", "parquet", "dev"},
 }
 LOCKS = tuple(EXTRAS)
 

@@ -1,4 +1,4 @@
-"""Exports of closed sessions and of their messages, streamed as CSV or NDJSON, compressed if the client takes gzip."""
+"""Exports of closed sessions and of their messages, streamed as CSV, NDJSON or Parquet, compressed if the client takes gzip."""
 
 import asyncio
 import zlib
@@ -18,7 +18,11 @@ from app.queries.exports import ExportKind, Format, encoded, place_of
 
 router = APIRouter(prefix="/v1/exports", tags=["analytics"])
 
-MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+MEDIA_TYPES: dict[Format, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "ndjson": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+}
 _GZIP = 16 + zlib.MAX_WBITS
 _LEVEL = 6
 _HEAD_AND_PAGE = 2
@@ -27,12 +31,15 @@ _HEAD_AND_PAGE = 2
 class ExportQuery(FilterQuery):
     """Which sessions, and from where on."""
 
-    format: Annotated[Format, Field(description="One row a line: as CSV with a head line, or as JSON.")] = "ndjson"
+    format: Annotated[Format, Field(description="One row a line: as CSV with a head line, or as JSON; or a Parquet file.")] = (
+        "ndjson"
+    )
     after: Annotated[
         str | None,
         Field(
             max_length=64,
-            description="Go on after this row: a session's id or, for messages, `<session id>:<sequence>`. No head line then.",
+            description="Go on after this row: a session's id or, for messages, `<session id>:<sequence>`. No head line then; "
+            "Parquet is a file of its own.",
             examples=["01a1fd8c-6900-7dff-8007-b98ca63b51ae"],
         ),
     ] = None
@@ -44,7 +51,7 @@ _STREAM: dict[str, Any] = {
     "responses": {
         200: {
             "description": "The rows, the first opened first.",
-            "content": {"text/csv": {"schema": {"type": "string"}}, "application/x-ndjson": {"schema": {"type": "string"}}},
+            "content": {media.partition(";")[0]: {"schema": {"type": "string"}} for media in MEDIA_TYPES.values()},
         }
     },
 }

@@ -19,7 +19,7 @@ from tests.faults.talk import Log, Talker, back_after_s, chatter
 POINTS = {"ingest.before_commit": (1, 40), "redis.after_execution": (20, 300), "ingest.after_commit": (1, 40)}
 
 
-@pytest.mark.parametrize("rounds", (pytest.param(5, id="short"), full(67, timeout_s=300)))
+@pytest.mark.parametrize("rounds", (pytest.param(3, id="short"), full(67, timeout_s=300)))
 @pytest.mark.parametrize("point", POINTS)
 async def test_api_killed_while_bots_talk(stage: Installation, tabulate: Tabulate, point: str, rounds: int) -> None:
     """Each entry is in one session, once, and its receipt says so, whenever the process that took it died."""

@@ -1,13 +1,14 @@
-"""Rows of API keys: digests, never the keys. Used by the API, the worker and `adjourn keys`."""
+"""Rows of API keys: digests, never the keys; and the views that each saved. Used by the API, the worker and `adjourn keys`."""
 
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, insert, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.tables import api_keys, instant
+from app.archive.tables import api_keys, instant, saved_views
 from app.ids import key_digest, shown_prefix
 
 
@@ -99,6 +100,40 @@ async def any_valid(conn: AsyncConnection, scope: str) -> bool:
     """Whether a valid key has this scope: the first start makes one if not."""
     valid = select(api_keys.c.id).where(_valid(), api_keys.c.scopes.contains([scope])).limit(1)
     return await conn.scalar(valid) is not None
+
+
+async def views(conn: AsyncConnection, key_id: str) -> list[Row[Any]]:
+    """The views that a key saved, by name."""
+    wanted = select(saved_views).where(saved_views.c.key_id == key_id).order_by(saved_views.c.name)
+    return list((await conn.execute(wanted)).all())
+
+
+async def save_view(conn: AsyncConnection, key_id: str, name: str, query: str, *, most: int) -> Row[Any] | None:
+    """The row of a view that is made or replaced; None, with nothing saved, if it would be one more than `most`."""
+    # The lock of the key's row makes two saves of one key wait for each other, so the count is exact.
+    await conn.execute(select(api_keys.c.id).where(api_keys.c.id == key_id).with_for_update())
+    values = {"key_id": key_id, "name": name, "query": query}
+    upsert = postgres_insert(saved_views).values(values)
+    replaced = {"query": upsert.excluded.query, "saved_at": func.now()}
+    upsert = upsert.on_conflict_do_update(index_elements=["key_id", "name"], set_=replaced)
+    row: Row[Any] = (await conn.execute(upsert.returning(saved_views))).one()
+    if len(await views(conn, key_id)) > most:
+        await conn.rollback()
+        return None
+    return row
+
+
+async def delete_view(conn: AsyncConnection, key_id: str, name: str) -> bool:
+    """False if the key has no view of this name."""
+    deleted = delete(saved_views).where(saved_views.c.key_id == key_id, saved_views.c.name == name)
+    return (await conn.execute(deleted)).rowcount == 1
+
+
+async def copy_views(conn: AsyncConnection, key_id: str, *, to: str) -> None:
+    """Give the views of a key to the key that replaces it, too."""
+    new = literal(to, saved_views.c.key_id.type)
+    copied = select(new, saved_views.c.name, saved_views.c.query).where(saved_views.c.key_id == key_id)
+    await conn.execute(insert(saved_views).from_select(["key_id", "name", "query"], copied))
 
 
 def _valid() -> ColumnElement[bool]:

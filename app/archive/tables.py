@@ -143,6 +143,15 @@ api_keys = Table(
     Column("note", Text, doc="The admin's own words about it."),
 )
 
+saved_views = Table(
+    "saved_views",
+    metadata,
+    Column("key_id", UuidText, ForeignKey("api_keys.id"), primary_key=True, doc="The key that saved it."),
+    Column("name", Text, primary_key=True, doc="Name for people, unique for the key."),
+    Column("query", Text, nullable=False, doc="Parameters of the list of sessions, as in an address."),
+    Column("saved_at", Timestamptz, nullable=False, server_default=NOW, doc="When it was saved last."),
+)
+
 policies = Table(
     "policies",
     metadata,

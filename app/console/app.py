@@ -49,6 +49,8 @@ STREAMS: Mapping[str, Show] = {"/live/events": sessions.events}
 """Answers that go on until the browser ends them."""
 
 ACTIONS: Mapping[str, Act] = {
+    "/sessions/views": sessions.save_view,
+    "/sessions/views/delete": sessions.delete_view,
     "/sessions/{session_id}/close": sessions.close,
     "/bots": bots.create,
     "/bots/{bot}/preview": bots.preview,

@@ -1,18 +1,20 @@
-"""Open and closed sessions: the live list, the list by filter with its export, and one session with its explanation."""
+"""Open and closed sessions: the live list, the list by filter with saved views and export, and one session explained."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from app.console.api_calls import Json, PassedOn, together
 from app.console.forms import as_query
+from app.console.pages import with_query
 from app.console.timeline import figure, supposed
-from app.console.visit import Fields, Visit, in_form
+from app.console.visit import PREFIX, Fields, Visit, in_form
 from app.domain.instants import rfc3339, rfc3339_or_none
 from app.domain.records import Session
 
 LIST = "/v1/sessions"
+VIEWS = "/v1/saved-views"
 EXPORTS = {"csv": "csv", "ndjson": "ndjson"}
 COLUMNS = ("user_id", "bot", "channel", "opened_at", "closed_at", "reason", "outcome", "active_ms")
 """The columns of the list unless the address names others."""
@@ -41,7 +43,10 @@ async def closed(visit: Visit) -> Response:
     columns = [value for name, value in visit.query if name == "column"] or list(COLUMNS)
     given = [(name, value) for name, value in visit.query if name != "column"]
     known = [name for name in visit.document.properties("SessionView") if name != "id"]
-    reply, problem = await in_form(visit.api.call("GET", LIST, query=as_query(fields, given)))
+    (reply, problem), saved = await together(
+        in_form(visit.api.call("GET", LIST, query=as_query(fields, given))), visit.api.get(VIEWS)
+    )
+    here = with_query(visit.query, cursor=None)[1:]
     answer = {"sessions": [], "next": None} if reply is None else reply.body
     return visit.page(
         "sessions.html",
@@ -55,7 +60,22 @@ async def closed(visit: Visit) -> Response:
         next=answer["next"],
         problem=problem,
         exports=EXPORTS,
+        views=saved["views"],
+        here=here,
     )
+
+
+async def save_view(visit: Visit, form: Fields) -> Response:
+    """Save the list's present address under a name of the key's own."""
+    query, name = form.get("query", ""), form.get("name", "").strip()
+    await visit.api.call("PUT", f"{VIEWS}/{visit.segment(name)}", {"query": query})
+    return RedirectResponse(f"{PREFIX}/sessions?{query}&done=view_saved", status_code=303)
+
+
+async def delete_view(visit: Visit, form: Fields) -> Response:
+    """Delete a saved view."""
+    await visit.api.call("DELETE", f"{VIEWS}/{visit.segment(form.get('name', ''))}")
+    return visit.go("/sessions", done="deleted")
 
 
 async def export(visit: Visit) -> Response:

@@ -105,6 +105,7 @@ NOTICES: Mapping[str, str] = {
     "changed": "It is changed.",
     "deleted": "It is deleted.",
     "revoked": "The key is revoked.",
+    "view_saved": "The view is saved for this key.",
     "replayed": "It is queued once more.",
 }
 """The sentence that a page shows after an action, by the word in its address."""

@@ -55,6 +55,7 @@ FOREIGN: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/keys/{key_id}"): {"note": "mine now"},
     ("POST", "/v1/keys/{key_id}/rotate"): None,
     ("DELETE", "/v1/keys/{key_id}"): None,
+    ("DELETE", "/v1/saved-views/{name}"): None,
     ("POST", "/v1/sessions/{session_id}/close"): None,
     ("PUT", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): {"value": 1},
     ("DELETE", "/v1/bots/{bot}/conversations/{conversation_id}/variables/{name}"): None,
@@ -81,6 +82,7 @@ LISTS = {
     "/v1/bots",
     "/v1/keys",
     "/v1/audit",
+    "/v1/saved-views",
     "/v1/sessions",
     "/v1/sessions?conversation_id=web:bank-user",
     "/v1/sessions?user_id=bank-user",
@@ -102,6 +104,7 @@ OPEN = {
     ("POST", "/v1/policies/validate"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/keys"),
+    ("PUT", "/v1/saved-views/{name}"),
     ("POST", "/v1/rejects/replay"),
 }
 """Routes about no tenant's things, or that make new ones (`test_admin` holds those to the key's own bots)."""
@@ -121,6 +124,7 @@ async def theirs(admin: Client, worker: Worker, resources: Resources) -> Theirs:
     opened = await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry)
     await admin.ok("PUT", f"/v1/bots/{MARK}/conversations/web:bank-user/variables/bank-variable", {"value": "bank"})
     await admin.ok("PUT", f"/v1/bots/{MARK}/users/bank-user/variables/bank-variable", {"value": "bank"})
+    await admin.ok("PUT", "/v1/saved-views/bank-variable", {"query": "bot=bank"})
     (delivery,) = (await admin.ok("GET", "/v1/deliveries"))["deliveries"]
     async with resources.engine.begin() as conn:
         await rejects.add(conn, bot=MARK, session_id=closed["session_id"], error="refused", payload=b"\xc1")
@@ -270,7 +274,9 @@ def _scopes(method: str, path: str) -> set[str]:
         return {"admin"}
     if "/clock" in path or ("/variables/" in path and method != "GET"):
         return {"ingest"}
-    if any(part in path for part in ("/v1/sessions", "/live", "/summary", "/conversations/", "/users/", "/messages/")):
+    if any(
+        part in path for part in ("/v1/sessions", "/saved-views", "/live", "/summary", "/conversations/", "/users/", "/messages/")
+    ):
         return {"read"}
     return {"admin"}
 

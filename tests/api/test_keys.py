@@ -8,6 +8,7 @@ import pydantic
 import pytest
 from sqlalchemy import text
 
+from app.api.routes.saved_views import MOST_VIEWS
 from app.archive import keys
 from app.archive.tables import instant
 from app.clock import monotonic_ms
@@ -272,3 +273,25 @@ async def test_the_audit_log_refuses_every_change(admin: Client, resources: Reso
                 await conn.execute(text(statement))
 
     assert len((await admin.ok("GET", "/v1/audit"))["entries"]) == 1
+
+
+async def test_saved_views_belong_to_a_key_and_its_successor(admin: Client, clients: ClientMaker) -> None:
+    """A name is replaced, another key sees none, the key of a rotation has them, and there are 50 at most."""
+    reader = await clients("read")
+    for name, query in (("b", "bot=x"), ("a", ""), ("b", "bot=y&reason=api")):
+        saved = await reader.ok("PUT", f"/v1/saved-views/{name}", {"query": query})
+        assert (saved["name"], saved["query"]) == (name, query)
+    (own,) = [key for key in (await admin.ok("GET", "/v1/keys"))["keys"] if key["scopes"] == ["read"]]
+    rotated = await admin.ok("POST", f"/v1/keys/{own['id']}/rotate")
+
+    assert (await admin.ok("GET", "/v1/saved-views"))["views"] == []
+    found = await reader.ok("GET", "/v1/saved-views", headers={"authorization": f"Bearer {rotated['key']}"})
+    assert [(view["name"], view["query"]) for view in found["views"]] == [("a", ""), ("b", "bot=y&reason=api")]
+    for number in range(MOST_VIEWS - 2):
+        await reader.ok("PUT", f"/v1/saved-views/{number}", {"query": ""})
+    assert (await reader.refused("PUT", "/v1/saved-views/more", {"query": ""}))["status"] == 409
+    await reader.ok("PUT", "/v1/saved-views/a", {"query": "bot=z"})
+    await reader.ok("DELETE", "/v1/saved-views/a")
+    assert (await reader.refused("DELETE", "/v1/saved-views/a"))["status"] == 404
+    for name, query in (("x%00", ""), ("x" * 101, ""), ("x", "a\n"), ("x", "a" * 4001)):
+        assert (await reader.refused("PUT", f"/v1/saved-views/{name}", {"query": query}))["status"] == 422

@@ -116,3 +116,21 @@ async def test_things_of_another_bot_are_no_pages(browsers: BrowserMaker, talked
         await stranger.page(f"/console{path}", status=404)
         await without.page(f"/console{path}", status=403)
     assert (await stranger.submit("/console/", f"/console/sessions/{talked[0]}/close")).status_code == 404
+
+
+async def test_a_view_is_saved_for_the_key(admin: Client, browser: Browser, browsers: BrowserMaker) -> None:
+    """Filters and columns come back after the sign-out, under their name, for this key alone, until the view is deleted."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    query = "bot=shop&outcome=dropped&column=entries"
+    reply = await browser.submit(f"/console/sessions?{query}", "/console/sessions/views", name="mine & <his>", query=query)
+    assert "The view is saved for this key." in reply.text
+    assert str(reply.url).startswith(f"http://test/console/sessions?{query}&")
+    await browser.post("/console/sign-out")
+    await browser.post("/console/sign-in", data={"key": browser.key})
+    page = await browser.page("/console/sessions")
+
+    assert f'<a href="?{query.replace("&", "&amp;")}">mine &amp; &lt;his&gt;</a>' in page
+    assert "mine" not in await (await browsers("read")).page("/console/sessions")
+    reply = await browser.submit("/console/sessions", "/console/sessions/views/delete", name="mine & <his>")
+    assert "mine" not in reply.text
+    assert (await browser.submit("/console/sessions", "/console/sessions/views/delete", name="mine")).status_code == 404

@@ -17,6 +17,7 @@ from app.api.routes import (
     policies,
     rejects,
     sandbox,
+    saved_views,
     sessions,
     users,
 )
@@ -24,6 +25,7 @@ from app.api.routes import (
 # Variables of a conversation come before the conversation's sessions: see `conversations`.
 _MODULES = (
     sessions,
+    saved_views,
     live,
     analytics,
     exports,

@@ -184,7 +184,7 @@ async def change_key(key_id: _KeyPath, wanted: KeyChange, changing: ChangingDep,
 async def rotate_key(
     key_id: _KeyPath, clock: ClockDep, changing: ChangingDep, principal: Administering, *, rotate: RotateKey | None = None
 ) -> KeyCreated:
-    """Create a key with the same rights, and let the old one expire after an overlap. 409 for a revoked key.
+    """Create a key with the same rights and saved views, and let the old one expire after an overlap. 409 for a revoked key.
 
     The new key does not expire, whatever the old one's expiry was.
     """
@@ -195,6 +195,7 @@ async def rotate_key(
         row = await keys.create(
             change.conn, new, key, name=old.name, scopes=old.scopes, bots=old.bots, created_by=principal.key.id, note=old.note
         )
+        await keys.copy_views(change.conn, old.id, to=new)
         expires_at = until if old.expires_at is None else min(old.expires_at, until)
         await change.record(
             "key.rotated", old.id, bot=audit.only(old.bots), new=new, previous_valid_until=rfc3339(ms_of(expires_at))

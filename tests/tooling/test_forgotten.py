@@ -174,3 +174,12 @@ def test_the_api_guide_names_every_query_parameter() -> None:
     guide = (DOCS / "api.md").read_text() + (DOCS / "metrics.md").read_text()
 
     assert {name for name in names if not re.search(rf"[`?&]{name}\b", guide)} == set()
+
+
+def test_the_api_guide_names_every_filter_of_sessions_where_it_lists_them() -> None:
+    """Most have the names of fields, which the guide names elsewhere."""
+    document = create_app(Settings(redis_url="redis://nowhere", database_url="postgresql://nowhere/db")).openapi()
+    filters = {each["name"] for each in document["paths"]["/v1/sessions"]["get"]["parameters"]} - {"limit", "cursor", "order"}
+    paragraph = next(line for line in (DOCS / "api.md").read_text().splitlines() if line.startswith("Closed sessions by filter"))
+
+    assert {name for name in filters if not re.search(rf"`{name}[`.]", paragraph)} == set()

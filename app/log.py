@@ -22,7 +22,7 @@ REDACTED = "[redacted]"
 _SECRET_NAMES = re.compile(r"authorization|secret|password|passwd|token|api_?key|cookie|signature", re.IGNORECASE)
 # An API key, a webhook's secret, an Authorization header, the password in a URL, anywhere in a text.
 _SECRET_TEXTS = re.compile(
-    r"(?P<kept>bearer\s+|basic\s+|://[^\s:/@]*:)(?P<secret>[^\s@,'\"]+)|whsec_\S+|\badj_[\w-]{20,}", re.IGNORECASE
+    r"(?P<scheme>bearer\s+|basic\s+)[^\s@,'\"]+|(?P<user>://[^\s:/@]*:)[^\s@,'\"]+(?=@)|whsec_\S+|\badj_[\w-]{20,}", re.IGNORECASE
 )
 # Only warnings of these: their other lines repeat what is logged here.
 _CHATTY = ("httpx", "httpcore", "apscheduler", "alembic", "asyncio", "uvicorn.error")
@@ -67,7 +67,7 @@ def redacted(value: Any, *, name: str = "") -> Any:  # noqa: ANN401 - a log line
     if _SECRET_NAMES.search(name) and isinstance(value, str | bytes):
         return REDACTED
     if isinstance(value, str):
-        return _SECRET_TEXTS.sub(lambda found: (found["kept"] or "") + REDACTED, value)
+        return _SECRET_TEXTS.sub(lambda found: (found["scheme"] or found["user"] or "") + REDACTED, value)
     if isinstance(value, Mapping):
         return {key: redacted(inner, name=str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -104,7 +104,8 @@ async def replay(conn: AsyncConnection, pipe: Pipe, row: Row[Any], *, actor: Act
     """
     await restore(pipe, row.payload)
     await rejects.remove(conn, row.id)
-    await audit.record(conn, actor, "reject.replayed", str(row.id), bot=row.bot_id)
+    before = {"session_id": row.session_id}
+    await audit.record(conn, actor, "reject.replayed", str(row.id), bot=row.bot_id, before=before)
 
 
 async def replay_all(engine: AsyncEngine, pipe: Pipe, *, bots: frozenset[str] | None, actor: Actor) -> Replayed:

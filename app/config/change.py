@@ -35,9 +35,18 @@ class ConfigChange:
         self.conn = conn
         self._actor = actor
 
-    async def record(self, action: str, target: str, *, bot: str | None = None, **detail: object) -> None:
+    async def record(
+        self,
+        action: str,
+        target: str,
+        *,
+        bot: str | None = None,
+        before: audit.AuditedFields | None = None,
+        after: audit.AuditedFields | None = None,
+        **detail: object,
+    ) -> None:
         """Write an audit entry, see `app.archive.audit.record`."""
-        await audit.record(self.conn, self._actor, action, target, bot=bot, **detail)
+        await audit.record(self.conn, self._actor, action, target, bot=bot, before=before, after=after, **detail)
 
 
 class ConfigWriter:
@@ -97,7 +106,7 @@ class Keyring:
                 await _check_bot(change.conn, bot)
             covered = list(for_bots) or None
             await keys.create(change.conn, key_id, key, name=name, scopes=list(scopes), bots=covered)
-            await change.record("key.created", key_id, name=name, scopes=list(scopes), bots=covered)
+            await change.record("key.created", key_id, after={"name": name, "scopes": list(scopes), "bots": covered})
         return key
 
     async def ensure(self, key: str) -> bool:
@@ -107,7 +116,7 @@ class Keyring:
                 return False
             key_id = new_id(wall_ms())
             await keys.create(change.conn, key_id, key, name="environment", scopes=list(SCOPES), bots=None)
-            await change.record("key.created", key_id, name="environment", scopes=list(SCOPES), bots=None)
+            await change.record("key.created", key_id, after={"name": "environment", "scopes": list(SCOPES), "bots": None})
         return True
 
     async def create_first(self) -> str | None:

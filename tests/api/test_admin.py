@@ -1,6 +1,7 @@
 """Bots, policies, endpoints, keys: saved values are read back, changes are audited, and the rules of each hold."""
 
 import asyncio
+import re
 
 import msgspec
 import pytest
@@ -302,11 +303,49 @@ async def test_every_change_is_audited(admin: Client) -> None:
         ("key.revoked", key["id"]),
         ("bot.deleted", "shop"),
     ]
-    assert entries[6]["detail"] == {"version": 2, "policy": {"inactivity_minutes": 20}}
+    created, changed, policy, _, disabled, deleted, _, revoked, _ = [entry["detail"] for entry in reversed(entries)]
+    assert created["after"] == {"name": "shop", "sandbox": False, "clock_mode": None, "policy": {}}
+    assert changed == {"before": {"name": "shop"}, "after": {"name": "Shop"}}
+    assert policy == {"version": 2, "before": {}, "after": {"inactivity_minutes": 20}}
+    assert disabled == {"before": {"enabled": True}, "after": {"enabled": False}}
+    assert deleted["before"]["url"] == "http://127.0.0.1:9999/"
+    assert revoked["before"]["scopes"] == ["read"]
     assert all(entry["key_id"] and entry["actor"] and entry["at"].endswith("Z") for entry in entries)
     assert key["key"] not in reply.text
     assert endpoint["secret"] not in reply.text
     assert len(reply.json()["entries"]) == 10
+
+
+async def test_the_audit_log_is_filtered(admin: Client, clients: ClientMaker) -> None:
+    """By the key that made a change, by bot, action, thing and time; two filters are both met."""
+    other = await clients("admin")
+    for client, bot in ((admin, "shop"), (other, "bank")):
+        await client.ok("POST", "/v1/bots", {"id": bot})
+        await client.ok("PUT", f"/v1/bots/{bot}/policy", {"inactivity_minutes": 20})
+    every = (await admin.ok("GET", "/v1/audit"))["entries"]
+
+    async def found(**asked: str) -> list[tuple[str, str]]:
+        entries = (await admin.ok("GET", "/v1/audit", params=asked))["entries"]
+        return [(one["target"], one["action"]) for one in entries]
+
+    assert await found(key_id=every[0]["key_id"]) == [("bank", "policy.changed"), ("bank", "bot.created")]
+    assert await found(action="bot.created") == [("bank", "bot.created"), ("shop", "bot.created")]
+    assert await found(target="shop", action="policy.changed") == [("shop", "policy.changed")]
+    assert len(await found(**{"from": every[1]["at"]})) == 2
+    assert len(await found(to=every[1]["at"])) == 2
+    assert (await admin.refused("GET", "/v1/audit", params={"from": "x"}))["status"] == 422
+
+
+async def test_an_audit_entry_has_a_limit(admin: Client) -> None:
+    """Of a long change the longest values are given by their size; the others stay."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    texts = {"default": "x" * 2_000, **{f"a{letter}": "y" * 2_000 for letter in "abc"}}
+    await admin.ok("PUT", "/v1/bots/shop/policy", {"closure_message": {"texts": texts}, "inactivity_minutes": 20})
+    (entry, _) = (await admin.ok("GET", "/v1/audit"))["entries"]
+    after = entry["detail"]["after"]
+
+    assert after["inactivity_minutes"] == 20
+    assert re.fullmatch(r"\(\d+ bytes\)", after["closure_message"])
 
 
 async def test_lists_are_walked_to_their_end_without_gap_or_repeat(admin: Client) -> None:
@@ -344,7 +383,7 @@ async def test_an_admin_makes_keys_of_scopes_that_their_own_lacks(admin: Client,
 
     assert made["scopes"] == ["ingest", "read"]
     (entry, *_) = (await limited.ok("GET", "/v1/audit"))["entries"]
-    assert (entry["action"], entry["detail"]["scopes"]) == ("key.created", ["ingest", "read"])
+    assert (entry["action"], entry["detail"]["after"]["scopes"]) == ("key.created", ["ingest", "read"])
 
 
 async def test_a_limited_admin_makes_keys_for_their_own_bots_alone(admin: Client, clients: ClientMaker) -> None:

@@ -7,10 +7,13 @@ from uuid import uuid4
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import event
+from msgspec import msgpack
+from sqlalchemy import event, text
 
 from app.archive import rejects
+from app.closing.rejects import RejectedRecord
 from app.live import keys
+from app.live.codec import EventRecord, encode
 from app.main import create_app
 from app.resources import Resources
 from app.settings import Settings
@@ -263,6 +266,51 @@ async def test_each_route_wants_its_scope(clients: ClientMaker, theirs: Theirs, 
     for (method, path), body in FOREIGN.items():
         reply = await client.request(method, path.format_map(nothing), json=body)
         assert reply.status_code == (404 if scope in _scopes(method, path) else 403), f"{scope}: {method} {path}"
+
+
+REPORTS = {
+    ("POST", "/v1/policies/validate"),
+    ("POST", "/v1/bots/{bot}/messages"),
+    ("POST", "/v1/bots/{bot}/messages/batch"),
+    ("PUT", "/v1/saved-views/{name}"),
+    ("DELETE", "/v1/saved-views/{name}"),
+    *((method, path) for method, path in FOREIGN if path.endswith("/variables/{name}")),
+}
+"""Routes that change nothing, or write what a bot reports or what a key keeps for itself: no acts of an admin."""
+
+
+async def test_every_act_of_an_admin_is_in_the_audit_log(admin: Client, theirs: Theirs, resources: Resources) -> None:
+    """Each route with a changing method leaves an entry; one that is added without fails the build."""
+    bodies: dict[tuple[str, str], Any] = {route: body for route, body in FOREIGN.items() if route[0] != "GET"}
+    bodies |= {route: more["json"] for route, more in NAMING.items() if "json" in more}
+    bodies |= {("POST", "/v1/bots"): {"id": "more"}, ("POST", "/v1/keys"): {"name": "more", "scopes": ["read"]}}
+    bodies |= {("POST", "/v1/rejects/replay"): None}
+    assert bodies.keys() | REPORTS >= {route for route in OPEN if route[0] != "GET"}
+    acts = sorted(bodies.keys() - REPORTS, key=lambda each: (each[0] == "DELETE", -len(each[1])))
+    for method, path in acts:
+        names = dict(theirs.names)
+        if path.endswith("/close"):
+            entry = {"user_id": "bank-user", "role": "user", "text": "hi"}
+            names["session_id"] = (await admin.ok("POST", f"/v1/bots/{MARK}/messages", entry))["session_id"]
+        elif "/rejects/" in path:
+            names["reject_id"] = await _readable_reject(resources)
+        elif "/deliveries/" in path:
+            async with resources.engine.begin() as conn:
+                await conn.execute(text("UPDATE deliveries SET status = 'failed', failed_at = now()"))
+        before = (await admin.ok("GET", "/v1/audit?limit=1"))["entries"]
+        await admin.ok(method, path.format_map(names), bodies[method, path], headers={"if-match": "*"})
+        (after,) = (await admin.ok("GET", "/v1/audit?limit=1"))["entries"]
+
+        assert [after] != before, f"{method} {path}"
+        assert (after["actor"], after["key_id"] is None) == (before[0]["actor"], False), f"{method} {path}"
+
+
+async def _readable_reject(resources: Resources) -> str:
+    """The id of a reject that can be replayed."""
+    record = RejectedRecord(0, encode(EventRecord(MARK, "web:bank-user", "", (), ())), {})
+    async with resources.engine.begin() as conn:
+        await rejects.add(conn, bot=MARK, session_id=None, error="refused", payload=msgpack.encode(record))
+        return str((await rejects.ids(conn, bots=frozenset({MARK})))[-1])
 
 
 def _scopes(method: str, path: str) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from app.log import configure_logging
+from app.log import configure_logging, redacted
 from app.settings import Settings
 
 
@@ -55,6 +55,11 @@ def test_secrets_are_blacked_out(capsys: pytest.CaptureFixture[str], form: str, 
 
     assert "event" in line
     assert "sesame" not in line
+
+
+def test_a_url_without_a_password_stays_whole() -> None:
+    """A port is no password."""
+    assert redacted("see http://127.0.0.1:9000/hook, b@c") == "see http://127.0.0.1:9000/hook, b@c"
 
 
 def test_lines_of_libraries_have_the_same_shape(capsys: pytest.CaptureFixture[str]) -> None:

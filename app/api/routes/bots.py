@@ -108,7 +108,7 @@ async def create_bot(
         await bots.add_policy(
             change.conn, new.id, version=1, policy=new.policy, effective_at=effective_at, key_id=principal.key.id
         )
-        await change.record("bot.created", new.id, bot=new.id, name=row.name, sandbox=row.sandbox)
+        await change.record("bot.created", new.id, bot=new.id, after=_audited(row) | {"policy": new.policy})
     response.headers["Location"] = f"/v1/bots/{new.id}"
     return BotView.of(row)
 
@@ -135,12 +135,12 @@ async def change_bot(bot: BotPath, wanted: BotChange, changing: ChangingDep, pri
     """Change a bot's name, or how a sandbox bot's clock moves."""
     changes = wanted.model_dump(exclude_none=True)
     async with changing(principal) as change:
-        row = await bot_row(change.conn, bot)
-        if wanted.clock_mode is not None and not row.sandbox:
+        before = await bot_row(change.conn, bot)
+        if wanted.clock_mode is not None and not before.sandbox:
             fault = Fault("clock_mode", "this bot goes by real time", "leave it out")
             raise Invalid("only a sandbox bot has a clock of its own", faults=(fault,))
         row = found(await bots.change(change.conn, bot, changes), "bot", bot)
-        await change.record("bot.changed", bot, bot=bot, **changes)
+        await change.record("bot.changed", bot, bot=bot, before=_audited(before), after=_audited(row))
     return BotView.of(row)
 
 
@@ -154,7 +154,7 @@ async def delete_bot(
     """
     async with changing(principal) as change:
         row = found(await bots.delete(change.conn, bot), "bot", bot)
-        await change.record("bot.deleted", bot, bot=bot)
+        await change.record("bot.deleted", bot, bot=bot, before=_audited(row))
     if row.sandbox:
         await _close_sandbox(bot, sandboxes, sweep)
 
@@ -162,6 +162,11 @@ async def delete_bot(
 async def bot_row(conn: AsyncConnection, bot: str) -> Row[Any]:
     """The row of a bot that is not deleted. Raise `NotFound`."""
     return found(await bots.find(conn, bot), "bot", bot)
+
+
+def _audited(row: Row[Any]) -> dict[str, Any]:
+    """The fields of a bot that an admin chooses."""
+    return BotView.of(row).model_dump(exclude={"id", "created_at", "updated_at"})
 
 
 async def _close_sandbox(bot: str, sandboxes: SandboxClocks, sweep: Sweep) -> None:

@@ -175,7 +175,7 @@ async def replay_deliveries(
     bot = asked.bot or await _bot_of(engine, principal, str(endpoint))
     wanted = DeliveryFilter(bots=principal.key.bots, bot=bot, endpoint_id=endpoint, since_ms=ms_of(asked.since))
     replayed = await _replay_all(engine, clock, wanted, actor=principal.actor)
-    detail = {"since": rfc3339(ms_of(asked.since)), "replayed": replayed}
+    detail: dict[str, Any] = {"since": rfc3339(ms_of(asked.since)), "replayed": replayed}
     async with engine.begin() as conn:
         await audit.record(conn, principal.actor, "deliveries.replayed", endpoint or bot, bot=bot, **detail)
     return ReplayedCount(replayed=replayed)
@@ -193,7 +193,8 @@ async def replay_delivery(
             raise Conflict("its endpoint is disabled or deleted", hint="enable the endpoint, then replay")
         if not await deliveries.replay(conn, row.id, now_ms=clock.now_ms()):
             raise Conflict("it is pending already", hint="wait for its next attempt")
-        await audit.record(conn, principal.actor, "delivery.replayed", row.id, bot=row.bot_id)
+        before, after = {"status": row.status}, {"status": "pending"}
+        await audit.record(conn, principal.actor, "delivery.replayed", row.id, bot=row.bot_id, before=before, after=after)
         return DeliveryView.of(await _delivery(conn, principal, delivery_id))
 
 

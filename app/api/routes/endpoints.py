@@ -11,7 +11,7 @@ from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, P
 from app.api.fields import Body, BotPath, Instant, UuidText
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
-from app.archive import deliveries, endpoints
+from app.archive import audit, deliveries, endpoints
 from app.archive.deliveries import TestDelivery
 from app.archive.endpoints import HEALTHY
 from app.archive.outbox import valid_secrets
@@ -179,7 +179,7 @@ async def create_endpoint(
             events=list(new.events),
             secret=SecretBox.of(settings).encrypt(secret),
         )
-        await change.record("endpoint.created", endpoint, bot=bot, url=new.url, events=new.events)
+        await change.record("endpoint.created", endpoint, bot=bot, after=_audited(row))
     response.headers["Location"] = f"/v1/endpoints/{endpoint}"
     return EndpointCreated.with_secret(row, secret)
 
@@ -215,12 +215,12 @@ async def change_endpoint(
         await _check_url(settings, principal, wanted.url)
     changes = wanted.model_dump(exclude_none=True)
     async with changing(principal) as change:
-        row = await endpoint_row(change.conn, principal, endpoint_id)
+        before = await endpoint_row(change.conn, principal, endpoint_id)
         more: dict[str, Any] = {"disabled_reason": None} if wanted.enabled else {}
         if wanted.url is not None:
             more["private_allowed"] = _may_name_private(principal)
-        row = await endpoints.change(change.conn, row.id, changes | more)
-        await change.record("endpoint.changed", row.id, bot=row.bot_id, **changes)
+        row = await endpoints.change(change.conn, before.id, changes | more)
+        await change.record("endpoint.changed", row.id, bot=row.bot_id, before=_audited(before), after=_audited(row))
     return EndpointView.of(row)
 
 
@@ -230,7 +230,7 @@ async def delete_endpoint(endpoint_id: EndpointPath, changing: ChangingDep, prin
     async with changing(principal) as change:
         row = await endpoint_row(change.conn, principal, endpoint_id)
         await endpoints.delete(change.conn, row.id)
-        await change.record("endpoint.deleted", row.id, bot=row.bot_id)
+        await change.record("endpoint.deleted", row.id, bot=row.bot_id, before=_audited(row))
 
 
 @router.post("/endpoints/{endpoint_id}/test")
@@ -254,6 +254,8 @@ async def test_endpoint(
     finally:
         tests.give_back(endpoint.bot_id)
     async with engine.begin() as conn:
+        result: dict[str, Any] = {"delivery": test.id, "delivered": test.delivered, "status": test.replied}
+        await audit.record(conn, principal.actor, "endpoint.tested", endpoint.id, bot=endpoint.bot_id, **result)
         await deliveries.insert_test(conn, test)
         if test.delivered:
             await endpoints.save_health(conn, {endpoint.id: HEALTHY})
@@ -318,6 +320,11 @@ async def _read(engine: AsyncEngine, principal: Principal, endpoint_id: str) -> 
 async def endpoint_row(conn: AsyncConnection, principal: Principal, endpoint_id: str) -> Row[Any]:
     row = await endpoints.find(conn, id_of("endpoint", endpoint_id))
     return found(row, "endpoint", endpoint_id, seen=lambda row: principal.covers(row.bot_id))
+
+
+def _audited(row: Row[Any]) -> dict[str, Any]:
+    """The fields of an endpoint that an admin chooses, and why Adjourn disabled it."""
+    return {name: _fields(row)[name] for name in ("url", "events", "enabled", "disabled_reason")}
 
 
 def _fields(row: Row[Any]) -> dict[str, Any]:

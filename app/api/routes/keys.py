@@ -151,7 +151,7 @@ async def create_key(
             expires_at=new.expires_at,
             note=new.note,
         )
-        await change.record("key.created", key_id, bot=audit.only(new.bots), **_audited(row))
+        await change.record("key.created", key_id, bot=audit.only(new.bots), after=_audited(row))
     return KeyCreated.with_key(row, key)
 
 
@@ -221,7 +221,7 @@ async def revoke_key(
         revoked = [each for each in [row, *more] if each.revoked_at is None]
         # Recorded first: a key may revoke itself, and a revoked key records nothing.
         for each in revoked:
-            await change.record("key.revoked", str(each.id), bot=audit.only(each.bots), name=each.name)
+            await change.record("key.revoked", str(each.id), bot=audit.only(each.bots), before=_audited(each))
         for each in revoked:
             await keys.revoke(change.conn, str(each.id))
 

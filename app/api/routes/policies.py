@@ -156,7 +156,7 @@ class PolicyWriter:
                 effective_at=instant(await self._own_time_ms(present)),
                 key_id=principal.key.id,
             )
-            await change.record("policy.changed", bot, bot=bot, version=row.version, policy=saved)
+            await change.record("policy.changed", bot, bot=bot, version=row.version, before=before.policy, after=saved)
         response.headers["ETag"] = etag(row.version)
         return PolicyView.with_policy(row, policy)
 

@@ -3,13 +3,13 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from app.api.auth import ClockDep, ConfigDep, Ingesting, OwnTime, OwnTimeDep, SandboxesDep, SweepDep, known_bot
+from app.api.auth import ClockDep, ConfigDep, EngineDep, Ingesting, OwnTimeDep, SandboxesDep, SweepDep, known_bot
 from app.api.fields import BotPath, Instant
 from app.api.responses import refuses
-from app.clock import Clock
+from app.archive import audit
 from app.config.follower import ConfigReplica
 from app.config.records import BotConfig
 from app.domain.instants import ms_of, rfc3339
@@ -45,38 +45,46 @@ class ClockView(BaseModel):
     due: Annotated[int, Field(description="How many conversations were due while it moved.", examples=[2])] = 0
 
 
+async def _shown_ms(bot: BotPath, config: ConfigDep, clock: ClockDep, own_time: OwnTimeDep) -> int:
+    now_ms = await own_time(_sandbox(config, bot))
+    return clock.now_ms() if now_ms is None else now_ms
+
+
+ShownDep = Annotated[int, Depends(_shown_ms)]
+"""The instant that the clock shows, in ms."""
+
+
+# Each route asks for the key before the clock, so that a key without the scope learns nothing.
 @router.get("", responses=refuses(Conflict))
-async def read_clock(bot: BotPath, config: ConfigDep, clock: ClockDep, own_time: OwnTimeDep, *, _: Ingesting) -> ClockView:
+async def read_clock(_: Ingesting, shown_ms: ShownDep) -> ClockView:
     """The instant that a sandbox bot's clock shows."""
-    return ClockView(now=rfc3339(await _now_ms(_sandbox(config, bot), clock, own_time)))
+    return ClockView(now=rfc3339(shown_ms))
 
 
 @router.post("/advance", responses=refuses(Conflict))
 async def advance_clock(
+    principal: Ingesting,
     bot: BotPath,
+    shown_ms: ShownDep,
     advance: ClockAdvance,
     *,
-    config: ConfigDep,
     clock: ClockDep,
-    own_time: OwnTimeDep,
     sandboxes: SandboxesDep,
     sweep: SweepDep,
-    _: Ingesting,
+    engine: EngineDep,
 ) -> ClockView:
     """Move a sandbox bot's clock forward. Everything that was due on the way is closed when this returns."""
     target_ms = forward_target_ms(
-        await _now_ms(_sandbox(config, bot), clock, own_time),
+        shown_ms,
         by_ms=None if advance.seconds is None else round(advance.seconds * 1000),
         to_ms=None if advance.to is None else ms_of(advance.to),
         real_ms=clock.now_ms(),
     )
-    now_ms = await sandboxes.forward(bot, to_ms=target_ms)
+    async with engine.begin() as conn:
+        now_ms = await sandboxes.forward(bot, to_ms=target_ms)
+        before, after = {"now": rfc3339(shown_ms)}, {"now": rfc3339(now_ms)}
+        await audit.record(conn, principal.actor, "clock.advanced", bot, bot=bot, before=before, after=after)
     return ClockView(now=rfc3339(now_ms), due=await sweep.run_bot(bot, now_ms))
-
-
-async def _now_ms(bot: BotConfig, clock: Clock, own_time: OwnTime) -> int:
-    now_ms = await own_time(bot)
-    return clock.now_ms() if now_ms is None else now_ms
 
 
 def _sandbox(config: ConfigReplica, name: str) -> BotConfig:

@@ -157,11 +157,15 @@ def export(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Then let users come and go until Ctrl-C, to look at the console.")
+    ] = False,
+) -> None:
     """Play a day of traffic through a whole system, and compare the result with the script. Exits with 1 if they differ."""
     from app.demo.command import run
 
-    sys.exit(run())
+    sys.exit(run(stay=stay))
 
 
 @app.command(hidden=True)

@@ -1,6 +1,6 @@
 """`adjourn demo` on a terminal: starts everything, plays the day, and prints its result beside the script, as tables.
 
-The exit code is 0 if everything agrees.
+The exit code is 0 if everything agrees. With `--stay` the installation is left running under lively traffic until Ctrl-C.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from rich.table import Table
 from app.clock import monotonic_ms
 from app.demo.day import Day, make_day
 from app.demo.play import DemoFailed, JsonDict, Played, Receiver, play
+from app.demo.stay import BOTS, stay_busy
 from app.embedded.account import end_with_parent
 from app.errors import CannotStart
 from app.replay import ReplayStopped, api_client
@@ -219,10 +220,10 @@ def _found(pattern: re.Pattern[str], output_text: str) -> str:
     return found[1]
 
 
-def run() -> int:
-    """Returns 0 if the result agrees with the script."""
+def run(*, stay: bool) -> int:
+    """Returns 0 if the result agrees with the script. With `stay` traffic goes on until SIGINT or SIGTERM."""
     try:
-        return asyncio.run(_run(_console()))
+        return asyncio.run(_run(_console(), stay=stay))
     except (DemoFailed, ReplayStopped) as error:
         raise CannotStart(str(error)) from error
 
@@ -233,7 +234,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=_WIDE)
 
 
-async def _run(console: Console) -> int:
+async def _run(console: Console, *, stay: bool) -> int:
     began_ms = monotonic_ms()
     day = make_day()
     console.print("Starting a Redis, a Postgres, the API and a worker …")
@@ -242,12 +243,29 @@ async def _run(console: Console) -> int:
         console.print(f"Playing a day: {len(day.items):,} entries and closes of {day.users} users")
         async with api_client(served.url, served.key) as api:
             played = await _play(console, day, receiver, api)
-        console.print(f"Played after {_since_s(began_ms):.1f} s\n")
-    comparison = compare(day, played, receiver)
-    show(console, comparison, played)
-    verdict = "Everything agrees with the script." if comparison.agrees else "[bold red]Something disagrees with the script.[/]"
-    console.print(f"{verdict} {_since_s(began_ms):.1f} s in all.")
+            console.print(f"Played after {_since_s(began_ms):.1f} s\n")
+            comparison = compare(day, played, receiver)
+            show(console, comparison, played)
+            console.print(f"{_verdict(comparison)} {_since_s(began_ms):.1f} s in all.")
+            if stay:
+                await _stay(console, served, api)
     return 0 if comparison.agrees else 1
+
+
+def _verdict(comparison: Comparison) -> str:
+    return "Everything agrees with the script." if comparison.agrees else "[bold red]Something disagrees with the script.[/]"
+
+
+async def _stay(console: Console, served: Served, api: httpx.AsyncClient) -> None:
+    """Print the address and the key, and let users come until SIGINT or SIGTERM."""
+    traffic = asyncio.create_task(stay_busy(api, report=lambda text: console.print(text, style="red", markup=False)))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, traffic.cancel)
+    look = f"\nUsers of the bots {', '.join(BOTS)} come and go until Ctrl-C. Sign in with the key:\n"
+    # A terminal must fold neither the address nor the key.
+    console.print(look, f"  {served.url}/console/", f"  {served.key}", "", sep="\n", soft_wrap=True, highlight=False)
+    with suppress(asyncio.CancelledError):
+        await traffic
 
 
 async def _play(console: Console, day: Day, receiver: Receiver, api: httpx.AsyncClient) -> Played:

@@ -33,6 +33,7 @@ _TALK = {
     "en": (("Hi!", "Where is my order?", "And when will it come?", "Thanks"), ("Hello!", "Let me look.", "It comes tomorrow.")),
     "es": (("¡Hola!", "¿Dónde está mi pedido?", "¿Y cuándo llega?", "Gracias"), ("¡Buenas!", "Déjeme ver.", "Llega mañana.")),
 }
+LANGUAGES = tuple(_TALK)
 _INTENTS = ("order.status", "opening.hours", "refund", "small.talk")
 _LONGEST_PAUSE_S = 240
 _BETWEEN_VISITS_MS = 3 * HOUR_MS
@@ -134,7 +135,7 @@ KINDS = (
     VisitKind(_then_chat(role="user", text="start again", refresh=True), ("refresh", "inactivity")),
     VisitKind(_then_chat(role="system", type="interrupted"), ("interrupted", "inactivity")),
 )
-_WEIGHTS = (12, 2, 4, 4, 3, 1, 2, 2, 2, 1, 1, 1, 1, 1)
+WEIGHTS = (12, 2, 4, 4, 3, 1, 2, 2, 2, 1, 1, 1, 1, 1)
 
 
 class _User(Struct):
@@ -167,12 +168,12 @@ def make_day(seed: int = SEED) -> Day:
 
 
 def _kinds(rng: random.Random) -> list[VisitKind]:
-    return [*KINDS, *rng.choices(KINDS, weights=_WEIGHTS, k=VISITS - len(KINDS))]
+    return [*KINDS, *rng.choices(KINDS, weights=WEIGHTS, k=VISITS - len(KINDS))]
 
 
 def _visitor(rng: random.Random, users: list[_User], channel: str) -> _User:
     """Sometimes a user whose last visit was hours ago, so that no session is open; otherwise a new one."""
-    language = rng.choice(tuple(_TALK))
+    language = rng.choice(LANGUAGES)
     back = [user for user in users if (user.channel, user.language) == (channel, language) and user.free_at_ms < _EVENING_MS]
     if back and rng.random() < _COMING_BACK:
         return rng.choice(back)

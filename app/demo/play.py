@@ -128,18 +128,18 @@ async def play(api: httpx.AsyncClient, day: Day, receiver: Receiver, *, on_progr
         on_progress(done)
     await player.flush()
     advance = {"to": rfc3339(day.over_at_ms)}
-    await _ask(api, "POST", f"/v1/bots/{BOT}/clock/advance", json=advance)
+    await ask(api, "POST", f"/v1/bots/{BOT}/clock/advance", json=advance)
     await receiver.until("session.closed", day.expected.reasons.total(), within_s=_PATIENCE_S)
     sessions = [session async for session in _pages(api, {"bot": BOT, "limit": "200"})]
-    page = await _ask(api, "GET", "/v1/sessions", params={"bot": BOT, "limit": "8"})
+    page = await ask(api, "GET", "/v1/sessions", params={"bot": BOT, "limit": "8"})
     return Played(player.taken, player.refused, player.opened, sessions, page["sessions"])
 
 
 async def _set_up(api: httpx.AsyncClient, receiver: Receiver) -> None:
     bot = {"id": BOT, "name": "Demo", "sandbox": True, "clock_mode": "sent_at", "policy": POLICY}
-    await _ask(api, "POST", "/v1/bots", json=bot)
+    await ask(api, "POST", "/v1/bots", json=bot)
     events = ["session.closure_message", "session.closed"]
-    endpoint = await _ask(api, "POST", f"/v1/bots/{BOT}/endpoints", json={"url": receiver.url, "events": events})
+    endpoint = await ask(api, "POST", f"/v1/bots/{BOT}/endpoints", json={"url": receiver.url, "events": events})
     receiver.secret = endpoint["secret"]
 
 
@@ -158,7 +158,7 @@ class _Player:
     async def take(self, item: ScriptItem) -> None:
         if item.entry is None:
             await self.flush()
-            await _ask(self._api, "POST", f"/v1/sessions/{self._session_of[item.user]}/close")
+            await ask(self._api, "POST", f"/v1/sessions/{self._session_of[item.user]}/close")
             return
         self._batch.append((item.user, EntryLine(len(self._batch), msgspec.json.encode(item.entry), item.at_ms)))
         if len(self._batch) == BATCH_ENTRIES:
@@ -179,7 +179,7 @@ class _Player:
 
 async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIterator[JsonDict]:
     while True:
-        page = await _ask(api, "GET", "/v1/sessions", params=parameters)
+        page = await ask(api, "GET", "/v1/sessions", params=parameters)
         for session in page["sessions"]:
             yield session
         if page["next"] is None:
@@ -187,7 +187,7 @@ async def _pages(api: httpx.AsyncClient, parameters: dict[str, str]) -> AsyncIte
         parameters = parameters | {"cursor": page["next"]}
 
 
-async def _ask(
+async def ask(
     api: httpx.AsyncClient,
     method: str,
     path: str,
@@ -195,6 +195,7 @@ async def _ask(
     json: JsonDict | None = None,
     params: dict[str, str] | None = None,
 ) -> JsonDict:
+    """The answer of the API. Raises `DemoFailed` if it is a refusal."""
     reply = await api.request(method, path, json=json, params=params)
     if not reply.is_success:
         raise DemoFailed(f"{method} {path}: {reply.status_code} {reply.text}")

@@ -1,32 +1,55 @@
 """`adjourn demo`: the whole product in one command, which judges itself; and a judge that cannot fail is none."""
 
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from io import StringIO
+from itertools import takewhile
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 
 from app.demo.command import compare, show
 from app.demo.day import KINDS, make_day
 from app.demo.play import JsonDict, Played, ReceivedWebhook, Receiver
+from app.demo.stay import BOTS, REFUSED
+from tests.acceptance.serving import until
 
 DAY = make_day()
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def test_the_demo_plays_its_day_and_agrees_with_it() -> None:
-    """Servers, API, worker and webhooks come up, everything scripted happens, and nothing is left behind."""
-    done = subprocess.run([sys.executable, "-m", "app.cli", "demo"], capture_output=True, text=True, timeout=100, check=False)
+def test_the_demo_plays_its_day_agrees_with_it_and_stays() -> None:
+    """Servers, API, worker and webhooks come up, everything scripted happens; then traffic goes on until Ctrl-C."""
+    command = [sys.executable, "-m", "app.cli", "demo", "--stay"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        played = "".join(takewhile(lambda line: not line.startswith("Users of the bots"), demo.stdout))
+        _, address, key, _ = (demo.stdout.readline().strip() for _ in range(4))
+        try:
+            with httpx.Client(base_url=address.removesuffix("/console/"), headers={"authorization": f"Bearer {key}"}) as api:
+                until(lambda: api.get("/v1/live").json().get("open", 0) > 0, within_s=30)
+                until(lambda: {bot["id"] for bot in api.get("/v1/bots").json()["bots"]} >= {"demo", *BOTS})
+                until(lambda: _bots_in_trouble(api) == {REFUSED}, within_s=30)
+        finally:
+            demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=60)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Everything agrees with the script." in done.stdout
-    assert done.stderr == ""
-    assert _steady(done.stdout) in _steady(README.read_text()), "the README shows another output"
+    assert demo.returncode == 0, played + errors
+    assert "Everything agrees with the script." in played
+    assert errors == ""
+    assert _steady(played) in _steady(README.read_text()), "the README shows another output"
+
+
+def _bots_in_trouble(api: httpx.Client) -> set[str]:
+    """The bots of deliveries that were tried and are not delivered."""
+    deliveries = api.get("/v1/deliveries", params={"limit": 200}).json()["deliveries"]
+    return {each["bot"] for each in deliveries if each["attempts"] and each["status"] != "delivered"}
 
 
 def _steady(output: str) -> str:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
+from hashlib import blake2b
+from http import HTTPStatus
 from itertools import count
 from secrets import token_hex
 from typing import Any, cast
@@ -28,7 +30,8 @@ from app.shares import OWNER
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEYED = "/v1/"
 _METRICS = ("/metrics",)
-_DOCS = ("/docs", "/openapi.json")
+_DOCUMENT = "/openapi.json"
+_DOCS = ("/docs", _DOCUMENT)
 _log = structlog.get_logger()
 
 # Request ids need to be different, not unguessable; a UUID for each costs more than reading an entry.
@@ -54,6 +57,7 @@ _NO_STORE = (b"cache-control", b"no-store")  # answers hold what users said, and
 
 def install_middleware(app: FastAPI, settings: Settings) -> None:
     """Request ids are outermost but for CORS, so that a body over the limit is answered with one, too."""
+    app.add_middleware(EntityTags)
     app.add_middleware(Compression)
     app.add_middleware(BodyLimit, max_bytes=ADMIN_BODY_BYTES)
     app.add_middleware(KeyFirst, metrics=settings.metrics_need_key, docs=settings.docs_need_key)
@@ -65,9 +69,55 @@ def install_middleware(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["authorization", "content-type", "if-match", "last-event-id", "x-request-id"],
+            allow_headers=["authorization", "content-type", "if-match", "if-none-match", "last-event-id", "x-request-id"],
             expose_headers=["etag", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"],
         )
+
+
+class EntityTags:
+    """Gives each JSON answer to a GET an `ETag`, and answers 304 without a body where `If-None-Match` has it.
+
+    The tag is of the bytes, so it cannot be wrong: a closed session that gets a late entry has another one. It saves the
+    transfer, not the read. A route's own `ETag` stays. Streams have none.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith((_KEYED, _DOCUMENT)):
+            send = _tagged(send, datastructures.Headers(scope=scope).get("if-none-match", ""))
+        await self._app(scope, receive, send)
+
+
+def _tagged(send: Send, known: str) -> Send:
+    """Sends with its tag an answer that comes in one piece, or only the tag if `known`, an `If-None-Match`, names it."""
+    held: Message | None = None
+
+    async def sending(message: Message) -> None:
+        nonlocal held
+        if message["type"] == "http.response.start" and message["status"] == HTTPStatus.OK:
+            if datastructures.Headers(raw=message["headers"]).get("content-type") == "application/json":
+                held = message
+                return
+        elif held is not None:
+            start, held = held, None
+            if not message.get("more_body"):
+                start, message = _with_tag(start, message, known)
+            await send(start)
+        await send(message)
+
+    return sending
+
+
+def _with_tag(start: Message, body: Message, known: str) -> tuple[Message, Message]:
+    headers = datastructures.MutableHeaders(raw=list(start["headers"]))
+    tag = headers.setdefault("etag", f'W/"{blake2b(body.get("body", b""), digest_size=12).hexdigest()}"')
+    named = {one.strip().removeprefix("W/") for one in known.split(",")}
+    if tag.removeprefix("W/") in named or "*" in named:
+        del headers["content-length"], headers["content-type"]
+        start, body = {**start, "status": HTTPStatus.NOT_MODIFIED}, {**body, "body": b""}
+    return {**start, "headers": headers.raw}, body
 
 
 class Compression:

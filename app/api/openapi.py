@@ -95,8 +95,10 @@ def document_of(made: JsonSchema) -> JsonSchema:
         "webhooks": {name: {"post": _webhook(name, model.__name__, str(model.__doc__))} for name, model in EVENTS.items()},
     }
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             _add_errors(path, operation)
+            if method == "get" and path.startswith("/v1/") and "application/json" in operation["responses"]["200"]["content"]:
+                operation["responses"]["304"] = {"description": "`If-None-Match` has its `ETag`: it has not changed"}
             _describe_success(operation, schemas)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)

@@ -9,6 +9,7 @@ import pytest
 
 from app.main import create_app
 from app.settings import Settings
+from app.worker import Worker
 from tests.api.conftest import Client
 
 ORIGIN = "https://console.example"
@@ -76,6 +77,29 @@ async def test_metrics_and_docs_may_need_a_key(admin: Client, settings: Settings
         "/docs": [401, 200, 200, 200],
         "/healthz": [200] * 4,
     }
+
+
+async def test_an_unchanged_answer_is_not_sent_again(admin: Client, worker: Worker) -> None:
+    """By its `ETag`: definitions, the document, a policy by its version's tag, and a session until a late entry comes."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "sandbox": True})
+    session = (await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "user", "text": "hi"}))["session_id"]
+    await admin.ok("POST", "/v1/bots/shop/clock/advance", {"seconds": 3600})
+    await worker.archivist.run_once()
+    paths = ("/v1/analytics/definitions", "/openapi.json", "/v1/bots/shop/policy", f"/v1/sessions/{session}")
+    for path in paths:
+        first = await admin.get(path)
+        again = await admin.get(path, headers={"if-none-match": f'"other", {first.headers["etag"]}'})
+        changed = await admin.get(path, headers={"if-none-match": '"other"'})
+        assert (first.status_code, again.status_code, changed.status_code) == (200, 304, 200), path
+        assert (again.content, again.headers["etag"]) == (b"", first.headers["etag"])
+        assert not {"content-length", "content-type", "content-encoding"} & again.headers.keys()
+
+    known = {"if-none-match": (await admin.get(paths[-1])).headers["etag"]}
+    await admin.ok("POST", "/v1/bots/shop/messages", {"user_id": "ann", "role": "bot", "type": "survey.sent"})
+    await worker.archivist.run_once()
+
+    assert (await admin.get(paths[-1], headers=known)).json()["late_entries"] == 1
+    assert "etag" not in (await admin.get("/v1/exports/sessions")).headers
 
 
 def test_a_certificate_without_its_key_is_refused() -> None:

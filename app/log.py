@@ -8,14 +8,17 @@ shape.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app import VERSION
 from app.settings import Settings
 
 REDACTED = "[redacted]"
@@ -55,6 +58,17 @@ def configure_logging(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
     _take_over_root(settings.log_level, foreign=shared, renderer=_renderer(settings.log_format))
+
+
+@contextmanager
+def logged_life(settings: Settings) -> Iterator[None]:
+    """Log the start of a process, with its version and the settings that were chosen, and its stop."""
+    log = structlog.get_logger(__name__)
+    log.info("process started", version=VERSION, pid=os.getpid(), **{name: str(value) for name, value in settings.chosen.items()})
+    try:
+        yield
+    finally:
+        log.info("process stopped")
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

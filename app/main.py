@@ -7,28 +7,38 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.types import Receive, Scope, Send
 
+from app import VERSION
 from app.api import ingest
+from app.api.access import AccessLog, Watched, is_watched
 from app.api.direct import DirectIngest
 from app.api.errors import install_error_handlers
 from app.api.middleware import install_middleware
 from app.api.openapi import document_of, install_docs_page
 from app.api.routes import ROUTERS
 from app.console.app import install_console
-from app.log import configure_logging
+from app.log import configure_logging, logged_life
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.shares import LoopShares
 
 PROBES = ("/healthz", "/readyz")
 _REQUESTS_EACH_ITERATION = 8  # of 1 ms; entries come before them
-VERSION = "0.1.0"
 DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; webhooks report it."
 
 
 class Adjourn(FastAPI):
     """FastAPI with the ingest routes in front of it: same object, same port, none of its cost for each message."""
 
+    access: AccessLog
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_watched(scope):
+            await self._route(scope, receive, send)
+            return
+        with Watched(self.access, scope, send) as watched:
+            await self._route(scope, receive, watched.send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = ingest.route_of(scope)
         if route is not None:
             await ingest.serve(self.state.resources, route, scope, receive, send)
@@ -62,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.loop_shares = LoopShares(_REQUESTS_EACH_ITERATION)
+    app.access = AccessLog(known.access_log)
     install_error_handlers(app)
     install_middleware(app, known)
     install_docs_page(app)
@@ -75,10 +86,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings) as resources:
-            app.state.resources = resources
-            app.state.direct = DirectIngest(resources)
-            yield
-            await _finish(resources)
+            with logged_life(settings):
+                app.state.resources = resources
+                app.state.direct = DirectIngest(resources)
+                yield
+                await _finish(resources)
 
     return lifespan
 

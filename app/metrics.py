@@ -4,6 +4,9 @@ With several processes the library keeps the values in files of `PROMETHEUS_MULT
 """
 
 import asyncio
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -41,6 +44,13 @@ DELIVERY_DURATION = Histogram(
     "How long one attempt took",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15),
 )
+REQUEST_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+REQUESTS = Histogram(
+    "adjourn_request_seconds",
+    "From a request's head to the end of its answer",
+    ["route", "method", "status"],
+    buckets=REQUEST_BOUNDS_S,
+)
 REPAIRS = Counter("adjourn_repairs_total", "Repairs of the live state by the consistency check")
 UNACCOUNTED = Gauge(
     "adjourn_unaccounted",
@@ -73,3 +83,41 @@ class BufferedCounter:
 
 
 ENTRIES_TAKEN = BufferedCounter(ENTRIES)
+
+
+class BufferedHistogram:
+    """A histogram for what happens with every request: see `BufferedCounter`."""
+
+    def __init__(self, histogram: Histogram, bounds: Sequence[float]) -> None:
+        self._histogram = histogram
+        self._bounds = bounds
+        self._added: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+
+    def add(self, labels: tuple[str, ...], value: float) -> None:
+        added = self._added
+        if not added:
+            asyncio.get_running_loop().call_later(_FLUSH_S, self.flush)
+        of_labels = added.get(labels)
+        if of_labels is None:
+            of_labels = added[labels] = [0] * (len(self._bounds) + 1), [0.0]
+        counts, total = of_labels
+        counts[bisect_left(self._bounds, value)] += 1
+        total[0] += value
+
+    def flush(self) -> None:
+        """Give the counts to the histogram, whose own `observe` takes one value at a time."""
+        added, self._added = self._added, {}
+        for labels, (counts, (total,)) in added.items():
+            child: Any = self._histogram.labels(*labels)
+            for bucket, count in zip(child._buckets, counts, strict=True):  # noqa: SLF001 - see above
+                bucket.inc(count)
+            child._sum.inc(total)  # noqa: SLF001
+
+
+REQUESTS_ANSWERED = BufferedHistogram(REQUESTS, REQUEST_BOUNDS_S)
+
+
+def flush() -> None:
+    """Give everything that is buffered to the metrics."""
+    ENTRIES_TAKEN.flush()
+    REQUESTS_ANSWERED.flush()

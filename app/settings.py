@@ -190,7 +190,12 @@ class Settings(BaseSettings):
     process_name: str = Field(default="", description="Name in this process's log lines; `adjourn serve` sets it.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least severe level logged.")
     log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
-    access_log: bool = Field(default=False, description="Whether each request is logged; costs throughput.")
+    access_log: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Part of all requests that are logged, 0 to 1, and all answers from 500 on. true is 1; false is 0: none.",
+    )
     drain_delay_s: float = Field(
         default=0.0, ge=0, description="Time between /readyz failing and the listener closing at a stop, in seconds."
     )
@@ -248,6 +253,11 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
+    @field_validator("access_log", mode="before")
+    @classmethod
+    def _accept_yes_or_no(cls, share: object) -> object:
+        return {"true": 1.0, "false": 0.0}.get(share.lower(), share) if isinstance(share, str) else share
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _accept_lower_case_level(cls, level: object) -> object:
@@ -267,6 +277,13 @@ class Settings(BaseSettings):
     def admin_key(self) -> str | None:
         """`adjourn_admin_key`, or the content of its file."""
         return self.adjourn_admin_key or text_of_file(self.adjourn_admin_key_file)
+
+    @property
+    def chosen(self) -> dict[str, object]:
+        """The settings that differ from their defaults, for the log; of one that may be secret only that it is set."""
+        fields = type(self).model_fields
+        changed = {name: getattr(self, name) for name in fields if getattr(self, name) != fields[name].default}
+        return {name: value if fields[name].repr else "set" for name, value in changed.items()}
 
     @property
     def embedded(self) -> bool:

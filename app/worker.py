@@ -32,6 +32,7 @@ from app.live.due import ShardLease
 from app.live.event_stream import EventStream
 from app.live.pipe import Pipe
 from app.live.server import synchronize
+from app.log import logged_life
 from app.metrics import FAILURES
 from app.resources import Resources, open_resources
 from app.settings import Settings
@@ -48,12 +49,13 @@ NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
 async def run(settings: Settings) -> None:
     """Work until cancelled; then finish what is in progress."""
     async with open_resources(settings) as resources:
-        worker = Worker(resources)
-        worker.start()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            await worker.stop()
+        with logged_life(settings):
+            worker = Worker(resources)
+            worker.start()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await worker.stop()
 
 
 class Worker:

@@ -8,8 +8,10 @@ configuration changed last; those take the way through ASGI.
 import structlog
 from msgspec import Struct
 
+from app.api.access import ENTRY_ROUTE, AccessLog
 from app.api.errors import Headers, error_of, problem_bytes
 from app.api.middleware import rate_headers, request_id_of
+from app.clock import monotonic_ms
 from app.domain.errors import DomainError
 from app.errors import AdjournError
 from app.ingest.intake import Receipt, encode
@@ -32,7 +34,7 @@ class DirectReply(Struct, frozen=True):
 class DirectRequest:
     """A request on the direct way. The protocol overrides `reply`, which is called once."""
 
-    __slots__ = ("admission", "body", "headers", "path", "spent")
+    __slots__ = ("access", "admission", "began_ms", "body", "headers", "path", "spent")
 
     def __init__(self, admission: Admission, path: bytes, headers: Headers) -> None:
         self.admission = admission
@@ -40,6 +42,8 @@ class DirectRequest:
         self.headers = headers
         self.body = b""
         self.spent: Spendings = []
+        self.began_ms = monotonic_ms()
+        self.access: AccessLog | None = None
 
     def reply(self, reply: DirectReply) -> None:
         raise NotImplementedError
@@ -51,12 +55,21 @@ class DirectRequest:
             body = encode(result)
             head = b"content-type: application/json\r\ncontent-length: %d\r\n%bx-request-id: %b\r\n"
             self.reply(DirectReply(200, head % (len(body), _lines(rate_headers(self.spent)), request_id.encode()), body))
+            self._log(200, request_id)
             return
         path = self.path.decode()
         if not isinstance(result, AdjournError | DomainError):
             _log.error("request failed", method="POST", path=path, request_id=request_id, exc_info=result)
         status, headers, body = problem_bytes(error_of(result), instance=path, request_id=request_id)
         self.reply(DirectReply(status, _lines([*headers, (b"x-request-id", request_id.encode())]), body))
+        self._log(status, request_id)
+
+    def _log(self, status: int, request_id: str) -> None:
+        if self.access is not None:
+            key, bot = self.admission.key.name, self.admission.bot.id
+            self.access.write(
+                route=ENTRY_ROUTE, method="POST", status=status, began_ms=self.began_ms, key=key, bot=bot, request_id=request_id
+            )
 
 
 class DirectIngest:
@@ -65,6 +78,7 @@ class DirectIngest:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self.max_body_bytes = min(resources.settings.max_body_bytes, _LONGEST_BODY)
+        self._access = AccessLog(resources.settings.access_log)
         self._max_age_ms = resources.settings.config_max_age_s * 1000
 
     def admission(self, authorization: bytes, path: bytes) -> Admission | None:
@@ -81,6 +95,7 @@ class DirectIngest:
             return True
 
     def _start(self, request: DirectRequest) -> bool:
+        request.access = self._access
         admission = request.admission
         entry = entry_from(request.body)
         spent = admission.rates.spend(len(request.body))

@@ -11,6 +11,7 @@ import structlog
 from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
+from app.api.access import BATCH_ROUTE, BOT, ENTRY_ROUTE, KEY_NAME, REQUEST_ID, ROUTE
 from app.api.auth import Principal, known_bot, principal_for
 from app.api.errors import MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
@@ -42,7 +43,8 @@ def route_of(scope: Scope) -> re.Match[str] | None:
 
 async def serve(resources: Resources, route: re.Match[str], scope: Scope, receive: Receive, send: Send) -> None:  # noqa: PLR0917 - ASGI's own three come last
     """Answer one request. Every refusal is an answer; so is an unexpected failure, whose traceback is in the log."""
-    request_id = request_id_of(scope)
+    request_id = scope[REQUEST_ID] = request_id_of(scope)
+    scope[ROUTE], scope[BOT] = BATCH_ROUTE if route["batch"] else ENTRY_ROUTE, route["bot"]
     try:
         status, headers, body = await _answer(resources, scope, receive, route)
     except (AdjournError, DomainError) as error:
@@ -90,6 +92,7 @@ def _principal_and_bot(
 ) -> tuple[Principal, BotConfig]:
     authorization = headers.get(b"authorization", b"").decode("latin-1")
     principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
+    scope[KEY_NAME] = principal.key.name
     principal.require("ingest", bot=name)
     return principal, known_bot(resources.config, name)
 

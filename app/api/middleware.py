@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import KEY_NAME, REQUEST_ID
 from app.api.auth import principal_for
 from app.api.errors import Headers, error_of, problem_bytes
 from app.config.records import SIGNED_IN
@@ -152,6 +153,7 @@ class KeyFirst:
             authorization = datastructures.Headers(scope=scope).get("authorization", "")
             try:
                 principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
+                scope[KEY_NAME] = principal.key.name
                 if scope["path"] in _METRICS:
                     principal.require("read")
                     principal.require_all_bots()
@@ -208,7 +210,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(scope)
-        scope["adjourn.request_id"] = request_id
+        scope[REQUEST_ID] = request_id
         started = False
         answer = _with_headers(send, [*self._headers, (b"x-request-id", request_id.encode())])
 
@@ -267,6 +269,6 @@ def _with_headers(send: Send, added: Headers) -> Send:
 
 
 async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:
-    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=scope["adjourn.request_id"])
+    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=scope[REQUEST_ID])
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

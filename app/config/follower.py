@@ -117,6 +117,7 @@ class ConfigReplica:
     async def start(self) -> None:
         """Read everything, then follow in a task. Raises what redis-py raises."""
         await self.load()
+        _log.info("configuration loaded", bots=len(self._bots), keys=len(self._keys), mark=str(self._mark))
         self._follower = asyncio.create_task(self._follow(), name="config replica")
 
     async def stop(self) -> None:

@@ -188,7 +188,7 @@ class Connection(HttpToolsProtocol):
         direct: DirectIngest | None = getattr(getattr(self.config.app, "state", None), "direct", None)
         cycle = getattr(self, "cycle", None)
         busy = cycle is not None and not cycle.response_complete
-        if direct is None or busy or self.access_log or self.flow.write_paused or self.expect_100_continue:
+        if direct is None or busy or self.flow.write_paused or self.expect_100_continue:
             return None
         headers = dict(self.headers)
         length = headers.get(b"content-length", b"")

@@ -26,6 +26,7 @@ from app.config.change import open_keyring
 from app.delivery.secret_box import SecretBox, new_secrets_key
 from app.embedded import Servers, embedded_servers
 from app.errors import CannotStart
+from app.log import logged_life
 from app.resources import open_resources
 from app.settings import SECRETS_KEY_FILE, Settings
 from app.supervisor.preflight import check_servers, upgrade_schema, without_password
@@ -90,6 +91,7 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         socket = stack.enter_context(bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
         metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
+        stack.enter_context(logged_life(settings))
         worker = worker_child(settings, metrics_dir=metrics_dir) if with_worker else None
         processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
         announce = partial(

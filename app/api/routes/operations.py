@@ -23,7 +23,7 @@ from app.errors import AdjournError, Forbidden, RateLimited, Unauthenticated
 from app.live import keys
 from app.live.pipe import Pipe
 from app.live.server import durability_warnings
-from app.metrics import ENTRIES_TAKEN
+from app.metrics import flush
 from app.settings import Settings
 
 router = APIRouter(tags=["operations"])
@@ -114,7 +114,7 @@ async def metrics(settings: SettingsDep, clock: ClockDep) -> Response:
 
 @lru_cache(maxsize=1)
 def _metrics_at(_second: int, folder: Path | None) -> bytes:
-    ENTRIES_TAKEN.flush()
+    flush()
     registry = REGISTRY
     if folder is not None:
         registry = CollectorRegistry()

@@ -34,7 +34,7 @@ test: $(VENV)/dev.stamp          ## all tests but the slow ones
 faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (20 minutes)
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
-bench: $(VENV)/dev.stamp         ## measure
+bench: $(VENV)/dev.stamp         ## measure; FAST=1 for a quick round
 	@exec $(BIN)/python -m bench $(ARGS)
 
 check: $(VENV)/dev.stamp         ## format, lint, types, import contracts, tests; must pass before a commit

@@ -1,4 +1,4 @@
-"""`python -m bench [part …]`: `routes`, `ledger`, `archivist` and `deliveries`, or some of them, or `instructions`."""
+"""`python -m bench [part …]`: all of `PARTS`, or some of them, or `instructions`, which needs valgrind."""
 
 import sys
 
@@ -7,8 +7,10 @@ import uvloop
 
 from app.resources import open_resources
 from app.settings import Settings
-from bench import archivist, deliveries, instructions, ledger, routes
+from bench import FAST, archivist, deliveries, footprint, instructions, lag, ledger, routes
 from bench.installation import installation, make_bots
+
+PARTS = ("routes", "ledger", "archivist", "deliveries", "footprint", "lag")
 
 
 async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> None:
@@ -19,10 +21,16 @@ async def _in_process(settings: Settings, parts: list[str], redis: psutil.Proces
             archivist.show(await archivist.measure(resources))
         if "deliveries" in parts:
             deliveries.show(await deliveries.measure(resources))
+        if "footprint" in parts:
+            footprint.show_sessions(await footprint.measure_sessions(resources))
+        if "lag" in parts:  # the last, as it replaces the bots of the others
+            lag.show(await lag.measure(resources, beside=(1_000,) if FAST else (1_000, 100_000)))
 
 
 def main(parts: list[str]) -> None:
     """Each part in a run of its own, one after the other."""
+    if "footprint" in parts:
+        footprint.show_starts(footprint.measure_starts())
     with installation() as (settings, servers):
         key = uvloop.run(make_bots(settings.redis_url or ""))
         if "routes" in parts:
@@ -33,4 +41,4 @@ def main(parts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["routes", "ledger", "archivist", "deliveries"])
+    main(sys.argv[1:] or list(PARTS))

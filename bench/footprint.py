@@ -1,4 +1,4 @@
-"""Memory and start: bytes of Redis for an open session, memory of `adjourn serve` at idle, its time to ready on an existing folder."""
+"""Memory and start: Redis for an open session, the processes of `adjourn serve` at idle, its time to ready."""
 
 import asyncio
 import re

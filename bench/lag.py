@@ -36,6 +36,10 @@ _ENDPOINT = text(
 )
 
 
+Arrivals = asyncio.Queue[tuple[str, float]]
+"""Ids of sessions and the instants at which their webhooks arrived, in ms since the epoch."""
+
+
 class Lags(Struct, frozen=True):
     """Milliseconds from deadlines to the receiver's socket, in order, beside `open` sessions with later deadlines."""
 
@@ -45,7 +49,7 @@ class Lags(Struct, frozen=True):
 
 async def measure(resources: Resources, *, beside: tuple[int, ...]) -> list[Lags]:
     """One measurement for each number of sessions that stay open; they add up."""
-    arrivals: dict[str, float] = {}
+    arrivals: Arrivals = asyncio.Queue()
     server = await asyncio.start_server(lambda reader, writer: _receive(reader, writer, arrivals), "127.0.0.1", 0)
     await _subscribe(resources, url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
     worker = Worker(resources)
@@ -67,17 +71,20 @@ def show(found: list[Lags]) -> None:
         print(f"  beside {lags.open:>7,} open sessions: p50 {p50:>5.0f} ms, p99 {p99:>5.0f} ms")
 
 
-async def _due(resources: Resources, arrivals: dict[str, float], *, run: int) -> list[float]:
+async def _due(resources: Resources, arrivals: Arrivals, *, run: int) -> list[float]:
     first_ms = _now_ms() + LEAD_MS
     deadlines: dict[str, float] = {}
     for number in range(DUE):
         at_ms = first_ms + number * SPREAD_MS // DUE
         (session,) = await _open(resources, [f"due-{run}-{number}"], at_ms=at_ms - _SILENCE_MS)
         deadlines[session] = at_ms
+    lags: dict[str, float] = {}
     async with asyncio.timeout(120):
-        while not deadlines.keys() <= arrivals.keys():
-            await asyncio.sleep(0.1)
-    return sorted(arrivals[session] - at_ms for session, at_ms in deadlines.items())
+        while len(lags) < DUE:
+            session, arrived_ms = await arrivals.get()
+            if session in deadlines:
+                lags.setdefault(session, arrived_ms - deadlines[session])
+    return sorted(lags.values())
 
 
 async def _open(resources: Resources, users: list[str], *, at_ms: int) -> list[str]:
@@ -103,14 +110,14 @@ async def _subscribe(resources: Resources, *, url: str) -> None:
     await resources.config.load()
 
 
-async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, arrivals: dict[str, float]) -> None:
+async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, arrivals: Arrivals) -> None:
     try:
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             at_ms = time() * 1_000
             start = head.index(b"content-length:") + 15
             event: dict[str, Any] = msgspec.json.decode(await reader.readexactly(int(head[start : head.index(b"\r\n", start)])))
-            arrivals.setdefault(event["data"]["session"]["id"], at_ms)
+            arrivals.put_nowait((event["data"]["session"]["id"], at_ms))
             writer.write(_OK)
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()

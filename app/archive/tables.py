@@ -252,6 +252,7 @@ sessions = Table(
 )
 _NEWEST_FIRST = (sessions.c.opened_at.desc(), sessions.c.id.desc())
 Index("ix_sessions_bot", sessions.c.bot_id, *_NEWEST_FIRST)
+Index("ix_sessions_closed", sessions.c.closed_at.desc(), sessions.c.id.desc())
 Index("ix_sessions_bot_closed", sessions.c.bot_id, sessions.c.closed_at.desc(), sessions.c.id.desc())
 # A filter that matches little costs what it returns; without a bot, Postgres 18 steps from one bot to the next.
 for _filtered in (sessions.c.channel, sessions.c.intent, sessions.c.outcome, sessions.c.reason):

@@ -1,13 +1,13 @@
 """Lists cost what they return: a filter that matches little or nothing reads no months of sessions."""
 
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import json
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import session_reads
-from app.archive.session_reads import SessionFilter
+from app.archive.session_reads import SessionFilter, SessionOrder
 from app.archive.sessions import insert_closed
 from bench.fill import LARGE, closed_sessions
 
@@ -40,13 +40,15 @@ async def test_a_page_reads_few_blocks(engine: AsyncEngine) -> None:
             for asked in FILTERS
             for bots in (None, frozenset({LARGE}))
         }
+        for order in get_args(SessionOrder):
+            read[f"all by {order}"] = await blocks_of(conn, SessionFilter(), order=order)
 
     assert whole is not None
     assert whole > 3 * MOST_BLOCKS
     assert {name: blocks for name, blocks in read.items() if blocks >= MOST_BLOCKS} == {}
 
 
-async def blocks_of(conn: AsyncConnection, wanted: SessionFilter) -> int:
+async def blocks_of(conn: AsyncConnection, wanted: SessionFilter, order: SessionOrder = "-opened_at") -> int:
     """How many blocks the first page of a list reads."""
     statements: list[tuple[str, Any]] = []
 
@@ -54,7 +56,7 @@ async def blocks_of(conn: AsyncConnection, wanted: SessionFilter) -> int:
         statements.append((statement, parameters))
 
     event.listen(conn.sync_connection, "before_cursor_execute", keep)
-    await session_reads.page(conn, wanted, after=None, limit=51)
+    await session_reads.page(conn, wanted, after=None, limit=51, order=order)
     event.remove(conn.sync_connection, "before_cursor_execute", keep)
     statement, parameters = statements[0]
     plan = (await conn.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)).scalar_one()

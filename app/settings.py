@@ -175,7 +175,14 @@ class Settings(BaseSettings):
         default=None,
         description="Private addresses that webhooks may go to: true, false or loopback. Unset: loopback if embedded.",
     )
-    delivery_concurrency: int = Field(default=50, ge=1, description="Webhooks that one worker has in flight at most.")
+    delivery_concurrency: int = Field(
+        default=50, ge=1, description="Webhooks that one worker has in flight to endpoints that are new, slow or failing."
+    )
+    delivery_lent_concurrency: int = Field(
+        default=120,
+        ge=0,
+        description="Webhooks in flight to endpoints that answer within a second, lent beside DELIVERY_CONCURRENCY.",
+    )
     delivery_timeout_s: float = Field(
         default=15.0, gt=0, description="Longest time for one webhook, from the DNS look-up to the last byte, in seconds."
     )

@@ -1,4 +1,7 @@
-"""A webhook receiver that answers 200 and does nothing else, in a process of its own; it prints its port."""
+"""A webhook receiver that answers 200 and does nothing else, in a process of its own; it prints its port.
+
+A path that is a number is how long it waits before the answer, in ms: `/300`.
+"""
 
 import asyncio
 import sys
@@ -14,6 +17,8 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             start = head.index(b"content-length:") + 15
             await reader.readexactly(int(head[start : head.index(b"\r\n", start)]))
+            if wait_ms := int(head.split(b" ", 2)[1][1:] or b"0"):
+                await asyncio.sleep(wait_ms / 1000)
             writer.write(_OK)
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()

@@ -10,7 +10,7 @@ Maintenance ends deliveries that will never be sent, deletes old ones and counts
 its caller's transaction, and leaves alone what a worker has leased.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -21,6 +21,8 @@ from app.archive import audit
 from app.archive.audit import Actor
 from app.archive.tables import instant, instant_or_none
 from app.domain.instants import ms_of
+
+_READ_OF_ENDPOINT = 4
 
 # The first row of each endpoint that has any pending is found by skipping through the index, so idle endpoints cost nothing
 # and an endpoint with a million rows costs as much as one with a single row.
@@ -38,38 +40,53 @@ _LOCK_DUE = text("""
                (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = w.endpoint_id
                 AND l.status = 'pending' AND l.leased_until > :now) AS under_way
         FROM waiting w WHERE w.endpoint_id IS NOT NULL
+    ), ready AS (
+        SELECT due.endpoint_id, due.since, due.under_way, e.bot_id, b.sandbox, coalesce(h.failures, 0) AS failures,
+               p.id IS NOT NULL AS prompt
+        FROM due
+        JOIN endpoints e ON e.id = due.endpoint_id
+        JOIN bots b ON b.id = e.bot_id
+        LEFT JOIN endpoint_health h ON h.endpoint_id = e.id
+        LEFT JOIN unnest(CAST(:prompt AS uuid[])) AS p(id) ON p.id = e.id
+        WHERE due.since <= :now AND e.enabled AND e.deleted_at IS NULL AND (h.resume_at IS NULL OR h.resume_at <= :now)
+    ), of_bot AS (
+        SELECT *, row_number() OVER (PARTITION BY prompt, bot_id ORDER BY under_way, since) AS place
+        FROM ready WHERE prompt OR bot_id <> ALL(CAST(:full_bots AS text[]))
+    ), ranked AS (
+        SELECT *, row_number() OVER (PARTITION BY prompt ORDER BY place, under_way, since) AS rank FROM of_bot
     )
-    SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_secret_expires_at, e.private_allowed, b.sandbox,
-           coalesce(h.failures, 0) AS failures
-    FROM due
-    JOIN endpoints e ON e.id = due.endpoint_id
-    JOIN bots b ON b.id = e.bot_id
-    LEFT JOIN endpoint_health h ON h.endpoint_id = e.id
-    WHERE due.since <= :now AND e.enabled AND e.deleted_at IS NULL AND (h.resume_at IS NULL OR h.resume_at <= :now)
-    ORDER BY due.under_way, due.since
-    LIMIT :room
+    SELECT e.id, e.url, e.secret, e.previous_secret, e.previous_secret_expires_at, e.private_allowed, e.bot_id,
+           ranked.sandbox, ranked.failures, ranked.prompt
+    FROM ranked JOIN endpoints e ON e.id = ranked.endpoint_id
+    WHERE ranked.rank <= CASE WHEN ranked.prompt THEN CAST(:prompt_room AS int) ELSE CAST(:room AS int) END
+          AND e.enabled AND e.deleted_at IS NULL
+    ORDER BY ranked.rank
     FOR NO KEY UPDATE OF e SKIP LOCKED
 """)
 
-# A statement of its own, since it must see the leases of the previous holder of the lock. Endpoints alternate: the first
-# delivery of each goes before the second of any.
+# A statement of its own, since it must see the leases of the previous holder of the lock. Bots alternate, and of each bot its
+# endpoints: the one that has least in flight is first.
 _LEASE = text("""
     WITH open AS (
-        SELECT o.endpoint_id, o.max_in_flight - (SELECT count(*) FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
-                                         AND l.status = 'pending' AND l.leased_until > :now) AS room
-        FROM unnest(CAST(:endpoints AS uuid[]), CAST(:limits AS int[])) AS o(endpoint_id, max_in_flight)
-    ), chosen AS (
-        SELECT c.id FROM open CROSS JOIN LATERAL (
-            SELECT f.id, f.next_attempt_at, row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS place FROM (
+        SELECT o.endpoint_id, o.bot_id, o.bot_busy, l.under_way, o.max_in_flight - l.under_way AS room
+        FROM unnest(CAST(:endpoints AS uuid[]), CAST(:limits AS int[]), CAST(:bots AS text[]), CAST(:busy AS int[]))
+            AS o(endpoint_id, max_in_flight, bot_id, bot_busy)
+        CROSS JOIN LATERAL (SELECT count(*) AS under_way FROM deliveries l WHERE l.endpoint_id = o.endpoint_id
+                            AND l.status = 'pending' AND l.leased_until > :now) l
+    ), candidates AS (
+        SELECT c.id, c.place, c.next_attempt_at,
+               open.bot_busy + row_number() OVER (PARTITION BY open.bot_id ORDER BY c.place, c.next_attempt_at) AS of_bot
+        FROM open CROSS JOIN LATERAL (
+            SELECT f.id, f.next_attempt_at, open.under_way + row_number() OVER (ORDER BY f.next_attempt_at, f.id) AS place FROM (
                 SELECT d.id, d.next_attempt_at FROM deliveries d
                 WHERE d.status = 'pending' AND d.endpoint_id = open.endpoint_id AND d.next_attempt_at <= :now
                   AND NOT EXISTS (SELECT FROM deliveries p WHERE p.id = d.after_id AND p.status = 'pending')
                 ORDER BY d.next_attempt_at
-                LIMIT greatest(open.room, 0)
+                LIMIT least(greatest(open.room, 0), CAST(:of_endpoint AS int))
             ) f
         ) c
-        ORDER BY c.place, c.next_attempt_at
-        LIMIT :room
+    ), chosen AS (
+        SELECT id FROM candidates WHERE of_bot <= :of_bot ORDER BY of_bot, place, next_attempt_at LIMIT :room
     ), locked AS (
         SELECT d.id FROM deliveries d JOIN chosen ON chosen.id = d.id
         WHERE d.status = 'pending' AND d.next_attempt_at <= :now
@@ -123,7 +140,10 @@ _DISABLE = text("""
 
 
 class DueEndpoint(Struct, frozen=True):
-    """An endpoint with due deliveries, locked for this transaction. `failures`: failed attempts in a row."""
+    """An endpoint with due deliveries, locked for this transaction. `failures`: failed attempts in a row.
+
+    `prompt`: it answers promptly, and has the senders that are lent to such endpoints.
+    """
 
     endpoint_id: str
     url: str
@@ -131,6 +151,17 @@ class DueEndpoint(Struct, frozen=True):
     sandbox: bool
     failures: int
     private_allowed: bool = False
+    bot: str = ""
+    prompt: bool = False
+
+
+class Room(Struct, frozen=True):
+    """How many deliveries may be claimed: of endpoints that are `prompt`, and of `others`; of these none for the `full_bots`."""
+
+    prompt: int
+    others: int
+    prompt_endpoints: Sequence[str] = ()
+    full_bots: Sequence[str] = ()
 
 
 class Claim(Struct, frozen=True):
@@ -177,24 +208,56 @@ def valid_secrets(endpoint: Row[Any], *, now_ms: int) -> tuple[str, ...]:
     return (endpoint.secret, endpoint.previous_secret)
 
 
-async def lock_due(conn: AsyncConnection, *, room: int, now_ms: int) -> list[DueEndpoint]:
-    """Up to `room` endpoints with due deliveries that may be sent to: the least busy first, then the longest waiting."""
-    now = instant(now_ms)
-    rows = await conn.execute(_LOCK_DUE, {"now": now, "room": room})
+async def lock_due(conn: AsyncConnection, *, room: Room, now_ms: int) -> list[DueEndpoint]:
+    """Endpoints with due deliveries that may be sent to: bots alternate, the least busy is first, then the longest waiting."""
+    parameters = {
+        "now": instant(now_ms),
+        "room": room.others,
+        "prompt_room": room.prompt,
+        "prompt": list(room.prompt_endpoints),
+        "full_bots": list(room.full_bots),
+    }
+    rows = await conn.execute(_LOCK_DUE, parameters)
     return [
-        DueEndpoint(str(row.id), row.url, valid_secrets(row, now_ms=now_ms), row.sandbox, row.failures, row.private_allowed)
+        DueEndpoint(
+            endpoint_id=str(row.id),
+            url=row.url,
+            secrets=valid_secrets(row, now_ms=now_ms),
+            sandbox=row.sandbox,
+            failures=row.failures,
+            private_allowed=row.private_allowed,
+            bot=row.bot_id,
+            prompt=row.prompt,
+        )
         for row in rows
     ]
 
 
 async def lease(
-    conn: AsyncConnection, endpoints: Sequence[tuple[DueEndpoint, int]], *, room: int, now_ms: int, lease_ms: int
+    conn: AsyncConnection,
+    endpoints: Sequence[tuple[DueEndpoint, int]],
+    *,
+    room: int,
+    now_ms: int,
+    lease_ms: int,
+    busy: Mapping[str, int],
+    of_bot: int,
 ) -> list[Claim]:
-    """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have in flight."""
+    """Claim up to `room` deliveries of these locked endpoints; the number beside each is how many it may have in flight.
+
+    `busy` is how many each bot has in flight already, and `of_bot` how many it may have.
+    """
+    if not endpoints:
+        return []
     known = {endpoint.endpoint_id: endpoint for endpoint, _ in endpoints}
     parameters = {
         "endpoints": list(known),
         "limits": [limit for _, limit in endpoints],
+        "bots": [endpoint.bot for endpoint, _ in endpoints],
+        "busy": [busy.get(endpoint.bot, 0) for endpoint, _ in endpoints],
+        "of_bot": of_bot,
+        # Reading all that each may have would read many times what there is room for.
+        "of_endpoint": max(_READ_OF_ENDPOINT, 2 * room // len(endpoints)),
         "room": room,
         "now": instant(now_ms),
         "lease": instant(now_ms + lease_ms),

@@ -8,26 +8,34 @@ Only deliveries that can be sent at once are claimed, so a lease covers one atte
 claim at once, without waiting for a tick. A crash at any step delays a delivery by one lease; it cannot lose it. Every claim
 that is started ends as one `Attempt`, also if its task is cancelled.
 
+Senders are in two parts. `delivery_concurrency` are for endpoints that are new, slow or failing: one endpoint may use a fifth
+of them and one bot three quarters, since what waits for an answer cannot be taken back. `delivery_lent_concurrency` are lent to
+endpoints that answer promptly, which give them back as fast: one may use most of them while no other waits, and what becomes free
+goes to the bot and the endpoint that use least. So slow endpoints take nothing from prompt ones, however many they are.
+
 `OutboxMaintenance` ends deliveries that will never be sent, deletes old ones and measures how many are pending.
 """
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from math import ceil
 
 import structlog
+from msgspec import structs
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive import outbox
-from app.archive.outbox import Claim, DueEndpoint
+from app.archive.outbox import Claim, DueEndpoint, Room
 from app.clock import monotonic_ms
 from app.delivery import retry
 from app.delivery.recorder import Attempt, Interrupted, Recorder
-from app.delivery.retry import DELAYS_MS
-from app.delivery.sender import Sender, SendOutcome, SignedWebhook, trusted_tls
+from app.delivery.retry import DELAYS_MS, PROMPT_MS, PromptEndpoints
+from app.delivery.sender import Delivered, Sender, SendOutcome, SignedWebhook, trusted_tls
 from app.delivery.url_guard import Resolver
 from app.domain.instants import DAY_MS
 from app.errors import Unavailable
@@ -80,7 +88,7 @@ class OutboxMaintenance:
 
 
 class SendingTasks:
-    """At most `delivery_concurrency` sends at once; `on_attempt` gets each attempt as it ends."""
+    """The sends under way; `on_attempt` gets each attempt as it ends."""
 
     def __init__(self, settings: Settings, *, now_ms: Callable[[], int], on_attempt: Callable[[Attempt], None]) -> None:
         self._settings = settings
@@ -89,17 +97,21 @@ class SendingTasks:
         self._resolver = Resolver()
         self._tls = trusted_tls()
         self._idle_senders: list[Sender] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Claim] = {}
         self._stopping = False
 
     def __len__(self) -> int:
         return len(self._tasks)
 
+    @property
+    def claims(self) -> list[Claim]:
+        return list(self._tasks.values())
+
     def start(self, claim: Claim) -> None:
         failpoint("deliver.after_claim")
         task = asyncio.create_task(self._deliver(claim), name=f"deliver {claim.id}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = claim
+        task.add_done_callback(self._tasks.pop)
 
     def begin_stop(self) -> None:
         """Tasks that have not begun to send end as interrupted; those that have may finish."""
@@ -157,6 +169,10 @@ log = structlog.get_logger(__name__)
 
 # One endpoint may use this fraction (1/5) of a worker's concurrency: up to four may hang without delaying the others.
 ENDPOINT_FRACTION = 5
+# The endpoints of one bot may use three quarters of it.
+BOT_SHARE = 0.75
+# Of the senders lent to prompt endpoints one may use three quarters: the others are there at once for one that comes.
+LENT_TO_ONE = 0.75
 # Endpoints that are claimed for one by one, at most, if one statement for all of them is refused.
 MAX_ENDPOINTS_ONE_BY_ONE = 1_000
 
@@ -168,7 +184,8 @@ class Dispatcher:
         self._engine = engine
         self._settings = settings
         self._recorder = Recorder(engine, jitter=jitter, on_recorded=self._top_up)
-        self._sending = SendingTasks(settings, now_ms=self._now_ms, on_attempt=self._recorder.add)
+        self._sending = SendingTasks(settings, now_ms=self._now_ms, on_attempt=self._end)
+        self._prompt = PromptEndpoints()
         self._maintenance = OutboxMaintenance(engine)
         self._claiming = asyncio.Lock()
         self._clock_offset_ms = 0.0
@@ -219,56 +236,102 @@ class Dispatcher:
         """The tick's clock, carried on: attempts end between ticks."""
         return int(monotonic_ms() + self._clock_offset_ms)
 
+    def _end(self, attempt: Attempt) -> None:
+        if not isinstance(attempt.outcome, Interrupted):
+            duration_ms = attempt.ended_at_ms - attempt.started_at_ms
+            delivered = isinstance(attempt.outcome, Delivered)
+            self._prompt.count(attempt.claim.endpoint.endpoint_id, duration_ms, delivered=delivered)
+        self._recorder.add(attempt)
+
     async def _top_up(self) -> None:
         """Claim and start until there is no room or nothing is due."""
         async with self._claiming:
-            while (room := self._room()) and not self._stopping:
-                claims = await self._claim(room)
+            while not self._stopping:
+                # Attempts that wait to be recorded take up room, so that they do not pile up while Postgres is down.
+                under_way = [*self._sending.claims, *self._recorder.claims]
+                room = self._room(under_way)
+                claims = await self._claim(room, under_way) if room.prompt + room.others else []
                 for claim in claims:
                     self._sending.start(claim)
-                if len(claims) < room:
+                if len(claims) < room.prompt + room.others or not claims:
                     return
 
-    def _room(self) -> int:
-        # Attempts that wait to be recorded take up room, so that they do not pile up while Postgres is down.
-        return max(0, self._settings.delivery_concurrency - len(self._sending) - len(self._recorder))
+    def _room(self, under_way: Sequence[Claim]) -> Room:
+        settings = self._settings
+        lent = sum(claim.endpoint.prompt for claim in under_way)
+        of_bots = _by_bot(under_way, prompt=False)
+        waited_since_ms = self._now_ms() - PROMPT_MS
+        waiting = {claim.endpoint.endpoint_id for claim in self._sending.claims if claim.claimed_at_ms < waited_since_ms}
+        return Room(
+            prompt=max(0, settings.delivery_lent_concurrency - lent),
+            others=max(0, settings.delivery_concurrency - len(under_way) + lent),
+            prompt_endpoints=self._prompt.prompt(waiting=waiting) if settings.delivery_lent_concurrency else (),
+            full_bots=[bot for bot, busy in of_bots.items() if busy >= self._most_of_bot],
+        )
 
-    async def _claim(self, room: int) -> list[Claim]:
+    @property
+    def _most_of_bot(self) -> int:
+        return ceil(self._settings.delivery_concurrency * BOT_SHARE)
+
+    async def _claim(self, room: Room, under_way: Sequence[Claim]) -> list[Claim]:
         """In one statement for all endpoints. If Postgres refuses it, one by one: one bad row must not stop the others."""
         try:
             async with self._engine.begin() as conn:
-                return await self._lease(conn, await self._lock_due(conn, room=room), room=room)
+                return await self._lease(conn, await self._lock_due(conn, room), room, under_way)
             # A crash here leaves them leased: they are due again when the lease expires.
         except DBAPIError as error:
             if failure_of(error) == "unreachable":
                 raise
         async with self._engine.begin() as conn:
-            return await self._lease_one_by_one(conn, room=room)
+            return await self._lease_one_by_one(conn, room, under_way)
 
-    async def _lease_one_by_one(self, conn: AsyncConnection, *, room: int) -> list[Claim]:
+    async def _lease_one_by_one(self, conn: AsyncConnection, room: Room, under_way: Sequence[Claim]) -> list[Claim]:
         claims: list[Claim] = []
         # More endpoints than there is room for: refused ones have waited longest and would always come first.
-        for endpoint in await self._lock_due(conn, room=MAX_ENDPOINTS_ONE_BY_ONE):
-            if len(claims) == room:
-                break
+        many = structs.replace(room, prompt=MAX_ENDPOINTS_ONE_BY_ONE, others=MAX_ENDPOINTS_ONE_BY_ONE)
+        for endpoint in await self._lock_due(conn, many):
+            lent = sum(claim.endpoint.prompt for claim in claims)
+            left = structs.replace(room, prompt=room.prompt - lent, others=room.others - len(claims) + lent)
             try:
                 async with conn.begin_nested():
-                    claims += await self._lease(conn, [endpoint], room=room - len(claims))
+                    claims += await self._lease(conn, [endpoint], left, [*under_way, *claims])
             except DBAPIError as error:
                 if failure_of(error) == "unreachable":
                     raise
-                log.error("endpoint cannot be claimed", endpoint=endpoint[0].endpoint_id, error=str(error.orig))  # noqa: TRY400
+                log.error("endpoint cannot be claimed", endpoint=endpoint.endpoint_id, error=str(error.orig))  # noqa: TRY400
         return claims
 
-    async def _lock_due(self, conn: AsyncConnection, *, room: int) -> list[tuple[DueEndpoint, int]]:
-        """Endpoints with something due, and how many deliveries each may have in flight."""
-        limit = max(1, self._settings.delivery_concurrency // ENDPOINT_FRACTION)
-        due = await outbox.lock_due(conn, room=room, now_ms=self._now_ms())
-        return [(each, retry.max_in_flight(each.failures, limit=limit)) for each in due]
+    async def _lock_due(self, conn: AsyncConnection, room: Room) -> list[DueEndpoint]:
+        return await outbox.lock_due(conn, room=room, now_ms=self._now_ms())
 
-    async def _lease(self, conn: AsyncConnection, endpoints: Sequence[tuple[DueEndpoint, int]], *, room: int) -> list[Claim]:
-        if not endpoints:
-            return []
+    async def _lease(
+        self, conn: AsyncConnection, due: Sequence[DueEndpoint], room: Room, under_way: Sequence[Claim]
+    ) -> list[Claim]:
+        """Claim of prompt endpoints what is lent to such, and of the others what is for all."""
         # It covers one attempt and a margin: a slow commit, a busy machine.
         lease_ms = int(self._settings.delivery_timeout_s * 1000) + self._settings.delivery_lease_margin_ms
-        return await outbox.lease(conn, endpoints, room=room, now_ms=self._now_ms(), lease_ms=lease_ms)
+        claims: list[Claim] = []
+        for prompt, left in ((True, room.prompt), (False, room.others)):
+            endpoints = [(each, self._max_in_flight(each)) for each in due if each.prompt is prompt]
+            if left:
+                claims += await outbox.lease(
+                    conn,
+                    endpoints,
+                    room=left,
+                    now_ms=self._now_ms(),
+                    lease_ms=lease_ms,
+                    busy=_by_bot(under_way, prompt=prompt),
+                    of_bot=self._settings.delivery_lent_concurrency if prompt else self._most_of_bot,
+                )
+        return claims
+
+    def _max_in_flight(self, endpoint: DueEndpoint) -> int:
+        """How many deliveries an endpoint may have in flight."""
+        limit = self._settings.delivery_concurrency // ENDPOINT_FRACTION
+        if endpoint.prompt:
+            limit = max(limit, int(self._settings.delivery_lent_concurrency * LENT_TO_ONE))
+        return retry.max_in_flight(endpoint.failures, limit=max(1, limit))
+
+
+def _by_bot(claims: Sequence[Claim], *, prompt: bool) -> Counter[str]:
+    return Counter(claim.bot for claim in claims if claim.endpoint.prompt is prompt)

@@ -58,6 +58,11 @@ class Recorder:
         return len(self._ended)
 
     @property
+    def claims(self) -> list[Claim]:
+        """The claims of these."""
+        return [attempt.claim for attempt in self._ended]
+
+    @property
     def busy(self) -> bool:
         return not self._idle.is_set()
 

@@ -1,9 +1,11 @@
-"""When to send again: a delivery by its retry schedule, an endpoint by its circuit breaker.
+"""When to send again, and how much at once: a delivery by its retry schedule, an endpoint by its circuit breaker and its answers.
 
 Pure: the caller passes the time and the jitter. A delivery is retried quickly at first, then ever more rarely, for about three
 days. A breaker is closed (`resume_at_ms` None), open until `resume_at_ms`, and half-open from then on: it lets one delivery
 through, whose success closes it and whose failure opens it for twice as long.
 """
+
+from collections.abc import Container
 
 from app.archive.endpoints import HEALTHY, EndpointHealth
 from app.domain.instants import HOUR_MS, MINUTE_MS
@@ -70,3 +72,28 @@ def pause_ms(failures: int) -> int:
 def max_in_flight(failures: int, *, limit: int) -> int:
     """Deliveries that an endpoint may have in flight: `limit`, halved by each failure in a row; one while half-open."""
     return max(1, limit >> failures) if failures < FAILURES_TO_OPEN else 1
+
+
+PROMPT_MS = 1_000
+_NEWEST_SHARE = 0.2
+_MOST_ENDPOINTS = 2_000
+
+
+class PromptEndpoints:
+    """Endpoints that answer promptly: the mean of the last answers took a second at most, and the last one was a success."""
+
+    def __init__(self) -> None:
+        self._mean_ms: dict[str, float] = {}
+
+    def count(self, endpoint: str, duration_ms: int, *, delivered: bool) -> None:
+        """Count an attempt that has ended. After a failure the endpoint is prompt again at its next success."""
+        mean_ms = self._mean_ms.pop(endpoint, duration_ms)
+        if not delivered:
+            return
+        if len(self._mean_ms) == _MOST_ENDPOINTS:
+            del self._mean_ms[next(iter(self._mean_ms))]  # the one that has been idle for longest
+        self._mean_ms[endpoint] = mean_ms + (duration_ms - mean_ms) * _NEWEST_SHARE
+
+    def prompt(self, *, waiting: Container[str]) -> list[str]:
+        """The endpoints that are prompt, without those that a send has been `waiting` for."""
+        return [each for each, mean_ms in self._mean_ms.items() if mean_ms <= PROMPT_MS and each not in waiting]

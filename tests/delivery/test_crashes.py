@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.archive import outbox as outbox_store
 from app.archive.engine import make_engine
-from app.archive.outbox import Claim, DueEndpoint
+from app.archive.outbox import Claim, DueEndpoint, Room
 from app.clock import wall_ms
 from app.delivery import recorder as recorder_module
 from app.delivery.dispatcher import ENDPOINT_FRACTION, Dispatcher
@@ -29,9 +29,9 @@ LEASE_MS = 15_000 + 15_000
 async def claim_and_die(engine: AsyncEngine, *, now_ms: int, room: int = 50) -> list[Claim]:
     """Claim like a worker that is killed before its first POST."""
     async with engine.begin() as conn:
-        due: list[DueEndpoint] = await outbox_store.lock_due(conn, room=room, now_ms=now_ms)
+        due: list[DueEndpoint] = await outbox_store.lock_due(conn, room=Room(prompt=0, others=room), now_ms=now_ms)
         endpoints = [(each, max_in_flight(each.failures, limit=room)) for each in due]
-        return await outbox_store.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=LEASE_MS)
+        return await outbox_store.lease(conn, endpoints, room=room, now_ms=now_ms, lease_ms=LEASE_MS, busy={}, of_bot=room)
 
 
 async def tick(dispatcher: Dispatcher, now_ms: int) -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 import resource
+from threading import Event
 
 import pytest
 
 from app.clock import wall_ms
 from app.delivery.dispatcher import ENDPOINT_FRACTION
+from app.delivery.retry import PromptEndpoints
 from tests.delivery.conftest import DispatcherMaker
 from tests.delivery.outbox_rows import Outbox
-from tests.receiver import Receiver, drip, flood, gzip_bomb, redirect, silence
+from tests.receiver import Receiver, drip, flood, gzip_bomb, held, in_turn, redirect, reply, silence
 
 CONCURRENCY = 50
 PER_ENDPOINT = 30
@@ -50,8 +52,9 @@ async def test_no_endpoint_starves_beside_bad_ones(dispatchers: DispatcherMaker,
     assert grown_mb < 50
 
 
+@pytest.mark.parametrize("lent", (0, 100))
 async def test_the_first_delivery_of_each_endpoint_goes_before_any_backlog(
-    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver, lent: int
 ) -> None:
     """An endpoint with 2,000 waiting since long ago does not push back those with one each."""
     await outbox.endpoint(receiver.url("/backlog"), bot="busy")
@@ -60,14 +63,14 @@ async def test_the_first_delivery_of_each_endpoint_goes_before_any_backlog(
     for number in range(40):
         await outbox.endpoint(receiver.url(f"/one/{number}"))
     await outbox.add(1)
-    worker = dispatchers(delivery_concurrency=CONCURRENCY)
+    worker = dispatchers(delivery_concurrency=CONCURRENCY, delivery_lent_concurrency=lent)
     await worker.run_once(wall_ms())
-    await receiver.until(200)
-    first = [request.path for request in receiver.requests[:200]]
+    await receiver.until(300)
+    first = [request.path for request in receiver.requests[:300]]
     await worker.stop(20)
 
     assert {path for path in first if path.startswith("/one/")} == {f"/one/{number}" for number in range(40)}
-    assert max(first.index(f"/one/{number}") for number in range(40)) < 2 * CONCURRENCY
+    assert max(first.index(f"/one/{number}") for number in range(40)) < 2 * CONCURRENCY + lent
 
 
 @pytest.mark.parametrize("attempt", (32_767, 2_147_483_647))
@@ -113,3 +116,69 @@ async def test_more_bad_endpoints_than_senders_leave_room_in_the_end(
     assert len(receiver.at("/good")) == 20
     assert sent <= 30 * 20 + 20
     assert max(dead) <= 9  # 4 at once, then 2, 1, 1, 1: then its breaker is open
+
+
+async def in_flight(receiver: Receiver, *paths: str, least: int) -> list[int]:
+    """How many requests of each path are answered by nothing, once there are `least` of them in all."""
+    async with asyncio.timeout(20):
+        while sum(len(receiver.at(path)) for path in paths) < least:
+            await asyncio.sleep(0.02)
+    return [len(receiver.at(path)) for path in paths]
+
+
+async def test_senders_are_lent_to_an_endpoint_that_answers_and_not_to_one_that_does_not(
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
+) -> None:
+    """Of two with 60 each, the one that has answered has three quarters of 40 in flight, the other a fifth of 20."""
+    release = Event()
+    await outbox.endpoint(receiver.behave("/prompt", in_turn(reply(), held(release))), bot="prompt")
+    await outbox.endpoint(receiver.behave("/new", held(release)), bot="new")
+    await outbox.add(1, bot="prompt")
+    worker = dispatchers(delivery_concurrency=20, delivery_lent_concurrency=40)
+    await worker.run_once(wall_ms())
+    await worker.idle()
+    await outbox.add(60, bot="prompt")
+    await outbox.add(60, bot="new")
+    await worker.run_once(wall_ms())
+    seen = await in_flight(receiver, "/prompt", "/new", least=1 + 30 + 4)
+    release.set()
+    async with asyncio.timeout(60):
+        await worker.idle()
+
+    assert seen == [1 + 30, 4]
+    assert await outbox.statuses() == {"delivered": 121}
+
+
+async def test_the_endpoints_of_one_bot_leave_senders_to_another(
+    dispatchers: DispatcherMaker, outbox: Outbox, receiver: Receiver
+) -> None:
+    """Thirty endpoints of one bot hang; they hold 15 of 20 senders, and another bot's endpoint is served at once."""
+    release = Event()
+    for number in range(30):
+        await outbox.endpoint(receiver.behave(f"/hangs/{number}", held(release)), bot="bad")
+    await outbox.add(2, bot="bad")
+    worker = dispatchers(delivery_concurrency=20)
+    await worker.run_once(wall_ms())
+    seen = await in_flight(receiver, *[f"/hangs/{number}" for number in range(30)], least=15)
+    await outbox.endpoint(receiver.url("/good"), bot="good")
+    await outbox.add(10, bot="good")
+    await worker.run_once(wall_ms())
+    async with asyncio.timeout(20):
+        while len(receiver.at("/good")) < 10:
+            await asyncio.sleep(0.02)
+    release.set()
+
+    assert sum(seen) == 15
+
+
+@pytest.mark.parametrize("answers", ([(1_500, True)], [(20, True), (20, False)], [(20, True)] * 3 + [(9_000, True)]))
+def test_an_endpoint_that_is_slow_or_fails_is_not_prompt(answers: list[tuple[int, bool]]) -> None:
+    """Slow at first, failed last, slow at last; after some prompt answers it is prompt again, unless a send waits for it."""
+    endpoints = PromptEndpoints()
+    for duration_ms, delivered in answers:
+        endpoints.count("one", duration_ms, delivered=delivered)
+    before = endpoints.prompt(waiting=())
+    for _ in range(5):
+        endpoints.count("one", 20, delivered=True)
+
+    assert (before, endpoints.prompt(waiting=()), endpoints.prompt(waiting={"one"})) == ([], ["one"], [])

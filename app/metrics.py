@@ -51,6 +51,8 @@ REQUESTS = Histogram(
     ["route", "method", "status"],
     buckets=REQUEST_BOUNDS_S,
 )
+RETENTION_DELETED = Counter("adjourn_retention_deleted_total", "Rows that were deleted by retention", ["table"])
+RETENTION_DROPPED = Counter("adjourn_retention_months_total", "Months of a table that were dropped whole by retention")
 REPAIRS = Counter("adjourn_repairs_total", "Repairs of the live state by the consistency check")
 UNACCOUNTED = Gauge(
     "adjourn_unaccounted",

@@ -16,6 +16,7 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
+from app.archive.retention import Retention
 from app.archive.rollup import RollUp
 from app.closing.archivist import Archivist
 from app.closing.consistency import ConsistencyCheck
@@ -41,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 ROLL_UP_MS = 30_000
 """Rarely, since each run reads all sessions of an hour in which one has changed; answers are exact meanwhile."""
+
+RETAIN_MS = 3_600_000
 
 NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
 """The job that a job starts where it has done something."""
@@ -101,6 +104,7 @@ class Worker:
             pipe=resources.pipe, sweep=resources.sweep, config=resources.config, clocks=resources.sandboxes
         )
         self.roll_up = RollUp(resources.engine)
+        self.retention = Retention(resources.engine)
         self.consistency = ConsistencyCheck(pipe=resources.pipe, ledger=resources.ledger, shards=settings.shards)
         self.shard_lease = ShardLease(
             pipe=resources.pipe, shards=settings.shards, worker=self.name, lease_ms=settings.shard_lease_ms
@@ -128,6 +132,7 @@ class Worker:
             "change policies": (lambda: self.policy_change.run_once(now_ms()), 500),
             "measure": (self.measure, 5_000),
             "roll up": (self.roll_up.run_once, ROLL_UP_MS),
+            "retain": (lambda: self.retention.run_once(now_ms()), RETAIN_MS),
             "repair": (self.repair, 60_000),
             "heartbeat": (lambda: self.shard_lease.heartbeat(now_ms()), 1_000),
         }

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.archive.tables import bots, endpoints, policies
 
 
-async def create(conn: AsyncConnection, bot: str, *, name: str, sandbox: bool, clock_mode: str | None) -> Row[Any] | None:
-    """The new row; None if there is, or was, a bot of this id."""
-    values = {"id": bot, "name": name, "sandbox": sandbox, "clock_mode": clock_mode}
+async def create(conn: AsyncConnection, bot: str, **values: object) -> Row[Any] | None:
+    """The new row, `values` by column; None if there is, or was, a bot of this id."""
+    values["id"] = bot
     made = await conn.execute(upsert(bots).values(values).on_conflict_do_nothing().returning(bots))
     row: Row[Any] | None = made.one_or_none()
     return row

@@ -37,14 +37,20 @@ class Lock(IntEnum):
     MIGRATION = 0x61646A_01
     PARTITION = 0x61646A_02
     CONFIG = 0x61646A_03  # the triggers that stamp revisions take it, too (migration 0002)
-    ERASURE = 0x61646A_05
+    ERASURE = 0x61646A_05  # the archivist holds it shared while it writes
     ROLL_UP = 0x61646A_06
+    RETENTION = 0x61646A_07
 
 
 async def take_lock(conn: AsyncConnection, lock: Lock, *, shared: bool = False) -> None:
     """Wait for an advisory lock; it is this transaction's until that ends. Shared, it excludes those alone who take it whole."""
     wait = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
     await conn.execute(select(wait(int(lock))))
+
+
+async def try_lock(conn: AsyncConnection, lock: Lock) -> bool:
+    """Take an advisory lock for this transaction, if no other one has it."""
+    return bool(await conn.scalar(select(func.pg_try_advisory_xact_lock(int(lock)))))
 
 
 def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: float = 15, name: str = "adjourn") -> AsyncEngine:

@@ -9,7 +9,9 @@ Archivists that race for a new one wait for one another on an advisory lock.
 
 import re
 from collections.abc import Iterable
+from datetime import MAXYEAR, UTC, datetime
 
+from msgspec import Struct
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,6 +37,31 @@ def is_partition(table: str) -> bool:
 def partition(table: str, year: int, number: int | None = None) -> str:
     """The partition of a month or, without its number, of a whole year."""
     return f"{table}_{year:04}" if number is None else f"{table}_{year:04}_{number:02}"
+
+
+class Partition(Struct, frozen=True):
+    """A partition of one of the tables; rows whose `opened_at` is from `start` on and before `end`."""
+
+    table: str
+    name: str
+    start: datetime
+    end: datetime
+
+
+async def listed(conn: AsyncConnection) -> list[Partition]:
+    """All partitions by name, messages first."""
+    names = await conn.scalars(text("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"))
+    return [_partition_of(name) for name in names if is_partition(name)]
+
+
+def _partition_of(name: str) -> Partition:
+    table, *numbers = name.split("_")
+    first, beyond = _bounds(int(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None)
+    return Partition(table, name, *(_instant(month) for month in (first, beyond)))
+
+
+def _instant(month: Month) -> datetime:
+    return datetime(*month, 1, tzinfo=UTC) if month[0] <= MAXYEAR else datetime.max.replace(tzinfo=UTC)
 
 
 async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
@@ -87,12 +114,17 @@ async def _partitions(conn: AsyncConnection, months: list[Month]) -> set[str]:
 async def _make(conn: AsyncConnection, table: str, room: tuple[int, int | None]) -> str:
     """Make the partition; returns its name."""
     name, (year, number) = partition(table, *room), room
-    first, beyond = ((year, 1), (year + 1, 1)) if number is None else ((year, number), _next((year, number)))
+    first, beyond = _bounds(year, number)
     await conn.execute(text(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)"))
     await conn.execute(
         text(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{_first_day(first)}') TO ('{_first_day(beyond)}')")
     )
     return name
+
+
+def _bounds(year: int, number: int | None) -> tuple[Month, Month]:
+    """The first month of a partition, and the one after its last."""
+    return ((year, 1), (year + 1, 1)) if number is None else ((year, number), _next((year, number)))
 
 
 def _next(month: Month) -> Month:

@@ -121,6 +121,13 @@ bots = Table(
     Column("updated_at", Timestamptz, nullable=False, server_default=NOW, doc="The last change by an admin."),
     Column("deleted_at", Timestamptz, doc="Null: it is not deleted. The row stays, so that its sessions keep its name."),
     _revision(),
+    Column(
+        "retention_days",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'::jsonb"),
+        doc="For how many days `sessions`, `messages` and `deliveries` are kept, by name. Missing or null: without end.",
+    ),
     CheckConstraint("(clock_mode IS NOT NULL) = sandbox AND clock_mode IN ('manual', 'sent_at')", name="clock_mode"),
 )
 

@@ -14,6 +14,7 @@ from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSav
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import bots
+from app.archive.retention import SHORTEST_DAYS
 from app.archive.tables import instant
 from app.closing.sweep import Sweep, close_deleted_sandbox
 from app.domain.errors import Fault
@@ -35,6 +36,22 @@ _ClockMode = Annotated[
 ]
 
 
+_DAYS = Field(ge=SHORTEST_DAYS, le=36_500, examples=[365])
+
+
+class RetentionDays(Body):
+    """For how many days a bot's data is kept; null: without end. Messages and deliveries go with their session at the latest."""
+
+    sessions: Annotated[int | None, _DAYS, Field(description="Closed sessions, from their close on.")] = None
+    messages: Annotated[int | None, _DAYS, Field(description="Messages, from the close of their session on.")] = None
+    deliveries: Annotated[
+        int | None, _DAYS, Field(description="Webhooks that are not pending. Others go after 30 days, dead letters after 90.")
+    ] = None
+
+
+_RETENTION = Field(description="For how many days its sessions, messages and deliveries are kept.")
+
+
 class NewBot(Body):
     """A bot to create."""
 
@@ -42,6 +59,7 @@ class NewBot(Body):
     name: Annotated[Name | None, Field(description="For people; the id if left out.", examples=["Shop"])] = None
     sandbox: _Sandbox = False
     clock_mode: _ClockMode = None
+    retention_days: Annotated[RetentionDays, _RETENTION] = RetentionDays()
     policy: Annotated[
         PolicyToSave, AfterValidator(valid_policy), Field(description="Version 1 of the policy; the defaults if left out.")
     ] = Field(default_factory=dict)
@@ -59,6 +77,9 @@ class BotChange(Body):
 
     name: Annotated[Name | None, ABOUT_NAME] = None
     clock_mode: _ClockMode = None
+    retention_days: Annotated[
+        RetentionDays | None, Field(description="All three of them anew: what is left out is kept without end.")
+    ] = None
 
 
 class BotView(BaseModel):
@@ -68,6 +89,7 @@ class BotView(BaseModel):
     name: Annotated[str, Field(description="For people.", examples=["Shop"])]
     sandbox: _Sandbox
     clock_mode: _ClockMode
+    retention_days: Annotated[RetentionDays, _RETENTION]
     created_at: Annotated[Instant, Field(description="When it was created.")]
     updated_at: Annotated[Instant, Field(description="When one of these fields was changed last.")]
 
@@ -78,6 +100,7 @@ class BotView(BaseModel):
             name=row.name,
             sandbox=row.sandbox,
             clock_mode=row.clock_mode,
+            retention_days=RetentionDays(**row.retention_days),
             created_at=rfc3339(ms_of(row.created_at)),
             updated_at=rfc3339(ms_of(row.updated_at)),
         )
@@ -102,7 +125,14 @@ async def create_bot(
     async with changing(principal) as change:
         if await bots.count(change.conn) >= settings.max_bots:
             raise Conflict(f"there are {settings.max_bots} bots already", hint="delete one, or raise MAX_BOTS")
-        row = await bots.create(change.conn, new.id, name=new.name or new.id, sandbox=new.sandbox, clock_mode=clock_mode)
+        row = await bots.create(
+            change.conn,
+            new.id,
+            name=new.name or new.id,
+            sandbox=new.sandbox,
+            clock_mode=clock_mode,
+            retention_days=new.retention_days.model_dump(),
+        )
         if row is None:
             raise Conflict(f"there is, or was, a bot {new.id!r}", hint="choose another id")
         await bots.add_policy(
@@ -132,8 +162,8 @@ async def read_bot(bot: BotPath, engine: AdminEngineDep, _: Administering) -> Bo
 
 @router.patch("/{bot}")
 async def change_bot(bot: BotPath, wanted: BotChange, changing: ChangingDep, principal: Administering) -> BotView:
-    """Change a bot's name, or how a sandbox bot's clock moves."""
-    changes = wanted.model_dump(exclude_none=True)
+    """Change a bot's name, the retention of its data, or how a sandbox bot's clock moves."""
+    changes = {name: value for name, value in wanted.model_dump().items() if value is not None}
     async with changing(principal) as change:
         before = await bot_row(change.conn, bot)
         if wanted.clock_mode is not None and not before.sandbox:

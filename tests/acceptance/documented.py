@@ -55,6 +55,7 @@ VOLATILE = frozenset(
         "target",
         "instance",
         "last_event_id",
+        "saved_at",
     }
 )
 _EXAMPLE = re.compile(r"```http\n(?P<request>.*?)```\n(?P<between>\s*)```json\n(?P<answer>.*?)```", re.DOTALL)

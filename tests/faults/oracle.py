@@ -2,7 +2,8 @@
 
 The rules are written down a second time here, as plainly as they can be for the policy of these scenarios (proactive closing,
 the clock `any`, `session.end`): nothing of `app.domain` is used. The actual ones are read from Postgres and from
-the webhook receiver; each session and each message is then lost, unexpected, double, or correct.
+the webhook receiver; each session and each message is then lost, unexpected, double, or correct. An hour of the roll-up that
+differs from its sessions, late entries included, is unexpected.
 """
 
 from collections import Counter, defaultdict
@@ -11,7 +12,10 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
+from rich.console import Console
 
+from app import stats
+from app.archive.rollup import RollUp
 from tests.faults.installation import SILENCE_MS, Installation
 from tests.faults.talk import Log, Said
 from tests.receiver import Received
@@ -69,6 +73,7 @@ class Verdict(Struct, frozen=True):
     repeats: int  # webhooks sent again under the same id, which is allowed
     late: int = 0  # entries that came after the end of their session
     unassigned: int = 0  # entries that belong to no session
+    hours: int = 0  # of the roll-up, each of a bot, which were verified
 
     def check(self) -> None:
         wrong = {"lost": self.lost, "unexpected": self.unexpected, "double": self.double}
@@ -148,6 +153,8 @@ async def judge(installation: Installation, log: Log, *, delivered: bool = True,
     lost += wrong_receipts(log, found)
     lost += [f"not in the list of unassigned entries: {entry}" for entry in (wanted - unassigned).elements()]
     unexpected += [f"unassigned: {entry}" for entry in (unassigned - wanted).elements()]
+    hours, wrong = await rolled_up(installation)
+    unexpected += wrong
     if delivered:
         undelivered, unknown, twice = deliveries(found, webhooks)
         lost, unexpected, double = lost + undelivered, unexpected + unknown, double + twice
@@ -160,7 +167,17 @@ async def judge(installation: Installation, log: Log, *, delivered: bool = True,
         repeats=len(webhooks) - len({request.id for request in webhooks}),
         late=sum(len(item.seen.late) for item in found),
         unassigned=unassigned.total(),
+        hours=hours,
     )
+
+
+async def rolled_up(installation: Installation) -> tuple[int, list[str]]:
+    """How many hours of bots the roll-up has, and those that `adjourn stats verify` names, once none is stale."""
+    async with installation.engine() as engine:
+        await RollUp(engine).run_once()
+    (row,) = await installation.rows("SELECT count(DISTINCT (bot_id, hour)) AS hours FROM session_hours")
+    wrong = await stats.verify(installation.postgres.url, Console(quiet=True))
+    return row.hours, [f"wrong in the roll-up: {bot} {hour}" for bot, hour in wrong]
 
 
 def _differences(expected: Sequence[Expected], found: Sequence[FoundSession]) -> tuple[list[str], list[str]]:

@@ -28,7 +28,8 @@ class Row(Struct, frozen=True):
 
     @classmethod
     def of(cls, fault: str, rounds: int, verdict: Verdict, *, recovery_s: float | None = None, besides: str = "") -> Self:
-        counts = f"{verdict.late} late entries" if verdict.late else ""
+        late = f"{verdict.late} late entries" if verdict.late else ""
+        verified = f"{verdict.hours} hours of the roll-up verified" if verdict.hours else ""
         return cls(
             fault,
             rounds,
@@ -36,7 +37,7 @@ class Row(Struct, frozen=True):
             len(verdict.double),
             len(verdict.unexpected),
             recovery_s=recovery_s,
-            besides="; ".join(filter(None, (besides, counts))),
+            besides="; ".join(filter(None, (besides, late, verified))),
         )
 
     def cells(self) -> tuple[str, ...]:

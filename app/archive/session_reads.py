@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import ColumnElement, Row, Select, Text, cast, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, Text, cast, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.sessions import message_of
@@ -54,6 +54,7 @@ SessionOrder = Literal["opened_at", "-opened_at", "closed_at", "-closed_at"]
 """The order of a list: by opening or by close, the earliest first, or with `-` the latest."""
 
 LONGEST_MS = 2**53
+LONGEST_SEARCH = 256
 _Conversation = Annotated[str, Meta(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
 
 
@@ -90,6 +91,16 @@ class SessionFilter(Struct, frozen=True, kw_only=True):
     counted: Annotated[bool | None, Meta(description="Only those that count in statistics, or do not.")] = None
     contained: Annotated[bool | None, Meta(description="Only those that went without a human, or did not.")] = None
     sandbox: Annotated[bool | None, Meta(description="Only those of sandbox bots, or of others.")] = None
+    text: Annotated[
+        str | None,
+        Meta(
+            min_length=1,
+            max_length=LONGEST_SEARCH,
+            description="Only those with a message that has all these words, in any form that the session's language gives them; "
+            'words in `"…"` in this order, `or`: either side, `-word`: not this one. A session is found once it is archived.',
+            examples=["refund order"],
+        ),
+    ] = None
     metadata: Mapping[str, str] | None = None  # key of `session_metadata` to its value; a number, true or false as JSON writes it
     opened_from_ms: Annotated[int | None, Meta(description="Only those opened at or after this instant.")] = None
     opened_to_ms: Annotated[int | None, Meta(description="Only those opened before this instant.")] = None
@@ -221,6 +232,7 @@ def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
         *(_is(column, value) for name, column in EQUAL.items() if (value := getattr(wanted, name)) is not None),
         *([] if wanted.tag is None else [sessions.c.tags.contains([wanted.tag])]),
         *([] if wanted.sandbox is None else [sessions.c.bot_id.in_(_sandboxes) == wanted.sandbox]),
+        *([] if wanted.text is None else [_says(wanted.text)]),
         *(_has_metadata(key, value) for key, value in (wanted.metadata or {}).items()),
         *_bounds(wanted),
     ]
@@ -229,12 +241,13 @@ def conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
 def matches(wanted: SessionFilter, one: ArchivedSession, *, sandbox: bool) -> bool:
     """The filter of a closed session that the archive does not hold yet; `sandbox` says that its bot has its own clock.
 
-    A test compares it with `conditions`, field by field.
+    A search of its messages finds none: they are with the archive only. A test compares it with `conditions`, field by field.
     """
     session = one.session
     metadata = session.session_metadata or {}
     return (
-        (wanted.bots is None or one.strand.bot in wanted.bots)
+        wanted.text is None
+        and (wanted.bots is None or one.strand.bot in wanted.bots)
         and all(_chosen(_value(one, name), getattr(wanted, name)) for name in EQUAL)
         and (wanted.tag is None or wanted.tag in session.tags)
         and (wanted.sandbox is None or wanted.sandbox == sandbox)
@@ -262,6 +275,19 @@ def _within(value: int, start: int | None, end: int | None) -> bool:
 
 def _is(column: ColumnElement[Any], value: object) -> ColumnElement[bool]:
     return column.in_(sorted(value)) if isinstance(value, frozenset) else column == value
+
+
+def _says(asked: str) -> ColumnElement[bool]:
+    """Whether a message has the words. The first comparison is the index's, which knows words in the forms of all languages."""
+    language = messages.c.session_language
+    words = func.words_of(language, messages.c.text)
+    said = (
+        words.op("@@")(func.words_asked_anywhere(asked)),
+        words.op("@@")(func.words_asked(language, asked)),
+        messages.c.session_id == sessions.c.id,
+        messages.c.opened_at == sessions.c.opened_at,
+    )
+    return select(messages.c.sequence).where(*said).correlate(sessions).exists()
 
 
 def _has_metadata(key: str, text: str) -> ColumnElement[bool]:

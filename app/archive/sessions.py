@@ -120,7 +120,7 @@ def session_row(closed: ClosedSession) -> tuple[Any, ...]:
 
 def message_rows(session: Session, portion: Sequence[Message]) -> list[tuple[Any, ...]]:
     """The values of a session's messages, in the order of `MESSAGE_COLUMNS`."""
-    of_session = session.id, instant(session.opened_at_ms)
+    of_session = session.id, instant(session.opened_at_ms), clean(session.language)
     return [(*of_session, *[value(message) for value in _MESSAGE_VALUES]) for message in portion]
 
 
@@ -180,8 +180,12 @@ _session_values = _values(
 SESSION_COLUMNS = tuple(_session_values)
 _SESSION_VALUES = tuple(_session_values.values())
 
-# Two columns are the same for all messages of a session.
-_OF_SESSION: dict[str, Value] = {"session_id": attrgetter("id"), "opened_at": attrgetter("opened_at_ms")}
+# These columns are the same for all messages of a session.
+_OF_SESSION: dict[str, Value] = {
+    "session_id": attrgetter("id"),
+    "opened_at": attrgetter("opened_at_ms"),
+    "session_language": attrgetter("language"),
+}
 _message_values = _values(messages, Message, besides=_OF_SESSION)
 MESSAGE_COLUMNS = (*_OF_SESSION, *(name for name in _message_values if name not in _OF_SESSION))
 _MESSAGE_VALUES = tuple(_message_values[name] for name in MESSAGE_COLUMNS[len(_OF_SESSION) :])

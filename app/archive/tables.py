@@ -291,6 +291,7 @@ messages = Table(
     Column("sent_at", Timestamptz, doc="When the bot says it was sent."),
     Column("rest", JSONB, doc="The other fields of the entry, by name, that differ from their defaults."),
     Column("late", Boolean, nullable=False, server_default=FALSE, doc="Whether it came after the session had closed."),
+    Column("session_language", Text, doc="The session's language, by which the words of the text are compared in a search."),
     postgresql_partition_by="RANGE (opened_at)",
 )
 # A hash index: message ids are looked up by equality alone, and may be long.

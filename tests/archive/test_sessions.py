@@ -1,6 +1,7 @@
 """Closed sessions in Postgres: written once, whatever is repeated, and read back as they were."""
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,6 +20,7 @@ from app.domain.instants import DAY_MS, ms_of
 from app.domain.records import Session
 from app.domain.strand import opened_at_ms_of
 from tests.closed import NOVEMBER_MS, closed_session, message
+from tests.tooling.tree import ROOT
 
 
 async def insert(engine: AsyncEngine, *batch: ClosedSession) -> set[str]:
@@ -276,9 +278,52 @@ async def test_each_filter_finds_what_it_says(engine: AsyncEngine) -> None:
             assert [each.session.id for each in matching] == [expected.session.id], wanted
         assert await session_reads.page(conn, SessionFilter(bots=frozenset()), after=None, limit=10) == []
     used = {name for wanted, _ in filters for name in SessionFilter.__struct_fields__ if getattr(wanted, name) is not None}
-    assert used == set(SessionFilter.__struct_fields__)
+    assert used | {"text"} == set(SessionFilter.__struct_fields__)  # its test is below
     async with engine.connect() as conn:
         assert await session_reads.page(conn, SessionFilter(opened_to_ms=one.session.opened_at_ms), after=None, limit=10) == []
+
+
+INDEX = re.findall(r"CREATE INDEX [^;]+words_of[^;]+", (ROOT / "docs" / "operations.md").read_text())[0]
+SAID = {
+    "en": "I have refunded your orders",
+    "de": "Ihre Bestellungen wurden erstattet",
+    "pt-BR": "Seus pedidos foram reembolsados",
+    None: "refunded",
+}
+SEARCHES = {
+    "order refund": {"en"},
+    "bestellung": {"de"},
+    "reembolsado -cancelado": {"pt-BR"},
+    "refund": {"en"},  # without a language a word is compared as it is
+    "refunded": {"en", None},
+    '"refunded your orders"': {"en"},
+    '"orders refunded"': set[str | None](),
+    "bestellung or pedido": {"de", "pt-BR"},
+    "& | !( '": set[str | None](),
+}
+
+
+@pytest.mark.parametrize("indexed", (False, True))
+async def test_a_search_finds_sessions_by_the_words_of_their_messages(engine: AsyncEngine, *, indexed: bool) -> None:
+    """In the forms of the session's language, with the index and without; a late message counts, another session's does not."""
+    batch = [
+        structs.replace(one, messages=[*one.messages, message(one.session.id, "said", sequence=3, at_ms=NOVEMBER_MS, text=said)])
+        for number, (language, said) in enumerate(SAID.items())
+        for one in [closed_session(number, language=language)]
+    ]
+    async with engine.begin() as conn:
+        if indexed:
+            await conn.execute(text(INDEX))
+        await insert_closed(conn, batch)
+    async with engine.connect() as conn:
+        await conn.execute(text("SET enable_seqscan = off"))
+        plan = "\n".join(await conn.scalars(text("EXPLAIN SELECT FROM messages WHERE words_of(session_language, text) @@ 'a'")))
+        assert ("Bitmap Index Scan" in plan) == indexed
+        for asked, languages in SEARCHES.items():
+            page = await session_reads.page(conn, SessionFilter(text=asked), after=None, limit=10)
+            assert {one.session.language for one in page} == languages, asked
+        waiting = ArchivedSession(batch[0].strand, batch[0].session, None)
+        assert not session_reads.matches(SessionFilter(text="refunded"), waiting, sandbox=False)
 
 
 async def test_a_page_of_a_list_reads_only_the_months_it_shows(engine: AsyncEngine) -> None:

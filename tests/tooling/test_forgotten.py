@@ -161,6 +161,18 @@ def test_every_column_of_a_session_has_its_filter() -> None:
     assert set(sessions.c.keys()) - set(SessionFilter.__struct_fields__) == BY_OTHER_FILTERS | NOT_FILTERED
 
 
+def test_the_migrations_are_one_chain() -> None:
+    """Two made at once must not both follow the same one; the later takes the higher number."""
+    files = sorted((ROOT / "migrations" / "versions").glob("*.py"))
+    pattern = re.compile(r'^revision = "(\d+)"\ndown_revision = (?:"(\d+)"|None)$', re.MULTILINE)
+    revisions = [pattern.search(file.read_text()) for file in files]
+    pairs = [found.groups() for found in revisions if found]
+
+    assert len(pairs) == len(files)
+    assert [file.name[:4] for file in files] == [revision for revision, _ in pairs]
+    assert [before for _, before in pairs] == [None, *(revision for revision, _ in pairs[:-1])]
+
+
 def test_every_field_of_the_filter_is_a_query_parameter() -> None:
     """A field without a description is no parameter; `bots` and `metadata` are parameters of their own."""
     assert set(SessionFilter.__struct_fields__) - set(public_fields(SessionFilter)) == {"bots", "metadata"}

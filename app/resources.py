@@ -50,6 +50,7 @@ class Resources:
     redis: Redis
     pipe: Pipe
     engine: AsyncEngine
+    read_engine: AsyncEngine  # of the replica, where there is one; else `engine`
     admin_engine: AsyncEngine
     config: ConfigReplica
     key_usage: KeyUsage
@@ -93,6 +94,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         made = make_engine(settings.database_url, pool_size=pool_size, statement_timeout_s=timeout_s)
         engine = SharedEngine(made, pool_size=pool_size)
         stack.push_async_callback(engine.dispose)
+        read_engine = engine
+        if settings.database_read_url is not None:
+            made = make_engine(settings.database_read_url, pool_size=pool_size, statement_timeout_s=timeout_s, read_only=True)
+            read_engine = SharedEngine(made, pool_size=pool_size)
+            stack.push_async_callback(read_engine.dispose)
         # No query of a reader can keep an admin, or a probe, from Postgres.
         admin_engine = make_engine(
             settings.database_url, pool_size=_ADMIN_POOL_SIZE, statement_timeout_s=timeout_s, name="adjourn-admin"
@@ -102,7 +108,14 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         stack.push_async_callback(config.stop)
         await config.start()
         resources = _assemble(
-            settings, clock=clock, redis=redis, pipe=pipe, engine=engine, admin_engine=admin_engine, config=config
+            settings,
+            clock=clock,
+            redis=redis,
+            pipe=pipe,
+            engine=engine,
+            admin_engine=admin_engine,
+            config=config,
+            read_engine=read_engine,
         )
         resources.key_usage.start()
         stack.push_async_callback(resources.key_usage.stop)
@@ -125,6 +138,7 @@ def _assemble(
     redis: Redis,
     pipe: Pipe,
     engine: AsyncEngine,
+    read_engine: AsyncEngine,
     admin_engine: AsyncEngine,
     config: ConfigReplica,
 ) -> Resources:
@@ -144,6 +158,7 @@ def _assemble(
         redis=redis,
         pipe=pipe,
         engine=engine,
+        read_engine=read_engine,
         admin_engine=admin_engine,
         config=config,
         key_usage=KeyUsage(config, redis, clock),

@@ -47,6 +47,11 @@ class Settings(BaseSettings):
         repr=False,
         description="Postgres for closed sessions: postgresql://. Unset: an embedded Postgres under VAR_DIR.",
     )
+    database_read_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="A replica of DATABASE_URL that answers lists, analytics and exports. Unset: DATABASE_URL answers them.",
+    )
     var_dir: Path = Field(default=Path("var"), description="Folder of the embedded servers' data and of run-time files.")
     embedded_redis_max_mb: int | None = Field(
         default=None,
@@ -227,7 +232,7 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return url
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_read_url")
     @classmethod
     def _normalise_database_url(cls, url: str | None) -> str | None:
         return None if url is None else normalised_database_url(url)
@@ -333,7 +338,7 @@ def _keys_in(listed: str) -> list[str]:
 def normalised_database_url(url: str) -> str:
     """Any common form of a Postgres URL as SQLAlchemy's for asyncpg.
 
-    `postgres://` and `postgresql://` are accepted, and libpq's `sslmode` becomes asyncpg's `ssl`.
+    `postgres://` and `postgresql://` are accepted, several hosts with commas between them, and libpq's `sslmode` as `ssl`.
     """
     parts = _url_parts(url)
     if parts.scheme not in ("postgres", "postgresql", _ASYNCPG):
@@ -348,7 +353,8 @@ def _url_parts(url: str) -> SplitResult:
     """Split a URL. The errors quote none of it, since the wrong part may be a piece of a password."""
     try:
         parts = urlsplit(url)
-        _ = parts.port  # parsed when it is read
+        for address in parts.netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{address}").port  # parsed when it is read
     except ValueError:
         msg = "has an impossible host or port (1 to 65535); write special characters of a password as %XX"
         raise ValueError(msg) from None

@@ -215,7 +215,7 @@ def _part(name: str) -> Any:  # noqa: ANN401 - what FastAPI's own Depends gives
 
 async def _sessions(request: Request) -> Sessions:
     resources = resources_of(request)
-    return Sessions(live=resources.live, engine=resources.engine, config=resources.config)
+    return Sessions(live=resources.live, engine=resources.read_engine, config=resources.config)
 
 
 async def _changing(request: Request) -> Changing:
@@ -225,6 +225,7 @@ async def _changing(request: Request) -> Changing:
 ClockDep = Annotated[Clock, _part("clock")]
 ConfigDep = Annotated[ConfigReplica, _part("config")]
 EngineDep = Annotated[AsyncEngine, _part("engine")]
+ReadEngineDep = Annotated[AsyncEngine, _part("read_engine")]
 AdminEngineDep = Annotated[AsyncEngine, _part("admin_engine")]
 TestsDep = Annotated[Shares, _part("tests")]
 LedgerDep = Annotated[Ledger, _part("ledger")]

@@ -13,6 +13,8 @@ from enum import IntEnum, unique
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from uuid import uuid4
 
 import msgspec
 from alembic import command
@@ -28,6 +30,13 @@ from app.settings import normalised_database_url
 from app.shares import OWNER, Shares
 
 CONNECT_TIMEOUT_S = 5.0
+_DRIVER = "postgresql+asyncpg://"
+# Parameters of libpq that say how it keeps a connection; asyncpg would send them to the server, which refuses to start.
+_OF_LIBPQ = frozenset({
+    *("channel_binding", "client_encoding", "connect_timeout", "fallback_application_name", "gssencmode", "keepalives"),
+    *("keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts", "sslcompression", "sslsni"),
+    "tcp_user_timeout",
+})  # fmt: skip
 
 
 @unique
@@ -53,15 +62,17 @@ async def try_lock(conn: AsyncConnection, lock: Lock) -> bool:
     return bool(await conn.scalar(select(func.pg_try_advisory_xact_lock(int(lock)))))
 
 
-def make_engine(database_url: str, *, pool_size: int = 10, statement_timeout_s: float = 15, name: str = "adjourn") -> AsyncEngine:
+def make_engine(
+    database_url: str, *, pool_size: int = 10, statement_timeout_s: float = 15, name: str = "adjourn", read_only: bool = False
+) -> AsyncEngine:
     """The engine of one process; `dispose` it at the end."""
     return create_async_engine(
-        normalised_database_url(database_url),
+        _DRIVER,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args=_connect_args(statement_timeout_s=statement_timeout_s, name=name),
+        connect_args=connect_args(database_url, statement_timeout_s=statement_timeout_s, name=name, read_only=read_only),
         json_serializer=_to_json,
         json_deserializer=msgspec.json.decode,
         # The parameters of a statement may be a user's private text, which must not be logged.
@@ -119,24 +130,44 @@ class _SharedConnection(AsyncConnection):
 def make_single_use_engine(database_url: str, *, statement_timeout_s: float = 600, name: str = "adjourn-migrate") -> AsyncEngine:
     """An engine without a pool, for a job that opens one connection and ends."""
     return create_async_engine(
-        normalised_database_url(database_url),
+        _DRIVER,
         poolclass=NullPool,
-        connect_args=_connect_args(statement_timeout_s=statement_timeout_s, name=name),
+        connect_args=connect_args(database_url, statement_timeout_s=statement_timeout_s, name=name),
     )
 
 
-def _connect_args(*, statement_timeout_s: float, name: str) -> dict[str, Any]:
-    return {
-        "timeout": CONNECT_TIMEOUT_S,
+def connect_args(database_url: str, *, statement_timeout_s: float, name: str, read_only: bool = False) -> dict[str, Any]:
+    """The arguments of asyncpg for a URL, whose other parameters asyncpg reads itself, as libpq does.
+
+    With the parameter `pgbouncer=true`, connections are pooled by transaction: a statement may meet another connection of the
+    server than the one before, so none is prepared under a lasting name, and the server's own settings are left to the role.
+    """
+    parts = urlsplit(normalised_database_url(database_url))
+    given = dict(parse_qsl(parts.query))
+    pooled = given.pop("pgbouncer", "false").lower() in {"true", "1"}
+    if "ssl" in given:
+        given["sslmode"] = given.pop("ssl")
+    if "," in parts.netloc:  # after a failover the other host is the one that takes writes
+        given.setdefault("target_session_attrs", "prefer-standby" if read_only else "read-write")
+    parameters = urlencode({each: value for each, value in given.items() if each not in _OF_LIBPQ}, safe="/")
+    arguments: dict[str, Any] = {
+        "dsn": f"postgresql://{parts.netloc}{parts.path}" + (f"?{parameters}" if parameters else ""),
+        "timeout": float(given.get("connect_timeout", CONNECT_TIMEOUT_S)),
         "command_timeout": statement_timeout_s + 5,
-        "server_settings": {
-            "application_name": name,
-            "statement_timeout": str(int(statement_timeout_s * 1000)),
-            "idle_in_transaction_session_timeout": str(int(statement_timeout_s * 2000)),
-            "timezone": "UTC",
-            "jit": "off",  # compiling a query that touches a few rows costs more than running it
-        },
+        "server_settings": {"application_name": name, "timezone": "UTC"},
     }
+    if pooled:
+        return arguments | {
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: f"adjourn_{uuid4().hex}",
+        }
+    arguments["server_settings"] |= {
+        "statement_timeout": str(int(statement_timeout_s * 1000)),
+        "idle_in_transaction_session_timeout": str(int(statement_timeout_s * 2000)),
+        "jit": "off",  # compiling a query that touches a few rows costs more than running it
+    } | ({"default_transaction_read_only": "on"} if read_only else {})
+    return arguments
 
 
 def _to_json(value: object) -> str:

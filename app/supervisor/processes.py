@@ -119,6 +119,7 @@ def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> di
     chosen = {
         "redis_url": settings.redis_url,
         "database_url": settings.database_url,
+        "database_read_url": settings.database_read_url,
         "var_dir": settings.var_dir,
         "host": settings.host,
         "port": settings.port,

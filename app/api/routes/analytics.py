@@ -11,7 +11,7 @@ from msgspec import structs
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from app.api.auth import ClockDep, ConfigDep, EngineDep, Principal, Reading, known_bot
+from app.api.auth import ClockDep, ConfigDep, Principal, ReadEngineDep, Reading, known_bot
 from app.api.fields import GivenInstant, Instant, SlugText
 from app.api.responses import JsonResponse, answers
 from app.api.routes.sessions import FilterQuery, RatioView
@@ -305,7 +305,7 @@ class ComparisonView(PeriodView):
 async def analyse_sessions(
     request: Request,
     config: ConfigDep,
-    engine: EngineDep,
+    engine: ReadEngineDep,
     *,
     clock: ClockDep,
     principal: Reading,
@@ -338,7 +338,7 @@ async def analyse_sessions(
 
 @router.get("/paths", **answers(PathsView))
 async def list_paths(
-    config: ConfigDep, engine: EngineDep, clock: ClockDep, *, principal: Reading, asked: Annotated[PathsQuery, Query()]
+    config: ConfigDep, engine: ReadEngineDep, clock: ClockDep, *, principal: Reading, asked: Annotated[PathsQuery, Query()]
 ) -> JsonResponse:
     """The paths that most sessions took by the user's intents in order, and how many came to each step of a funnel."""
     found = await answer_paths(
@@ -368,7 +368,7 @@ async def list_definitions(_: Reading) -> DefinitionsView:
 
 @router.get("/definitions/compare", **answers(ComparisonView))
 async def compare_definitions(
-    config: ConfigDep, engine: EngineDep, clock: ClockDep, *, principal: Reading, asked: Annotated[ComparisonQuery, Query()]
+    config: ConfigDep, engine: ReadEngineDep, clock: ClockDep, *, principal: Reading, asked: Annotated[ComparisonQuery, Query()]
 ) -> JsonResponse:
     """The archived entries of a period, decided again as each system defines a session, with the reasons of the differences."""
     principal.bots_asked_for(config, frozenset({asked.bot}))

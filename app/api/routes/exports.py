@@ -2,18 +2,16 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import Field
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.api.auth import ConfigDep, EngineDep, Principal, Reading
+from app.api.auth import ConfigDep, EngineDep, ReadEngineDep, Reading
 from app.api.routes.sessions import FilterQuery
 from app.archive import audit
-from app.config.follower import ConfigReplica
 from app.queries.exports import ExportKind, Format, encoded, place_of
 
 router = APIRouter(prefix="/v1/exports", tags=["analytics"])
@@ -57,31 +55,34 @@ _STREAM: dict[str, Any] = {
 }
 
 
+Started = Callable[[ExportKind, ExportQuery], Awaitable[AsyncIterator[bytes]]]
+"""Notes an export in the audit log and returns its pieces."""
+
+
+async def _started(config: ConfigDep, engine: EngineDep, replica: ReadEngineDep, principal: Reading) -> Started:
+    async def start(kind: ExportKind, asked: ExportQuery) -> AsyncIterator[bytes]:
+        bots = principal.bots_asked_for(config, asked.bots)
+        after = None if asked.after is None else place_of(asked.after, kind=kind)
+        async with engine.begin() as conn:  # the replica takes no entry of the audit log
+            await audit.record(conn, principal.actor, f"{kind}.exported", kind, bot=audit.only(bots), **_audited(asked))
+        return encoded(replica, asked.filter(bots), kind=kind, form=asked.format, after=after)
+
+    return start
+
+
+StartedDep = Annotated[Started, Depends(_started)]
+
+
 @router.get("/sessions", **_STREAM)
-async def export_sessions(
-    request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
-) -> StreamingResponse:
+async def export_sessions(request: Request, started: StartedDep, asked: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """Closed sessions, every field, the first opened first. If it is cut, go on with `after` the last whole row."""
-    return await _export(request, asked, kind="sessions", engine=engine, principal=principal, config=config)
+    return await streamed(request, await started("sessions", asked), name="sessions", form=asked.format)
 
 
 @router.get("/messages", **_STREAM)
-async def export_messages(
-    request: Request, config: ConfigDep, engine: EngineDep, *, principal: Reading, asked: Annotated[ExportQuery, Query()]
-) -> StreamingResponse:
+async def export_messages(request: Request, started: StartedDep, asked: Annotated[ExportQuery, Query()]) -> StreamingResponse:
     """The messages of closed sessions, session by session. If it is cut, go on with `after` the last whole row."""
-    return await _export(request, asked, kind="messages", engine=engine, principal=principal, config=config)
-
-
-async def _export(
-    request: Request, asked: ExportQuery, *, kind: ExportKind, engine: AsyncEngine, principal: Principal, config: ConfigReplica
-) -> StreamingResponse:
-    bots = principal.bots_asked_for(config, asked.bots)
-    after = None if asked.after is None else place_of(asked.after, kind=kind)
-    async with engine.begin() as conn:
-        await audit.record(conn, principal.actor, f"{kind}.exported", kind, bot=audit.only(bots), **_audited(asked))
-    pieces = encoded(engine, asked.filter(bots), kind=kind, form=asked.format, after=after)
-    return await streamed(request, pieces, name=kind, form=asked.format)
+    return await streamed(request, await started("messages", asked), name="messages", form=asked.format)
 
 
 def _audited(asked: ExportQuery) -> dict[str, Any]:

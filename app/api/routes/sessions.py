@@ -10,8 +10,8 @@ from app.api.auth import (
     Administering,
     ClosingSessions,
     ConfigDep,
-    EngineDep,
     Principal,
+    ReadEngineDep,
     Reading,
     SessionsDep,
     found,
@@ -242,7 +242,7 @@ async def close_session(
 
 @router.get("/bots/{bot}/summary")
 async def read_summary(
-    bot: BotPath, config: ConfigDep, engine: EngineDep, _: Reading, *, asked: Annotated[SummaryQuery, Query()]
+    bot: BotPath, config: ConfigDep, engine: ReadEngineDep, _: Reading, *, asked: Annotated[SummaryQuery, Query()]
 ) -> SummaryView:
     """A bot's closed sessions added up. Sessions of developers are left out unless `developers` is true."""
     known_bot(config, bot)

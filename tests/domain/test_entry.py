@@ -7,6 +7,7 @@ import pytest
 from msgspec import Struct, ValidationError, json
 
 from app.domain.entry import ROLE_SYNONYMS, Entry
+from app.domain.errors import DomainError, Fault, InvalidEntry
 from app.domain.reading import read
 from app.domain.transcript import unstorable_fields
 from tests.domain.talk import entry_of
@@ -154,3 +155,13 @@ def test_json_that_cannot_be_stored_is_found_in_a_mapping_too() -> None:
 
     assert [fault.where for fault in unstorable_fields(given)] == ["context"]
     assert [fault.where for fault in unstorable_fields(entry_of("user", context=given["context"]))] == ["context"]
+
+
+def test_a_refusal_of_one_field_is_its_one_fault() -> None:
+    """With an empty hint where there is none."""
+    assert (InvalidEntry("text", "it is odd").hint, InvalidEntry("text", "it is odd").faults) == (
+        "",
+        (Fault("text", "it is odd", ""),),
+    )
+    assert InvalidEntry("text", "it is odd", "make it even").faults == (Fault("text", "it is odd", "make it even"),)
+    assert DomainError("odd").hint == ""

@@ -357,6 +357,8 @@ def test_notices() -> None:
         ({"method": "client", "epilogue_seconds": 9}, ["`epilogue_seconds` has no effect: under method `client` every"]),
         ({"bot_starts": False, "starts_with": ["article.opened"]}, ["`bot_starts` has no effect: `starts_with` holds neither"]),
         ({"bot_starts": False, "starts_with": ["connect"]}, []),
+        ({"redact_masks": ["####"]}, ["`redact_masks` has no effect: `transcript` is `full`"]),
+        ({"redact_masks": ["####"], "transcript": "redacted"}, []),
     ),
 )
 def test_settings_without_effect_have_a_notice(policy: dict[str, Any], expected: list[str]) -> None:

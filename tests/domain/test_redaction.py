@@ -145,3 +145,52 @@ def test_a_mask_has_2_to_64_characters(wrong: object) -> None:
     """And a bot has up to 32 of them."""
     with pytest.raises(InvalidPolicy):
         policy_from({"redact_masks": wrong})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    (
+        ("+12345678", "[phone]"),
+        ("0012345678", "[phone]"),
+        ("00123456", "[phone]"),
+        ("+1234567", "+1234567"),
+        ("12345678", "12345678"),
+        ("123456789", "[phone]"),
+        ("+123456789012345", "[phone]"),
+        ("+1234567890123456", "+1234567890123456"),
+        ("on 2026-11-21 10, or 21.11.2026 11", "on 2026-11-21 10, or 21.11.2026 11"),
+    ),
+)
+def test_the_lengths_of_phone_numbers(text: str, expected: str) -> None:
+    """From 8 digits with a prefix and from 9 without, up to 15; a date with an hour is none."""
+    assert redact(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    (
+        ("411111111117", "[phone]"),  # its check digit is right, but no card has 12 digits
+        ("4111111111111111 123", "[card] 123"),
+        ("4111111111111111123", "4111111111111111123"),
+        ("41111111111111112 34", "41111111111111112 34"),
+    ),
+)
+def test_the_lengths_of_cards(text: str, expected: str) -> None:
+    """13 to 19 digits, and whole groups of them."""
+    assert redact(text) == expected
+
+
+def test_an_iban_is_as_long_as_its_country_s() -> None:
+    """Words may follow."""
+    assert redact("DE89370400440532013000 thanks") == "[iban] thanks"
+    assert redact("XX89370400440532013000 thanks") == "XX89370400440532013000 thanks"
+
+
+def test_masks_reach_what_is_nested() -> None:
+    """Objects and lists of metadata."""
+    talk = Talk(transcript="redacted", redact_masks=["ORD-####"])
+    talk.say("user", "ORD-1234", metadata={"a": {"b": "ORD-1234"}, "c": ["ORD-1234", 5]})
+    ((_, message),) = talk.messages
+
+    assert message.text == "[redacted]"
+    assert (message.rest or {})["metadata"] == {"a": {"b": "[redacted]"}, "c": ["[redacted]", 5]}

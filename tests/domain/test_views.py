@@ -1,9 +1,9 @@
 """Sessions and explanations as JSON."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytest
-from msgspec import NODEFAULT, Meta, json, structs
+from msgspec import NODEFAULT, Meta, Struct, json, structs
 
 from app.domain.records import Answer, Close, Dialog, Message, Session, State
 from app.domain.rules.ending import after_discard
@@ -306,3 +306,30 @@ def test_limits_alone_describe_nothing() -> None:
 
     assert description(Annotated[int, Meta(ge=1)]) is None
     assert description(Annotated[int, Meta(ge=1), described]) is described
+
+
+class _Shown(Struct):
+    """A field and a property that are public, and one of each that are not."""
+
+    field: Annotated[int, Meta(description="A number.")]
+    internal: int
+    other: ClassVar[Annotated[int, Meta(description="No field.")]] = 1
+
+    @property
+    def computed(self) -> Annotated[int, Meta(description="A number made of others.")]:
+        return self.field
+
+    @property
+    def inner(self) -> int:
+        return self.internal
+
+
+def test_public_is_what_has_a_description() -> None:
+    """Fields first, then properties, each with its annotated type."""
+    shown = public_fields(_Shown)
+
+    assert list(shown) == ["field", "computed"]
+    assert [found.description for hint in shown.values() if (found := description(hint))] == [
+        "A number.",
+        "A number made of others.",
+    ]

@@ -53,6 +53,7 @@ ACTIONS: Mapping[str, Act] = {
     "/sessions/views/delete": sessions.delete_view,
     "/sessions/{session_id}/close": sessions.close,
     "/bots": bots.create,
+    "/try": bots.try_out,
     "/bots/{bot}/preview": bots.preview,
     "/bots/{bot}/policy": bots.save,
     "/bots/{bot}/restore": bots.restore,

@@ -12,6 +12,9 @@ from app.console.visit import Fields, Visit, in_form
 ENTRY_FIELDS = ("user_id", "role", "type", "text", "intent", "channel", "sent_at")
 """The fields of an entry that the sandbox's form has."""
 
+TRIED = "sandbox"
+"""The bot that a new installation is tried out with."""
+
 _SHOWN = 50
 
 
@@ -43,6 +46,13 @@ async def create(visit: Visit, form: Fields) -> Response:
     if problem:
         return await _every(visit, given, problem)
     return visit.go(f"/bots/{given['id']}", done="created")
+
+
+async def try_out(visit: Visit, _form: Fields) -> Response:
+    """Make a sandbox bot, unless it is there, report a first entry to it, and go on to its clock."""
+    await in_form(visit.api.call("POST", "/v1/bots", {"id": TRIED, "sandbox": True, "clock_mode": "manual"}))
+    await visit.api.call("POST", f"/v1/bots/{TRIED}/messages", {"user_id": "ann", "role": "user", "text": "Where is my order?"})
+    return visit.go(f"/bots/{TRIED}/sandbox", done="tried")
 
 
 async def one(visit: Visit) -> Response:

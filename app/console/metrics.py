@@ -5,6 +5,7 @@ console's stylesheet colours the charts, in light and dark.
 """
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from xml.etree.ElementTree import Element, tostring
 
@@ -19,6 +20,8 @@ from app.queries.analytics import TIME_DIMENSIONS
 ANALYTICS = "/v1/analytics/sessions"
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOURS = 24
+DAYS_SHOWN = 7
+"""The page shows as many full days, and today, unless the address names a time."""
 _SHADES = 5
 _FORBIDDEN = {"script", "style", "desc"}
 _WEEKLY = "hour_of_week"
@@ -35,6 +38,9 @@ async def show(visit: Visit) -> Response:
     common = as_query(
         [fields["from"], fields["to"]], [each for each in visit.query if each[0] in {"bot", "from", "to", "time_zone"}]
     )
+    if not any(name in {"from", "to"} for name, _ in common):
+        since = datetime.fromtimestamp(visit.now_ms / 1000, UTC) - timedelta(days=DAYS_SHOWN)
+        common.append(("from", f"{since:%Y-%m-%dT00:00Z}"))
     steps = [("steps", step.strip()) for step in asked.get("steps", "").split(",") if step.strip()]
     bot = asked.get("bot") or (visit.bots[0].id if len(visit.bots) == 1 else None)
     series, breakdown, week, paths, compared = await together(
@@ -56,6 +62,7 @@ async def show(visit: Visit) -> Response:
         paths=paths,
         compared=compared,
         compared_bot=bot,
+        shown=(series["from"], series["to"]),
     )
 
 

@@ -105,6 +105,7 @@ NOTICES: Mapping[str, str] = {
     "changed": "It is changed.",
     "deleted": "It is deleted.",
     "revoked": "The key is revoked.",
+    "tried": "Ann has written to this bot. Move its clock until her session closes, and open the session to see why.",
     "view_saved": "The view is saved for this key.",
     "replayed": "It is queued once more.",
 }

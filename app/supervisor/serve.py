@@ -189,6 +189,7 @@ def _announce(settings: Settings, url: str, *, key: str | None, with_worker: boo
     _print_step("api", f"{url} ({settings.api_workers} process{'es' if settings.api_workers > 1 else ''})")
     _print_step("worker", "1 process" if with_worker else "none here; run `adjourn worker`")
     _print_step("docs", f"{url}/docs")
+    _print_step("console", f"{url}/console/ (sign in with a key)")
     _print_step("keys", "adjourn keys create, list, revoke")
     if key is not None:
         print(_first_steps(url, key))

@@ -1,7 +1,9 @@
 // Live parts of the pages. Without this script every page still shows what was true when it was loaded.
 
-const REFRESH_MS = 500; // after an event, so that many at once cost one refresh
-const FALLBACK_MS = 10000; // for what is no event of a session
+const SOON_MS = 500; // after an event, so that many at once cost one refresh
+const PAUSE_MS = 2000; // from one refresh to the next, at least
+const PAUSE_TIMES = 100; // the time that the refresh took: many consoles leave a busy server alone
+const FALLBACK_MS = 60000; // for what is no event of a session; the longest pause, too
 
 function remaining(ms) {
   if (ms <= 0) return "now";
@@ -35,10 +37,22 @@ async function refresh() {
 }
 
 let waiting = false;
+let earliest = 0;
+async function refreshAndPause() {
+  const began = performance.now();
+  try {
+    await refresh();
+  } finally {
+    const now = performance.now();
+    earliest = now + Math.min(Math.max(PAUSE_MS, PAUSE_TIMES * (now - began)), FALLBACK_MS);
+  }
+}
+
 function refreshSoon() {
   if (waiting || document.hidden) return;
   waiting = true;
-  setTimeout(() => { waiting = false; refresh().catch(() => {}); }, REFRESH_MS);
+  const wait = Math.max(SOON_MS, earliest - performance.now());
+  setTimeout(() => { waiting = false; refreshAndPause().catch(() => {}); }, wait);
 }
 
 const EVENTS = ["session.opened", "session.reminder", "session.closure_message", "session.closed", "session.updated", "reset"];
@@ -50,13 +64,24 @@ function follow(part) {
   for (const name of EVENTS) {
     source.addEventListener(name, ({ data }) => { if (!about || name === "reset" || data.includes(about)) refreshSoon(); });
   }
+  return source;
+}
+
+// A browser has few connections to one server: a page that is not seen gives its own back.
+function followWhileSeen(part) {
+  let source = document.hidden ? null : follow(part);
+  document.addEventListener("visibilitychange", () => {
+    source?.close();
+    source = document.hidden ? null : follow(part);
+    refreshSoon();
+  });
 }
 
 countDown();
 setInterval(countDown, 1000);
 const live = document.querySelector("[data-live]");
 if (live) {
-  if (live.dataset.live) follow(live);
+  if (live.dataset.live) followWhileSeen(live);
   setInterval(refreshSoon, FALLBACK_MS);
 }
 

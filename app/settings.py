@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_FILE = Path(".env")
 _ASYNCPG = "postgresql+asyncpg"
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 ADMIN_KEY_PATTERN = r"^adj_[A-Za-z0-9_-]{43,200}$"
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         default=None,
         repr=False,
-        description="Redis for live sessions: redis://, rediss:// or unix://. Unset: an embedded Redis under VAR_DIR.",
+        description="Redis for live sessions: redis://, rediss://, unix:// or redis+sentinel://. Unset: one under VAR_DIR.",
     )
     database_url: str | None = Field(
         default=None,
@@ -224,8 +225,13 @@ class Settings(BaseSettings):
         if url is None:
             return None
         parts = _url_parts(url)
+        if parts.scheme in SENTINEL_SCHEMES:
+            if not re.fullmatch(r"/[^/]+(/\d+)?", parts.path):
+                msg = "must end in the name of the service, and may in the number of a database: redis+sentinel://host1,host2/service/0"
+                raise ValueError(msg)
+            return url
         if parts.scheme not in _REDIS_SCHEMES:
-            msg = "must start with redis://, rediss:// or unix://"
+            msg = "must start with redis://, rediss://, unix:// or redis+sentinel://"
             raise ValueError(msg)
         if parts.scheme != "unix" and parts.path.strip("/") and not parts.path.strip("/").isdecimal():
             msg = "must end in the number of a database, such as /0"

@@ -4,17 +4,25 @@ It refuses a server that was started with another number of shards, since the sh
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from typing_extensions import override
 
 from app.clock import Clock, monotonic_ms
 from app.errors import CannotStart
 from app.live import keys
 from app.live.pipe import Pipe
+from app.settings import SENTINEL_SCHEMES
 
+_SENTINEL_PORT = 26379
 FSYNC = ("no", "everysec", "always")
 """Values of `appendfsync`, the weakest durability first."""
 
@@ -25,10 +33,55 @@ class ConfigurationError(CannotStart):
 
 def open_redis(url: str, *, timeout_s: float) -> Redis:
     """A client that waits at most `timeout_s` to connect and for each reply; the caller closes it."""
-    redis = Redis.from_url(url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    if urlsplit(url).scheme in SENTINEL_SCHEMES:
+        redis = _of_service(url, timeout_s=timeout_s)
+    else:
+        redis = Redis.from_url(url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
     pool = redis.connection_pool
     pool.connection_class = _on_uvloop(pool.connection_class)
     return redis
+
+
+def _of_service(url: str, *, timeout_s: float) -> Redis:
+    """A client of the primary that the sentinels name: each new connection asks them, so it follows a failover.
+
+    User and password are those of the primary; `sentinel_username` and `sentinel_password` in the query those of the sentinels.
+    """
+    parts = urlsplit(url)
+    service, _, database = parts.path.strip("/").partition("/")
+    addresses = [urlsplit(f"//{address}") for address in parts.netloc.rpartition("@")[2].split(",")]
+    query = dict(parse_qsl(parts.query))
+    # A sentinel that does not answer must leave time to ask the others: redis-py would try it again for seconds.
+    asking: dict[str, Any] = {
+        "socket_timeout": timeout_s / 4,
+        "socket_connect_timeout": timeout_s / 4,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    asking |= {name: query[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in query}
+    sentinel = Sentinel(
+        [(address.hostname or "", address.port or _SENTINEL_PORT) for address in addresses],
+        sentinel_kwargs=asking,
+        protocol=2,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        db=int(database or 0),
+        ssl=parts.scheme.startswith("rediss"),
+    )
+    redis: Redis = sentinel.master_for(service, redis_class=_OfService)
+    return redis
+
+
+class _OfService(Redis):
+    """A client that closes the connections to the sentinels, too."""
+
+    @override
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        pool: Any = self.connection_pool
+        await super().aclose(close_connection_pool)
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _on_uvloop(kind: type[AbstractConnection]) -> type[AbstractConnection]:

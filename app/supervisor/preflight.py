@@ -13,7 +13,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from alembic.util.exc import CommandError
-from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.archive.engine import make_single_use_engine, migrate
 from app.delivery.secret_box import SecretBox, encrypt_plain
 from app.errors import CannotStart
+from app.live.server import open_redis
 
 TIMEOUT_S = 5.0
 _ADDRESS = "check host and port, and that the server runs"
@@ -112,7 +112,8 @@ def _secrets(url: str) -> list[str]:
 
 
 async def _probe_redis(url: str) -> None:
-    async with Redis.from_url(url, socket_connect_timeout=TIMEOUT_S) as client:
+    # Longer than the time that the check may take, so that it is what ends it.
+    async with open_redis(url, timeout_s=2 * TIMEOUT_S) as client:
         await client.execute_command("PING")
         if (await client.info("replication"))["role"] == "slave":
             msg = "it is a replica, which takes no writes: give the URL of its primary"

@@ -10,15 +10,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import multiprocess
-from redis import Redis
 from redis.exceptions import RedisError
 
 from app.embedded import urls_of
 from app.errors import CannotStart
 from app.live import keys
+from app.live.server import open_redis
 from app.settings import Settings, environment_with
 from app.supervisor.child import Child, log_error
 from app.supervisor.preflight import without_password
@@ -182,13 +183,19 @@ def check_api(settings: Settings) -> str:
         raise CannotStart(msg) from None
 
 
+async def _heartbeats(redis_url: str) -> tuple[int, dict[bytes, bytes]]:
+    """The time of Redis, in seconds, and the heartbeat of each worker."""
+    redis: Any  # redis-py's types name every form that a reply may have
+    async with open_redis(redis_url, timeout_s=_TIMEOUT_S) as redis:
+        seconds, _ = await redis.time()
+        return seconds, await redis.hgetall(keys.HEARTBEATS)
+
+
 def check_worker(settings: Settings) -> str:
     """Return "ok" if a worker of this machine has a recent heartbeat; raises `CannotStart` if none has."""
     redis_url = settings.redis_url or urls_of(settings.var_dir)[0]
     try:
-        with Redis.from_url(redis_url, socket_timeout=_TIMEOUT_S) as redis:
-            seconds, _ = redis.time()
-            heartbeats = redis.hgetall(keys.HEARTBEATS)
+        seconds, heartbeats = asyncio.run(_heartbeats(redis_url))
     except (RedisError, ValueError) as error:
         msg = f"REDIS_URL {without_password(redis_url)} cannot be used: {error}"
         raise CannotStart(msg) from None

@@ -11,16 +11,17 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID, uuid5
 
 from msgspec import Struct, structs
-from sqlalchemy import Row, any_, bindparam, delete, func, insert, null, select, text, update
+from sqlalchemy import Row, any_, bindparam, delete, func, insert, null, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive.engine import Lock, take_lock
 from app.archive.session_reads import SESSION_FIELDS, session_of
 from app.archive.sessions import ClosedSession, json_value
-from app.archive.tables import deliveries, erasures, instant, messages, sessions, unassigned_entries
+from app.archive.tables import deliveries, erasures, instant, messages, saved_views, sessions, unassigned_entries
 from app.domain.instants import ms_of
 from app.domain.records import Session
 from app.domain.strand import Strand
@@ -151,6 +152,22 @@ async def erase_unassigned(conn: AsyncConnection, erased: Erased, bot: str, user
     return (
         await conn.execute(delete(unassigned_entries).where(of_user, entries.received_at <= instant(erased.before_ms)))
     ).rowcount
+
+
+async def erase_views(conn: AsyncConnection, bot: str, user: str) -> int:
+    """Delete saved views that name the user or a conversation of the user's; of any bot where they name none."""
+    may_name = or_(saved_views.c.query.contains("user_id="), saved_views.c.query.contains("conversation_id="))
+    rows = await conn.execute(select(saved_views).where(may_name))
+    named = [(row.key_id, row.name) for row in rows if _names(row.query, bot, user)]
+    for key_id, name in named:
+        await conn.execute(delete(saved_views).where(saved_views.c.key_id == key_id, saved_views.c.name == name))
+    return len(named)
+
+
+def _names(query: str, bot: str, user: str) -> bool:
+    asked = parse_qs(query)
+    names_user = user in asked.get("user_id", ()) or any(each.endswith(f":{user}") for each in asked.get("conversation_id", ()))
+    return names_user and bot in asked.get("bot", [bot])
 
 
 async def complete(conn: AsyncConnection, erasure: str, counts: Mapping[str, int]) -> None:

@@ -127,9 +127,10 @@ class ErasureJob:
         rejected = [each.id for each in await rejects.of_bot(conn, row.bot_id) if row.user_id in users_of(each.payload)]
         for reject in rejected:
             await rejects.remove(conn, reject)
+        views = await erasures.erase_views(conn, row.bot_id, row.user_id)
         variables = await self._erase_redis(row)
         failpoint("erase.after_redis")
-        return {"unassigned_entries": unassigned, "rejects": len(rejected), "variables": variables}
+        return {"unassigned_entries": unassigned, "rejects": len(rejected), "variables": variables, "saved_views": views}
 
     async def _erase_redis(self, row: Row[Any]) -> int:
         for conversation, thread, session in row.strands:

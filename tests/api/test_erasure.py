@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from msgspec import json, msgpack
@@ -78,6 +79,9 @@ async def statistics(admin: Client) -> Any:  # noqa: ANN401 - a summary
 @pytest.mark.usefixtures("lives")
 async def test_nothing_of_an_erased_user_is_left_but_the_receipt(admin: Client, worker: Worker, resources: Resources) -> None:
     """Neither in Redis nor in Postgres; another user's data is untouched, and the sums are what they were."""
+    views = {"one": {"user_id": ANN}, "two": {"bot": "shop", "conversation_id": f"web:{ANN}"}, "other": {"user_id": "bob"}}
+    for name, query in views.items():
+        await admin.ok("PUT", f"/v1/saved-views/{name}", {"query": urlencode(query)})
     path = await requested(admin)
     before = await everything(resources)
     await say(admin, "bob", "telegram")
@@ -91,10 +95,11 @@ async def test_nothing_of_an_erased_user_is_left_but_the_receipt(admin: Client, 
     assert places(after, "44-secret") == places(after, "open sesame ann") == []
     assert receipt["state"] == "done"
     assert receipt["counts"] == {
-        "sessions": 2, "messages": 4, "deliveries": 2, "unassigned_entries": 1, "rejects": 0, "variables": 1
+        "sessions": 2, "messages": 4, "deliveries": 2, "unassigned_entries": 1, "rejects": 0, "variables": 1, "saved_views": 2
     }  # fmt: skip
     assert (sums["sessions"], ann["sessions"]) == (5, [])
     assert len(bob["sessions"]) == 3
+    assert [one["name"] for one in (await admin.ok("GET", "/v1/saved-views"))["views"]] == ["other"]
     assert (await admin.ok("GET", "/v1/bots/shop/erasures"))["erasures"] == [receipt]
     (entry, *_) = (await admin.ok("GET", "/v1/audit"))["entries"]
     assert (entry["action"], entry["target"]) == ("user.erased", receipt["id"])

@@ -47,6 +47,9 @@ class Caller:
     async def get(self, path: str, *, limit_s: float = LIMIT_S) -> Answered:
         return await self._ask("GET", path, b"", media="application/json", limit_s=limit_s)
 
+    async def delete(self, path: str) -> Answered:
+        return await self._ask("DELETE", path, b"", media="application/json", limit_s=LIMIT_S)
+
     async def _ask(self, method: str, path: str, body: bytes, *, media: str, limit_s: float) -> Answered:
         head = f"{method} {path} HTTP/1.1\r\n{self._head}content-type: {media}\r\ncontent-length: {len(body)}\r\n\r\n"
         try:

@@ -44,6 +44,7 @@ class ErasureCounts(BaseModel):
     unassigned_entries: Annotated[int, Field(description="Entries without a session that were deleted.", examples=[0])] = 0
     rejects: Annotated[int, Field(description="Records that could not be archived and were deleted.", examples=[0])] = 0
     variables: Annotated[int, Field(description="Variables of the user that were deleted.", examples=[1])] = 0
+    saved_views: Annotated[int, Field(description="Saved views that named the user and were deleted.", examples=[0])] = 0
 
 
 class ErasureView(BaseModel):

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram
 _FLUSH_S = 0.25
 
 ENTRIES = Counter("adjourn_entries_total", "Entries accepted", ["result"])
-RATE_LIMITED = Counter("adjourn_rate_limited_total", "Requests, and entries of batches, refused by a rate", ["rate"])
+RATE_LIMITED = Counter("adjourn_rate_limited_total", "Requests, and entries of batches, refused by a rate or a quota", ["rate"])
 RATES_UNCHECKED = Counter("adjourn_rates_unchecked_total", "Slices of a rate given without Redis, which did not answer")
 UNASSIGNED = Counter("adjourn_unassigned_entries_total", "Entries that belong to no session", ["reason"])
 OPENED = Counter("adjourn_sessions_opened_total", "Sessions opened")

@@ -26,7 +26,7 @@ from app.ingest.limits import Admissions, RateLimits
 from app.live.commit import CommitScript
 from app.live.ledger import Ledger
 from app.live.pipe import Pipe
-from app.live.rates import Rates
+from app.live.rates import OpenQuota, Rates
 from app.live.sandbox import SandboxClocks
 from app.live.server import ConfigurationError, check_shards, durability_warnings, open_redis, synchronize
 from app.live.users import UserVariables
@@ -143,6 +143,7 @@ def _assemble(
     config: ConfigReplica,
 ) -> Resources:
     shards = settings.shards
+    live = LiveView(pipe, shards=shards)
     ledger = Ledger(
         pipe=pipe,
         script=CommitScript(pipe, clock, max_skew_ms=settings.max_skew_ms),
@@ -150,6 +151,7 @@ def _assemble(
         shards=shards,
         context_of=config.context_of,
         cache_bytes=settings.state_cache_bytes,
+        quota=OpenQuota(live.count, limit=settings.max_open_sessions) if settings.max_open_sessions else None,
     )
     sandboxes = SandboxClocks(pipe, clock)
     return Resources(
@@ -164,7 +166,7 @@ def _assemble(
         key_usage=KeyUsage(config, redis, clock),
         writer=ConfigWriter(admin_engine, redis=redis, replica=config),
         ledger=ledger,
-        live=LiveView(pipe, shards=shards),
+        live=live,
         live_events=LiveEvents(pipe, shards=shards),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),

@@ -113,6 +113,11 @@ class Settings(BaseSettings):
         default=10_000_000, ge=0, description="Bytes of entries a second of one key, and of one bot. 0: no limit."
     )
     rate_requests: int = Field(default=200, ge=0, description="Other requests a second of one key. 0: no limit.")
+    max_open_sessions: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Sessions of a bot that may be open; an entry that would open one more gets 429. 0: no limit.",
+    )
     max_bots: int = Field(default=1000, ge=1, description="Bots that are not deleted; no more are created.")
     max_keys: int = Field(default=10_000, ge=1, description="Keys that are not revoked; no more are created.")
 

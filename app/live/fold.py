@@ -15,6 +15,7 @@ from app.domain.strand import Strand
 from app.errors import Unavailable
 from app.live import keys
 from app.live.codec import UNREADABLE, decode_message, decode_state, encode
+from app.live.rates import over_quota
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,11 @@ def size_of(command: Command) -> int:
         except Exception:  # noqa: BLE001 - a value that cannot be encoded cannot be stored: the decision refuses it, to its sender alone
             return size
     return size
+
+
+def _adds_session(before: State, command: Command, decision: Decision) -> bool:
+    """Whether an entry opens a session where none was open. One that takes the place of another adds none."""
+    return isinstance(command, Receive) and before.session is None and decision.state.session is not None
 
 
 class PendingCommand(Struct, eq=False):
@@ -176,6 +182,7 @@ class Fold(Struct, eq=False):
     state: State = State()
     decided: list[tuple[PendingCommand, Decision]] = []
     repeated: list[tuple[PendingCommand, PendingCommand]] = []
+    full: bool = False  # the bot has as many sessions open as it may
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
     def decide(self, now_ms: int) -> None:
@@ -209,7 +216,10 @@ class Fold(Struct, eq=False):
         """The decision on one command; None if it failed."""
         at_ms = now_ms if pending.at_ms is None else pending.at_ms
         try:
-            return decide(self.strand, state, pending.command, self.rules, at_ms)
+            decision = decide(self.strand, state, pending.command, self.rules, at_ms)
+            if not self.full or not _adds_session(state, pending.command, decision):
+                return decision
+            pending.settle(over_quota())
         except DomainError as error:
             pending.settle(error)
         except Exception:

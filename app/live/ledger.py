@@ -25,6 +25,7 @@ from app.live.commit import Commit, CommitCall, CommitRefusal, CommitScript, Rep
 from app.live.fold import AwaitedCommand, CommandOutcome, Fold, PendingCommand, StoredStrand, size_of, stored_strand
 from app.live.lua import RedisFull
 from app.live.pipe import Pipe, RedisUnreachable
+from app.live.rates import OpenQuota
 from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED, UNASSIGNED
 
 # Redis executes one call while this process makes the next one ready.
@@ -60,6 +61,7 @@ class Ledger:
         shards: int,
         context_of: Callable[[str], BotContext],
         cache_bytes: int = 64 << 20,
+        quota: OpenQuota | None = None,
     ) -> None:
         self._pipe = pipe
         self._script = script
@@ -75,6 +77,7 @@ class Ledger:
         self._cache: OrderedDict[Strand, StoredStrand] = OrderedDict()
         self._cached_bytes = 0
         self._cache_bytes = cache_bytes
+        self._quota = quota
 
     def submit(self, strand: Strand, command: Command, *, at_ms: int | None = None) -> asyncio.Future[CommandOutcome]:
         """The outcome of a command, once it is committed. `at_ms`: its instant, for a bot with a clock of its own.
@@ -178,6 +181,8 @@ class Ledger:
 
     async def _commit(self, folds: list[Fold]) -> None:
         closing = _closes(folds[0].pending[0])
+        if self._quota is not None and not closing:
+            await self._mark_full(folds, self._quota)
         await self._recall(folds, closing=closing)
         until_ms = monotonic_ms() + _PATIENCE_MS
         while monotonic_ms() < until_ms:
@@ -199,6 +204,15 @@ class Ledger:
             if not folds:
                 return
         _fail(folds, Unavailable("too many concurrent writers to the same conversation", retry_after_s=1))
+
+    async def _mark_full(self, folds: list[Fold], quota: OpenQuota) -> None:
+        """Mark the folds for which there is no room if each of those before opens a session."""
+        rooms: dict[str, int] = {}
+        for fold in folds:
+            bot = fold.strand.bot
+            room = rooms[bot] if bot in rooms else await quota.room_of(bot)
+            fold.full = room <= 0
+            rooms[bot] = room - 1
 
     async def _send(self, call: CommitCall, folds: Sequence[Fold]) -> dict[int, CommitRefusal] | None:
         """One retry: if the first try was executed and only its reply lost, the second finds its own versions."""
@@ -249,6 +263,8 @@ class Ledger:
                     self._remember(fold, commit)
                     fold.settle()
                     _count(fold, now_ms=now_ms)
+                    if self._quota is not None and fold.state.session is None:
+                        self._quota.count_opened(fold.strand.bot)
         return again
 
     def _remember(self, fold: Fold, commit: Commit) -> None:
@@ -267,15 +283,18 @@ class Ledger:
             self._cached_bytes -= len(oldest.state) + _overhead(oldest)
 
     async def _recall(self, folds: list[Fold], *, closing: bool) -> None:
-        """Base the folds on cached states. A strand that is not cached is taken for new, except for a close, which reads it."""
-        unknown = [fold for fold in folds if closing and not fold.at.version]
+        """Base the folds on cached states. A strand that is not cached is taken for new, except for a close, which reads it.
+
+        Where a session that is added would be refused, the state is read in any case: the cached state may be an old one.
+        """
+        unknown = [fold for fold in folds if fold.full or (closing and not fold.at.version)]
         if unknown:
             states = await self._pipe.call("MGET", *[fold.at.key for fold in unknown])
             for fold, stored in zip(unknown, states, strict=True):
                 if stored:
                     fold.recall(stored)
         for fold in folds:
-            if fold.at.version:
+            if fold.at.version and not fold.full:
                 fold.base_on(fold.at.version, fold.at.state)
 
 

@@ -3,9 +3,12 @@
 A bucket in Redis fills at the rate and holds `BURST_S` seconds of it. A process takes a slice of it at a time and spends that
 from memory, so most entries cost no second trip to Redis. Where Redis does not answer soon, slices are given without it, and
 counted: a rate protects others from one caller, and must not stop all of them.
+
+`OpenQuota` bounds how many sessions of a bot are open.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from math import ceil
 
 import structlog
@@ -13,11 +16,11 @@ from msgspec import Struct, field
 from redis.exceptions import RedisError
 
 from app.clock import monotonic_ms
-from app.errors import Unavailable
+from app.errors import RateLimited, Unavailable
 from app.live import keys
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Pipe
-from app.metrics import RATES_UNCHECKED
+from app.metrics import RATE_LIMITED, RATES_UNCHECKED
 
 BURST_S = 10
 _SLICE_S = 0.1
@@ -125,3 +128,50 @@ class Rates:
                 log.warning("rate not checked, entries are taken without it", rate=name, error=repr(error))
         RATES_UNCHECKED.inc()
         return asked, 0
+
+
+_RECOUNT_MS = 1_000.0  # while a bot has no room
+_ROOM_SHARE = 8  # so that eight processes that open sessions together exceed the quota by little
+
+
+class OpenSessions(Struct, eq=False):
+    """The sessions of a bot that were open at an instant, and those that this process has opened since."""
+
+    open: int
+    at_ms: float
+    opened: int = 0
+
+
+class OpenQuota:
+    """How many sessions of a bot may be open, over all processes.
+
+    A process counts them in Redis, and again when it has opened an eighth of the room that there was. So most entries cost no
+    second trip, and a bot exceeds its quota by no more than what several processes open within one such part.
+    """
+
+    def __init__(self, count: Callable[[str], Awaitable[int]], *, limit: int) -> None:
+        self._count = count
+        self._limit = limit
+        self._known: dict[str, OpenSessions] = {}
+
+    async def room_of(self, bot: str) -> int:
+        """How many sessions the bot may open now."""
+        known = self._known.get(bot)
+        room = 0 if known is None else self._limit - known.open
+        if known is None or (known.opened * _ROOM_SHARE >= room and (room > 0 or monotonic_ms() >= known.at_ms + _RECOUNT_MS)):
+            known = self._known[bot] = OpenSessions(await self._count(bot), monotonic_ms())
+        return self._limit - known.open - known.opened
+
+    def count_opened(self, bot: str) -> None:
+        """Count a session that this process has opened."""
+        known = self._known.get(bot)
+        if known is not None:
+            known.opened += 1
+
+
+def over_quota() -> RateLimited:
+    """The refusal of an entry that would open a session too many."""
+    RATE_LIMITED.labels("open_sessions").inc()
+    return RateLimited(
+        "the bot has as many sessions open as it may", hint="let sessions close, or raise MAX_OPEN_SESSIONS", retry_after_s=60
+    )

@@ -12,12 +12,21 @@ from app.settings import Settings
 from app.shares import OWNER, LoopShares, Shares
 from tests.api.conftest import Client, ClientMaker
 
+HELLO = {"user_id": "ann", "role": "user", "text": "hi"}
 SLOW = text("SELECT pg_sleep(0.7)")
 
 
 @pytest.fixture
 def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(redis_url=redis_url, database_url=database_url, shards=1, redis_timeout_s=5, bodies_max_bytes=1_000_000)
+    return Settings(
+        redis_url=redis_url,
+        database_url=database_url,
+        shards=4,
+        redis_timeout_s=5,
+        bodies_max_bytes=1_000_000,
+        state_cache_bytes=0,
+        max_open_sessions=3,
+    )
 
 
 async def slowly(resources: Resources, owner: str) -> str:
@@ -157,3 +166,28 @@ async def test_owners_alternate_and_each_iteration_has_room_for_some() -> None:
 
     assert order.index("other") < 4
     assert max(map(at.count, at)) <= 2
+
+
+async def test_a_bot_opens_no_more_sessions_than_it_may(admin: Client, resources: Resources) -> None:
+    """Of five users in a batch three open one; open sessions go on, may restart, and one that ends makes room.
+
+    No state is cached, as if another process had opened them.
+    """
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    path = "/v1/bots/shop/messages"
+    entries = [HELLO | {"user_id": f"user-{number}"} for number in range(5)]
+
+    batch = (await admin.post(f"{path}/batch", json=entries)).json()["answers"]
+    refused = [answer["error"] for answer in batch if "error" in answer]
+    opened = [entry for entry, answer in zip(entries, batch, strict=True) if "error" not in answer]
+    goes_on = await admin.post(path, json=opened[0])
+    restarts = await admin.post(path, json=opened[0] | {"refresh": True})
+    await admin.post(path, json=opened[2] | {"type": "session.end"})
+    async with asyncio.timeout(10):
+        while (late := await admin.post(path, json=HELLO | {"user_id": "late"})).status_code != 200:
+            await asyncio.sleep(0.1)
+
+    assert [(error["code"], error["status"]) for error in refused] == [("rate_limited", 429)] * 2
+    assert (goes_on.json()["session"], restarts.json()["session"]) == ("continued", "opened")
+    assert late.json()["session"] == "opened"
+    assert await resources.live.count("shop") == 3

@@ -28,6 +28,8 @@ PAGE = 51
 MONTH_MS = 30 * DAY_MS
 Read = Callable[[Random], Awaitable[object]]
 
+LISTED = frozenset(name.removesuffix("_ms") for name in SessionFilter.__struct_fields__) | {"bot"}
+"""The filters of a list, so that each number has its address."""
 _LARGE, _SMALL = frozenset({LARGE}), frozenset({SMALL})
 LISTS: Mapping[str, SessionFilter] = {
     "all bots": SessionFilter(),
@@ -99,7 +101,7 @@ def _question(days: int, time: TimeDimension | None, dimensions: list[str]) -> Q
         time=time,
         top=10,
         compare=False,
-        listed=ListAddress("/v1/sessions", {}, frozenset()),
+        listed=ListAddress("/v1/sessions", {"bot": [LARGE]}, LISTED),
     )
 
 

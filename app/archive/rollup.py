@@ -12,6 +12,7 @@ hours: distinct users, and metrics about other sessions of the user.
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -175,7 +176,8 @@ async def grouped(conn: AsyncConnection, hours: HourRows, *, metrics: Sequence[M
     sums = [func.sum(rows.c[name]) for metric in metrics for name in metric.sums]
     found = await conn.execute(select(*group, *sums).group_by(*group))
     spreads = {metric.name: await _distributions(conn, rows, metric, group) for metric in metrics if metric.kind == "spread"}
-    return [_group(row, metrics, spreads) for row in found]
+    counts = [len(metric.sums) for metric in metrics]
+    return [_group(row, metrics, counts, spreads) for row in found]
 
 
 async def _distributions(
@@ -193,12 +195,15 @@ async def _distributions(
     return found
 
 
-def _group(row: Row[Any], metrics: Sequence[Metric], spreads: Mapping[str, Mapping[tuple[Any, ...], Any]]) -> Group:
+def _group(
+    row: Row[Any], metrics: Sequence[Metric], counts: Sequence[int], spreads: Mapping[str, Mapping[tuple[Any, ...], Any]]
+) -> Group:
+    """A group from its row, which has so many sums of each metric."""
     bucket, place, *sums = tuple(row)
     left = iter(int(number) for number in sums)
     numbers: list[tuple[int | None, ...]] = []
-    for metric in metrics:
-        values: tuple[int | None, ...] = tuple(next(left) for _ in metric.sums)
+    for metric, count in zip(metrics, counts, strict=True):
+        values: tuple[int | None, ...] = tuple(islice(left, count))
         if metric.kind == "spread":
             values += tuple(percentiles(spreads[metric.name].get((bucket, place), [])))
         numbers.append(values)

@@ -10,6 +10,7 @@ more than `MOST_MESSAGES` messages, and other requests are served between the sl
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
@@ -62,9 +63,16 @@ class ListAddress(Struct, frozen=True):
 
     def url(self, more: Mapping[str, str]) -> str | None:
         """The list narrowed down; None if it has no such filter, or if only other values of one were asked for."""
-        if not self.known.issuperset(more) or any(value not in self.filters.get(name, [value]) for name, value in more.items()):
+        if not more.keys() <= self.known or any(value not in self.filters.get(name, [value]) for name, value in more.items()):
             return None
-        return f"{self.path}?{urlencode({**self.filters, **more}, doseq=True)}"
+        whole: Mapping[str, Sequence[str]] = {**self.filters, **{name: [value] for name, value in more.items()}}
+        return f"{self.path}?{'&'.join([_parameter(name, value) for name, values in whole.items() for value in values])}"
+
+
+@lru_cache(maxsize=4_096)
+def _parameter(name: str, value: str) -> str:
+    """A parameter of an address. An answer has thousands of addresses that share most of theirs."""
+    return urlencode({name: value})
 
 
 class Period(Struct, frozen=True):
@@ -234,10 +242,10 @@ def _views(
     if any(place is None for _, place in (*groups, *(earlier or ()))):
         named.append((None, None))
     for bucket, (label, part) in enumerate(zip(division.labels, division.parts, strict=True)):
+        bounds, shown = _bounds_listed(question, part), part.view if part else {"from": None, "to": None}
         for place, values in named:
-            view: dict[str, Any] = {"key": _key(question, label, values), "other": values is None}
-            view |= part.view if part else {"from": None, "to": None}
-            view["metrics"] = _metrics(question, groups.get((bucket, place)), listed=_filters(question, part, values))
+            view: dict[str, Any] = {"key": _key(question, label, values), "other": values is None, **shown}
+            view["metrics"] = _metrics(question, groups.get((bucket, place)), listed=_filters(question, bounds, values))
             if earlier is not None:
                 view["previous"] = _metrics(question, earlier.get((bucket, place)), listed=None)
             yield view
@@ -248,20 +256,22 @@ def _key(question: Question, label: object, values: list[Any] | None) -> dict[st
     return ({question.time: label} if question.time else {}) | {dimension.name: value for dimension, value in named}
 
 
-def _filters(question: Question, part: Period | None, values: list[Any] | None) -> dict[str, str] | None:
-    """The filters that list a group's sessions; None if none do: of `other`, of an hour of the week, of no value."""
-    if part is None or values is None or None in values:
+def _bounds_listed(question: Question, part: Period | None) -> dict[str, str] | None:
+    """The filters that list the sessions of a part of the period; None for an hour of the week, which no list has."""
+    if part is None:
         return None
-    own = [dimension.listed_by for dimension in question.dimensions]
-    bounds = _within(question.wanted, part)
-    return {
-        "opened_from": rfc3339(bounds.opened_from_ms or 0),
-        "opened_to": rfc3339(bounds.opened_to_ms or 0),
-        **{name: _parameter(value) for name, value in zip(own, values, strict=True)},
-    }
+    within = _within(question.wanted, part)
+    return {"opened_from": rfc3339(within.opened_from_ms or 0), "opened_to": rfc3339(within.opened_to_ms or 0)}
 
 
-def _parameter(value: object) -> str:
+def _filters(question: Question, bounds: dict[str, str] | None, values: list[Any] | None) -> dict[str, str] | None:
+    """The filters that list a group's sessions; None if none do: of `other`, of an hour of the week, of no value."""
+    if bounds is None or values is None or None in values:
+        return None
+    return bounds | {each.listed_by: _text(value) for each, value in zip(question.dimensions, values, strict=True)}
+
+
+def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

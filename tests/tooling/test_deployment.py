@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from app.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -136,3 +138,104 @@ def test_an_installation_holds_scripts_and_migrations(tmp_path: Path) -> None:
     }
 
     assert wanted <= packed
+
+
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "adjourn"
+ALERTS = yaml.safe_load((ROOT / "observability" / "alerts.yml").read_text())["groups"]
+
+
+def _rendered() -> list[dict[str, Any]]:
+    """The objects of the chart. Its templates use values and the release's name alone, so that they can be rendered here."""
+    given = {"Values": yaml.safe_load((CHART / "values.yaml").read_text()), "Release": {"Name": "shop"}}
+
+    def value(found: re.Match[str]) -> str:
+        node: Any = given
+        for name in found[1].split("."):
+            node = node[name]
+        return str(node)
+
+    texts = [re.sub(r"\{\{ \.([\w.]+) \}\}", value, path.read_text()) for path in sorted((CHART / "templates").iterdir())]
+    assert not any("{{ " in text for text in texts), "the templates use values and the release's name alone"
+    return [made for text in texts for made in yaml.safe_load_all(text)]
+
+
+def _of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {made["metadata"]["name"]: made["spec"] for made in _rendered() if made["kind"] == kind}
+
+
+def test_the_chart_has_each_part_once_with_its_budget_scaler_and_policy() -> None:
+    """Names and selectors lead to pods that exist; a typing error would leave a part without protection."""
+    pods = {name: spec["template"] for name, spec in _of_kind("Deployment").items()}
+    labels = [pod["metadata"]["labels"] for pod in pods.values()]
+
+    assert set(pods) == {"shop-api", "shop-worker"}
+    for kind in ("PodDisruptionBudget", "HorizontalPodAutoscaler", "NetworkPolicy"):
+        assert set(_of_kind(kind)) == set(pods), kind
+    selectors = [
+        *(spec["selector"]["matchLabels"] for kind in ("Deployment", "PodDisruptionBudget") for spec in _of_kind(kind).values()),
+        *(spec["podSelector"]["matchLabels"] for spec in _of_kind("NetworkPolicy").values()),
+        *(spec["selector"] for spec in _of_kind("Service").values()),
+    ]
+    for selector in selectors:
+        assert sum(selector.items() <= each.items() for each in labels) == 1, selector
+    for name, spec in _of_kind("HorizontalPodAutoscaler").items():
+        assert spec["scaleTargetRef"]["name"] == name
+        assert 2 <= spec["minReplicas"] < spec["maxReplicas"]
+
+
+def test_containers_of_the_chart_run_known_commands_without_rights() -> None:
+    """Each has probes or ends, names its secrets by reference alone, and sets settings that exist."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "app.cli", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    specs = {**_of_kind("Deployment"), **_of_kind("Job")}
+    (config,) = (made["data"] for made in _rendered() if made["kind"] == "ConfigMap")
+
+    assert {name.lower() for name in config} <= set(Settings.model_fields)
+    Settings(**{name.lower(): value for name, value in config.items()})
+    for name, spec in specs.items():
+        pod = spec["template"]["spec"]
+        (container,) = pod["containers"]
+        assert f" {container['args'][0]} " in shown
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert {"secretRef": {"name": "adjourn"}} in container["envFrom"]
+        assert "env" not in container
+        if name in _of_kind("Deployment"):
+            assert "livenessProbe" in container
+            assert pod["terminationGracePeriodSeconds"] > float(config["DRAIN_DELAY_S"]) + 2 * Settings().shutdown_grace_s + 5
+
+
+@pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
+def test_helm_renders_the_chart_to_the_same_objects() -> None:
+    made = subprocess.run(["helm", "template", "shop", str(CHART)], capture_output=True, text=True, check=True).stdout
+
+    def by_name(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(objects, key=lambda each: (each["kind"], each["metadata"]["name"]))
+
+    assert by_name([each for each in yaml.safe_load_all(made) if each]) == by_name(_rendered())
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("unit", sorted(path.name for path in (DEPLOY / "systemd").iterdir()))
+def test_a_unit_of_systemd_is_right(unit: str, tmp_path: Path) -> None:
+    """Systemd knows every line. The command is replaced, since it must exist to be accepted."""
+    text = (DEPLOY / "systemd" / unit).read_text()
+    copy = tmp_path / unit
+    copy.write_text(text.replace("/opt/adjourn/bin/adjourn", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)
+
+
+def test_every_alert_has_its_section_in_the_runbook() -> None:
+    """With its meaning, the first look and the cure; and the runbook has no alert that there is not."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", runbook, re.MULTILINE | re.DOTALL))
+    alerts = [rule["alert"] for group in ALERTS for rule in group["rules"]]
+
+    assert list(sections) == alerts
+    for name, text in sections.items():
+        assert re.findall(r"^\*\*(.+?):\*\*", text, re.MULTILINE) == ["Meaning", "First look", "Cure"], name

@@ -1,4 +1,4 @@
-"""The roll-up of closed sessions by hour, bot, channel and developer: kept up to date, rebuilt, verified and read.
+"""The roll-up of closed sessions by hour, bot, developer and channel or intent: kept up to date, rebuilt, verified and read.
 
 A trigger notes the hour of every session that is inserted, updated or deleted in `stale_hours`, in the same transaction,
 whatever made the change. `roll_up` takes such notes and computes their hours anew from the sessions: a note that it sees was
@@ -6,8 +6,8 @@ committed together with its change, and a change that it does not see yet has a 
 crash, repeat and late entry. A read takes the hours that are not stale from the roll-up and all others from the sessions, in one
 snapshot: it is exact, too, however far the roll-up is behind.
 
-Distributions are counted in steps of 2 %: a percentile read from them is at most 1 % off. It refuses what does not add up over
-hours: distinct users, and metrics about other sessions of the user.
+Distributions are counted by channel, in steps of 2 %: a percentile read from them is at most 1 % off. It refuses what does not
+add up over hours: distinct users, and metrics about other sessions of the user.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from sqlalchemy import (
     Integer,
     Row,
     Select,
+    Table,
     Text,
     and_,
     bindparam,
@@ -44,21 +45,18 @@ from app.archive.analytics import Group, GroupBy, bucket_number
 from app.archive.analytics_metrics import ADDING_UP, SPREADS, Dimension, Metric
 from app.archive.engine import Lock, take_lock
 from app.archive.session_reads import SessionFilter, conditions
-from app.archive.tables import Timestamptz, session_hours, sessions, stale_hours
+from app.archive.tables import Timestamptz, instant, session_hours, session_intent_hours, sessions, stale_hours
 
 ERROR_PERCENT = 1
 """How far a percentile from the roll-up may be off."""
 
 HOUR = timedelta(hours=1)
 GAMMA = 1.02
-DIMENSIONS = frozenset({"bot", "channel"})
-FILTERS = frozenset({"bots", "channel", "developer", "opened_from_ms", "opened_to_ms"})
 MOST_STALE = 2_000
 
 _PERCENTILES = (0.5, 0.9, 0.99)
 _NOTES_AT_ONCE = 5_000
 _HOURS_AT_ONCE = 300
-_KEY = ("bot_id", "hour", "channel", "developer")
 _WIDE = frozenset({"detail", "session_metadata", "tags", "intents"})
 _NARROW = [each for each in sessions.c if each.name not in _WIDE]
 
@@ -82,6 +80,36 @@ _DAYS = text("""
     ORDER BY 1
 """)
 
+
+class HourTable(Struct, frozen=True):
+    """A table of the roll-up: its rows are of an hour, a bot, a value of `dimension`, and `developer`."""
+
+    table: Table
+    dimension: str
+    spreads: tuple[Metric, ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return ("bot_id", "hour", self.dimension, "developer")
+
+    @property
+    def names(self) -> list[str]:
+        return [each.name for each in self.table.c]
+
+    def has(self, metric: Metric) -> bool:
+        """Whether it gives the numbers of the metric."""
+        return metric.adds_up and (metric.kind != "spread" or metric in self.spreads)
+
+    def knows(self, filters: set[str], dimensions: set[str]) -> bool:
+        """Whether its rows can be filtered and grouped so."""
+        own = {"bots", self.dimension, "developer", "opened_from_ms", "opened_to_ms"}
+        return filters <= own and dimensions <= {"bot", self.dimension}
+
+
+BY_CHANNEL = HourTable(session_hours, "channel", SPREADS)
+BY_INTENT = HourTable(session_intent_hours, "intent", ())
+TABLES = (BY_CHANNEL, BY_INTENT)
+
 Columns = list[ColumnElement[Any]]
 Hour = tuple[str, datetime]
 """A bot and an hour."""
@@ -101,11 +129,10 @@ async def roll_up(conn: AsyncConnection, *, last: int) -> int:
     await take_lock(conn, Lock.ROLL_UP)
     taken = await conn.execute(_TAKE, {"last": last, "notes": _NOTES_AT_ONCE, "hours": _HOURS_AT_ONCE})
     hours = sorted({(bot, hour) for bot, hour in taken})
-    if hours:
-        key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
-        await conn.execute(delete(session_hours).where(key.in_(select(*_given(hours)))))
-        rows = _rolled(_sessions_of(hours).cte("s"))
-        await conn.execute(insert(session_hours).from_select([each.name for each in session_hours.c], rows))
+    for into in TABLES if hours else ():
+        key = tuple_(into.table.c.bot_id, into.table.c.hour)
+        await conn.execute(delete(into.table).where(key.in_(select(*_given(hours)))))
+        await conn.execute(insert(into.table).from_select(into.names, _rolled(_sessions_of(hours).cte("s"), into)))
     return len(hours)
 
 
@@ -121,15 +148,19 @@ async def days(conn: AsyncConnection) -> list[datetime]:
 
 async def wrong_hours(conn: AsyncConnection, start: datetime, end: datetime) -> list[Hour]:
     """The hours of a period, stale ones left out, whose roll-up differs from what their sessions give."""
+    found = [hour for into in TABLES for hour in await _wrong_rows(conn, into, start, end)]
+    return sorted(set(found))
+
+
+async def _wrong_rows(conn: AsyncConnection, into: HourTable, start: datetime, end: datetime) -> list[Hour]:
     picked = select(*_NARROW, _HOUR).where(sessions.c.opened_at >= start, sessions.c.opened_at < end)
-    right = _rolled(picked.cte("s")).subquery("expected")
-    stored = select(session_hours).where(session_hours.c.hour >= start, session_hours.c.hour < end).subquery("stored")
-    names = [each.name for each in session_hours.c]
-    there, expected = select(*(stored.c[name] for name in names)), select(*(right.c[name] for name in names))
+    right = _rolled(picked.cte("s"), into).subquery("expected")
+    stored = select(into.table).where(into.table.c.hour >= start, into.table.c.hour < end).subquery("stored")
+    there, expected = select(*(stored.c[name] for name in into.names)), select(*(right.c[name] for name in into.names))
     differing = union_all(expected.except_all(there), there.except_all(expected)).subquery("differing")
     key = (differing.c.bot_id, differing.c.hour)
     fresh = ~select(stale_hours).where(stale_hours.c.bot_id == key[0], stale_hours.c.hour == key[1]).exists()
-    found = await conn.execute(select(*key).distinct().where(fresh).order_by(*key))
+    found = await conn.execute(select(*key).distinct().where(fresh))
     return [(row.bot_id, row.hour) for row in found]
 
 
@@ -139,23 +170,25 @@ class HourRows(Struct, frozen=True):
     rows: CTE
 
 
-async def source(conn: AsyncConnection, wanted: SessionFilter, start: datetime, end: datetime) -> HourRows | None:
-    """The hours of the sessions wanted that opened in a period; None if too many are stale to gain anything."""
+async def source(conn: AsyncConnection, into: HourTable, wanted: SessionFilter) -> HourRows | None:
+    """The hours of the sessions wanted, which have bounds on `opened_at`; None if too many are stale to gain anything."""
+    start, end = instant(wanted.opened_from_ms or 0), instant(wanted.opened_to_ms or 0)
     first, last = _hour_of(start - timedelta(microseconds=1)) + HOUR, _hour_of(end)
     stale = await _stale(conn, wanted, first, last)
     if len(stale) > MOST_STALE:
         return None
-    stored = select(session_hours).where(session_hours.c.hour >= first, session_hours.c.hour < last, *_same(wanted))
+    rows = into.table
+    stored = select(rows).where(rows.c.hour >= first, rows.c.hour < last, *_same(wanted, into))
     picked = [
         select(*_NARROW, _HOUR).where(*conditions(wanted), sessions.c.opened_at >= since, sessions.c.opened_at < until)
         for since, until in ((start, first), (last, end))  # the parts of hours at both ends
         if since < until
     ]
     if stale:
-        key = tuple_(session_hours.c.bot_id, session_hours.c.hour)
+        key = tuple_(rows.c.bot_id, rows.c.hour)
         stored = stored.where(key.not_in(select(*_given(stale))))
         picked.append(_sessions_of(stale, *conditions(wanted)))
-    return HourRows((union_all(stored, _rolled(union_all(*picked).cte("s"))) if picked else stored).cte("hours"))
+    return HourRows((union_all(stored, _rolled(union_all(*picked).cte("s"), into)) if picked else stored).cte("hours"))
 
 
 async def largest_keys(conn: AsyncConnection, hours: HourRows, *, dimensions: Sequence[Dimension], limit: int) -> list[str]:
@@ -228,36 +261,40 @@ def _step(value: str) -> str:
     return f"CASE WHEN {value} < 1 THEN 0 ELSE ceil(ln(({value})::float8) / ln({GAMMA}::float8))::int + 1 END"
 
 
-def _rolled(picked: CTE) -> Select[Any]:
-    """The rows of the roll-up that these sessions give; `picked` is named `s` and has their hour."""
-    key = _key_columns()
-    sums: Columns = [literal_column(sql).label(name) for metric in ADDING_UP for name, sql in metric.sums.items()]
+def _rolled(picked: CTE, into: HourTable) -> Select[Any]:
+    """The rows of a table of the roll-up that these sessions give; `picked` is named `s` and has their hour."""
+    key = _key_columns(into)
+    sums: Columns = [
+        literal_column(sql).label(name) for metric in ADDING_UP if into.has(metric) for name, sql in metric.sums.items()
+    ]
     main = select(*key, *sums).select_from(picked).group_by(*key).cte("summed")
     joined: Any = main
     columns: Columns = list(main.c)
-    for metric in SPREADS:
-        steps = _steps(picked, metric)
-        joined = joined.outerjoin(steps, and_(*(main.c[name] == steps.c[name] for name in _KEY)))
+    for metric in into.spreads:
+        steps = _steps(picked, metric, into)
+        joined = joined.outerjoin(steps, and_(*(main.c[name] == steps.c[name] for name in into.key)))
         for part in ("steps", "counts"):
             name = f"{metric.name}_{part}"
             columns.append(func.coalesce(steps.c[part], literal_column("'{}'::int[]")).label(name))
     return select(*columns).select_from(joined)
 
 
-def _key_columns() -> Columns:
-    return [literal_column(f"s.{name}").label(name) for name in _KEY]
+def _key_columns(into: HourTable) -> Columns:
+    return [literal_column(f"s.{name}").label(name) for name in into.key]
 
 
-def _steps(picked: CTE, metric: Metric) -> CTE:
+def _steps(picked: CTE, metric: Metric, into: HourTable) -> CTE:
     """The distribution of a metric in each row of the roll-up."""
-    key = _key_columns()
+    key = _key_columns(into)
     step: ColumnElement[int] = literal_column(_step(metric.value)).label("step")
     has_one: ColumnElement[bool] = literal_column(f"({metric.over}) AND ({metric.value}) IS NOT NULL")
     counted = select(*key, step, cast(func.count(), Integer).label("sessions")).select_from(picked).where(has_one)
     each = counted.group_by(*key, step).subquery()
     in_order: Columns = [func.array_agg(literal_column(f"{name} ORDER BY step")).label(part) for name, part in _PARTS]
     return (
-        select(*(each.c[name] for name in _KEY), *in_order).group_by(*(each.c[name] for name in _KEY)).cte(f"{metric.name}_steps")
+        select(*(each.c[name] for name in into.key), *in_order)
+        .group_by(*(each.c[name] for name in into.key))
+        .cte(f"{metric.name}_steps")
     )
 
 
@@ -292,16 +329,15 @@ async def _stale(conn: AsyncConnection, wanted: SessionFilter, start: datetime, 
     return [(row.bot_id, row.hour) for row in await conn.execute(found.limit(MOST_STALE + 1))]
 
 
-def _same(wanted: SessionFilter) -> list[ColumnElement[bool]]:
-    """The conditions of the filter on rows of the roll-up."""
-    found: list[ColumnElement[bool]] = []
+def _same(wanted: SessionFilter, into: HourTable) -> list[ColumnElement[bool]]:
+    """The conditions of the filter on rows of a table of the roll-up."""
+    rows, value, found = into.table, getattr(wanted, into.dimension), list[ColumnElement[bool]]()
     if wanted.bots is not None:
-        found.append(session_hours.c.bot_id.in_(sorted(wanted.bots)))
-    if wanted.channel is not None:
-        channels = wanted.channel if isinstance(wanted.channel, frozenset) else {wanted.channel}
-        found.append(session_hours.c.channel.in_(sorted(channels)))
+        found.append(rows.c.bot_id.in_(sorted(wanted.bots)))
+    if value is not None:
+        found.append(rows.c[into.dimension].in_(sorted(value) if isinstance(value, frozenset) else [value]))
     if wanted.developer is not None:
-        found.append(session_hours.c.developer == wanted.developer)
+        found.append(rows.c.developer == wanted.developer)
     return found
 
 

@@ -336,6 +336,23 @@ session_hours = Table(
 )
 Index("ix_session_hours_hour", session_hours.c.hour)
 
+session_intent_hours = Table(
+    "session_intent_hours",
+    metadata,
+    Column("bot_id", Text, nullable=False, doc="The bot."),
+    Column("hour", Timestamptz, nullable=False, doc="The hour in UTC in which the sessions opened."),
+    Column("intent", Text, doc="Their last intent. Null: none; so there is no primary key."),
+    Column("developer", Boolean, nullable=False, doc="Whether developers took part in them."),
+    *(
+        Column(name, BigInteger, nullable=False, doc=f"A number of the metric `{metric.name}`.")
+        for metric in ADDING_UP
+        if metric not in SPREADS
+        for name in metric.sums
+    ),
+)
+Index("ix_session_intent_hours_bot", session_intent_hours.c.bot_id, session_intent_hours.c.hour)
+Index("ix_session_intent_hours_hour", session_intent_hours.c.hour)
+
 stale_hours = Table(
     "stale_hours",
     metadata,

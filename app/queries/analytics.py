@@ -21,10 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.archive import analytics, rollup
 from app.archive.analytics import Buckets, Group, GroupBy
 from app.archive.analytics_metrics import Dimension, Metric
+from app.archive.rollup import HourTable
 from app.archive.session_reads import SessionFilter
 from app.domain.comparison import Difference, Line, Ratio, Rerun, differences, totals
 from app.domain.errors import Fault
-from app.domain.instants import DAY_MS, instant_of, ms_of, rfc3339
+from app.domain.instants import DAY_MS, ms_of, rfc3339
 from app.domain.policy.model import Policy
 from app.domain.policy.parse import policy_from
 from app.domain.transcript import entry_from
@@ -45,7 +46,7 @@ Groups = dict[tuple[int, int | None], Group]
 
 
 class CountedGroups(Struct, frozen=True):
-    """The groups that have sessions, and whether the roll-up gave their numbers."""
+    """The groups that have sessions, and whether the roll-up gave their distributions."""
 
     groups: Groups
     rolled_up: bool
@@ -145,8 +146,9 @@ async def _keys(conn: AsyncConnection, question: Question, *, since: datetime) -
     if not question.dimensions:
         return ["[]"]
     wanted = _within(question.wanted, Period(since, question.period.end))
-    if not question.compare and _rolls_up(question, question.period, buckets=None):
-        hours = await rollup.source(conn, wanted, *_bounds(wanted))
+    into = _rolls_up(question, question.period, buckets=None)
+    if not question.compare and into is not None:
+        hours = await rollup.source(conn, into, wanted)
         if hours is not None:
             return await rollup.largest_keys(conn, hours, dimensions=question.dimensions, limit=question.top)
     return await analytics.largest_keys(
@@ -158,42 +160,41 @@ async def _groups(conn: AsyncConnection, question: Question, division: Division,
     """The numbers of each group: from the roll-up those that it has, if it can answer the question, else from the sessions."""
     wanted = _within(question.wanted, division.period)
     by = GroupBy(question.dimensions, division.buckets, keys)
-    rolls_up = _rolls_up(question, division.period, buckets=division.buckets)
-    hours = await rollup.source(conn, wanted, *_bounds(wanted)) if rolls_up else None
-    if hours is None:
+    into = _rolls_up(question, division.period, buckets=division.buckets)
+    hours = None if into is None else await rollup.source(conn, into, wanted)
+    if into is None or hours is None:
         return CountedGroups(_by_place(await analytics.grouped(conn, wanted, metrics=question.metrics, by=by)), rolled_up=False)
-    rolled = [metric for metric in question.metrics if metric.adds_up]
-    others = [metric for metric in question.metrics if not metric.adds_up]
+    rolled = [metric for metric in question.metrics if into.has(metric)]
+    others = [metric for metric in question.metrics if not into.has(metric)]
     summed = _by_place(await rollup.grouped(conn, hours, metrics=rolled, by=by))
     counted = _by_place(await analytics.grouped(conn, wanted, metrics=others, by=by)) if others else {}
-    return CountedGroups({place: _merged(question, group, counted.get(place)) for place, group in summed.items()}, rolled_up=True)
+    merged = {place: _merged(question, into, group, counted.get(place)) for place, group in summed.items()}
+    return CountedGroups(merged, rolled_up=bool(into.spreads))
 
 
 def _by_place(found: Sequence[Group]) -> Groups:
     return {(group.bucket or 0, group.place): group for group in found}
 
 
-def _merged(question: Question, summed: Group, counted: Group | None) -> Group:
+def _merged(question: Question, into: HourTable, summed: Group, counted: Group | None) -> Group:
     """The numbers of both, in the order of the metrics."""
     from_hours, from_sessions = iter(summed.numbers), iter(counted.numbers if counted else ())
-    numbers = [next(from_hours) if metric.adds_up else next(from_sessions, ()) for metric in question.metrics]
+    numbers = [next(from_hours) if into.has(metric) else next(from_sessions, ()) for metric in question.metrics]
     return structs.replace(summed, numbers=numbers)
 
 
-def _rolls_up(question: Question, period: Period, *, buckets: Buckets | None) -> bool:
-    """Whether the roll-up knows the filters and dimensions, its hours fit into the buckets, and the period is long."""
+def _rolls_up(question: Question, period: Period, *, buckets: Buckets | None) -> HourTable | None:
+    """The table of the roll-up that knows filters and dimensions, if its hours fit into the buckets and the period is long."""
     fields = question.wanted.__struct_fields__
     filters = {name for name in fields if getattr(question.wanted, name) is not None}
     within = _within(question.wanted, period)
     # In ms: a filter may begin after the last instant that there is.
     length_ms = (within.opened_to_ms or 0) - (within.opened_from_ms or 0)
-    return (
-        filters <= rollup.FILTERS
-        and all(dimension.name in rollup.DIMENSIONS for dimension in question.dimensions)
-        and any(metric.adds_up for metric in question.metrics)
-        and length_ms >= ROLLED_UP_FROM_MS
-        and all(start.timestamp() % 3_600 == 0 for start in (buckets.starts if buckets else ()))
-    )
+    if length_ms < ROLLED_UP_FROM_MS or any(start.timestamp() % 3_600 for start in (buckets.starts if buckets else ())):
+        return None
+    dimensions = {dimension.name for dimension in question.dimensions}
+    fitting = (into for into in rollup.TABLES if into.knows(filters, dimensions) and any(map(into.has, question.metrics)))
+    return next(fitting, None)
 
 
 def _within(wanted: SessionFilter, period: Period) -> SessionFilter:
@@ -205,11 +206,6 @@ def _within(wanted: SessionFilter, period: Period) -> SessionFilter:
         opened_from_ms=start_ms if own_from_ms is None else max(start_ms, own_from_ms),
         opened_to_ms=end_ms if own_to_ms is None else min(end_ms, own_to_ms),
     )
-
-
-def _bounds(within: SessionFilter) -> tuple[datetime, datetime]:
-    """The bounds of a filter that `_within` has made."""
-    return instant_of(within.opened_from_ms or 0), instant_of(within.opened_to_ms or 0)
 
 
 def _refuse_too_many(groups: int) -> None:

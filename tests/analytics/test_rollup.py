@@ -11,9 +11,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app import stats
-from app.archive.rollup import ERROR_PERCENT, RollUp, last_note, note_all, percentiles, roll_up, wrong_hours
+from app.archive.analytics_metrics import DIMENSIONS, METRICS
+from app.archive.rollup import ERROR_PERCENT, TABLES, RollUp, last_note, note_all, percentiles, roll_up, wrong_hours
+from app.archive.session_reads import SessionFilter
 from app.archive.sessions import ClosedSession, insert_closed, update_closed
 from app.domain.instants import ms_of
+from app.queries.analytics import ListAddress, Period, Question, answer
 from tests.analytics.history import FIRST, LAST, history
 
 ALL = (FIRST - timedelta(days=1), LAST + timedelta(days=7))
@@ -31,8 +34,11 @@ async def stale(conn: AsyncConnection) -> int:
 async def is_right(engine: AsyncEngine) -> bool:
     """Whether nothing is stale, every hour is right, and the hours add up to the sessions."""
     async with engine.connect() as conn:
-        sums = "SELECT coalesce(sum(sessions), 0) = (SELECT count(*) FROM sessions) FROM session_hours"
-        return await stale(conn) == 0 and await wrong_hours(conn, *ALL) == [] and bool((await conn.scalars(text(sums))).one())
+        sums = [
+            await conn.scalar(text(f"SELECT coalesce(sum(sessions), 0) = (SELECT count(*) FROM sessions) FROM {each.table}"))  # noqa: S608
+            for each in TABLES
+        ]
+        return await stale(conn) == 0 and await wrong_hours(conn, *ALL) == [] and all(sums)
 
 
 async def test_it_follows_inserts_updates_and_deletes(engine: AsyncEngine, made: list[ClosedSession]) -> None:
@@ -112,7 +118,7 @@ async def test_several_workers_at_once(engine: AsyncEngine, made: list[ClosedSes
 
 
 async def test_a_wrong_hour_is_found_and_rebuilt(engine: AsyncEngine, made: list[ClosedSession], database_url: str) -> None:
-    """One that was changed, one that is missing, and one that has no sessions."""
+    """Ones that were changed, by channel and by intent, one that is missing, and one that has no sessions."""
     latest = [one for one in made if one.session.opened_at_ms >= ms_of(LAST - timedelta(days=3))]
     async with engine.begin() as conn:
         await insert_closed(conn, latest)
@@ -120,15 +126,17 @@ async def test_a_wrong_hour_is_found_and_rebuilt(engine: AsyncEngine, made: list
     async with engine.begin() as conn:
         hours = [row.hour for row in await conn.execute(text("SELECT DISTINCT hour FROM session_hours ORDER BY hour LIMIT 2"))]
         await conn.execute(text("UPDATE session_hours SET active_ms_counts[1] = 99 WHERE hour = :hour"), {"hour": hours[0]})
-        await conn.execute(text("DELETE FROM session_hours WHERE hour = :hour"), {"hour": hours[1]})
+        await conn.execute(text("UPDATE session_intent_hours SET contained_part = 99 WHERE hour = :hour"), {"hour": hours[1]})
         await conn.execute(
             text("UPDATE session_hours SET hour = '2030-01-01' WHERE hour = (SELECT max(hour) FROM session_hours)")
         )
+        missing = [row.hour for row in await conn.execute(text("SELECT max(hour) AS hour FROM session_intent_hours"))]
+        await conn.execute(text("DELETE FROM session_intent_hours WHERE hour = :hour"), {"hour": missing[0]})
     console = Console()
     wrong = await stats.verify(database_url, console)
     rebuilt = await stats.rebuild(database_url, console)
 
-    assert {hour for _, hour in wrong} >= {*hours, datetime(2030, 1, 1, tzinfo=UTC)}
+    assert {hour for _, hour in wrong} >= {*hours, *missing, datetime(2030, 1, 1, tzinfo=UTC)}
     assert len(wrong) < 10
     assert rebuilt > 20
     assert await stats.verify(database_url, console) == []
@@ -192,3 +200,29 @@ async def test_an_hour_that_changes_all_the_time_ends_no_run_late(engine: AsyncE
     await RollUp(engine).run_once()
 
     assert await is_right(engine)
+
+
+async def test_intents_are_answered_from_their_table(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """A number that is written there by hand is in the answer; percentiles are of the sessions, and exact."""
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+    await RollUp(engine).run_once()
+    async with engine.begin() as conn:
+        await conn.execute(text("UPDATE session_intent_hours SET sessions = sessions * 1000 WHERE intent = 'buy'"))
+    question = Question(
+        wanted=SessionFilter(intent="buy"),
+        period=Period(*ALL),
+        time_zone="UTC",
+        metrics=[METRICS["sessions"], METRICS["active_ms"]],
+        dimensions=[DIMENSIONS["intent"]],
+        time=None,
+        top=3,
+        compare=False,
+        listed=ListAddress("/v1/sessions", {}, frozenset()),
+    )
+    answered = await answer(engine, question)
+    bought = [one for one in made if one.session.intent == "buy"]
+
+    assert [group["metrics"]["sessions"]["value"] for group in answered["groups"]] == [len(bought) * 1000]
+    assert answered["groups"][0]["metrics"]["active_ms"]["count"] == sum(one.session.counted for one in bought)
+    assert answered["percentile_error_percent"] == 0

@@ -300,6 +300,8 @@ def test_live_state_is_limited() -> None:
         talk.say("user", "b", context={"x": "y" * 10_000}, at=0)
     with pytest.raises(StateTooLarge):
         talk.say("user", "b", sentiment={f"tone{number:0200}": 0.5 for number in range(64)}, at=0)
+    with pytest.raises(StateTooLarge):
+        talk.say("user", "b", session_metadata={"x": "y" * 8_150}, at=0)
     assert refused.value.limit == 65_536 < refused.value.size < 70_000
     assert refused.value.message == (
         f"the live state of the conversation or user would take {refused.value.size} bytes; at most 65536 are allowed"

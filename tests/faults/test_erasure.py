@@ -14,7 +14,7 @@ from tests.faults.installation import Installation
 from tests.faults.requests import Caller
 
 POINTS = tuple(name for name in NAMES if name.startswith("erase."))
-ROUNDS = 3
+ROUNDS = 2
 ALLOWED_S = 60
 
 

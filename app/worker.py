@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 ROLL_UP_MS = 30_000
 """Rarely, since each run reads all sessions of an hour in which one has changed; answers are exact meanwhile."""
 
-RETAIN_MS = 3_600_000
+RETAIN_MS = 600_000
 
 NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
 """The job that a job starts where it has done something."""

@@ -7,8 +7,9 @@ it at the latest. One worker at a time does a portion, each in a transaction of 
 run. It refuses to delete pending deliveries, and what waits for an admin (rejects).
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from app.archive import partitions, rollup
 from app.archive.engine import Lock, take_lock, try_lock
 from app.archive.partitions import Partition
+from app.archive.session_reads import LONGEST_SESSION_MS
 from app.archive.tables import bots, deliveries, instant, messages, sessions, unassigned_entries
 from app.metrics import RETENTION_DELETED, RETENTION_DROPPED
 
@@ -26,6 +28,8 @@ SHORTEST_DAYS = 2
 """A late entry comes up to 24 hours after the close, and finds its session."""
 
 _PORTION = 200
+# From the opening of a session to its row in the archive at most: a long session, and a week without Postgres.
+_LATEST_ARRIVAL = timedelta(milliseconds=LONGEST_SESSION_MS) + timedelta(days=7)
 _LOCK_NOT_AVAILABLE = "55P03"
 
 Portion = Callable[[AsyncConnection, "Cutoffs"], Awaitable[Mapping[str, int]]]
@@ -46,6 +50,7 @@ class Retention:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._cleared: dict[str, datetime] = {}  # bot to the instant before which its messages are known to be deleted
 
     async def run_once(self, now_ms: int) -> Mapping[str, int]:
         """Delete what is too old now; returns how many rows of each table, without those of months that were dropped."""
@@ -54,22 +59,42 @@ class Retention:
         if not limited:
             return {}
         await self._drop_months(now_ms)
+        async with self._engine.connect() as conn:
+            months = [each for each in await partitions.listed(conn) if each.table == messages.name]
         deleted: dict[str, int] = {}
         for each in limited:
-            for portion in (_sessions, _messages, _deliveries, _unassigned):
+            for portion in (_sessions, _deliveries, _unassigned):
                 await self._repeat(portion, each, deleted)
+            await self._delete_messages(each, months, deleted)
         return deleted
 
-    async def _repeat(self, portion: Portion, limits: Cutoffs, deleted: dict[str, int]) -> None:
+    async def _delete_messages(self, limits: Cutoffs, months: Sequence[Partition], deleted: dict[str, int]) -> None:
+        """By month, so that no statement takes long; months that an earlier run of this process has cleared are left out."""
+        if limits.messages is None:
+            return
+        cleared = self._cleared.get(limits.bot)
+        wanted = [
+            month
+            for month in months
+            if limits.sandbox or (month.start < limits.messages and (cleared is None or month.end > cleared - _LATEST_ARRIVAL))
+        ]
+        done = [await self._repeat(partial(_messages, month=month), limits, deleted) for month in wanted]
+        if all(done):
+            self._cleared[limits.bot] = limits.messages
+
+    async def _repeat(self, portion: Portion, limits: Cutoffs, deleted: dict[str, int]) -> bool:
+        """Do portions until nothing is left; False if another worker has the lock."""
         while True:
             async with self._engine.begin() as conn:
-                done = await portion(conn, limits) if await try_lock(conn, Lock.RETENTION) else {}
+                if not await try_lock(conn, Lock.RETENTION):
+                    return False
+                done = await portion(conn, limits)
             counts = {table: count for table, count in done.items() if count}
             for table, count in counts.items():
                 deleted[table] = deleted.get(table, 0) + count
                 RETENTION_DELETED.labels(table).inc(count)
             if not counts:
-                return
+                return True
 
     async def _drop_months(self, now_ms: int) -> None:
         async with self._engine.connect() as conn:
@@ -136,11 +161,12 @@ async def _sessions(conn: AsyncConnection, limits: Cutoffs) -> Mapping[str, int]
     return {"sessions": removed.rowcount, "messages": said}
 
 
-async def _messages(conn: AsyncConnection, limits: Cutoffs) -> Mapping[str, int]:
+async def _messages(conn: AsyncConnection, limits: Cutoffs, *, month: Partition) -> Mapping[str, int]:
+    of_month = (sessions.c.opened_at >= month.start) & (sessions.c.opened_at < month.end)
     if limits.messages is None:
         return {}
     has_some = exists().where(messages.c.session_id == sessions.c.id, messages.c.opened_at == sessions.c.opened_at)
-    rows = await _lock_sessions(conn, limits, limits.messages, has_some)
+    rows = await _lock_sessions(conn, limits, limits.messages, of_month, has_some)
     return {"messages": await _delete_messages(conn, rows)} if rows else {}
 
 

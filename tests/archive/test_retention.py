@@ -13,7 +13,7 @@ from app.archive.engine import Lock, take_lock
 from app.archive.retention import Retention
 from app.archive.rollup import RollUp, wrong_hours
 from app.archive.sessions import ClosedSession, insert_closed
-from app.domain.instants import ms_of
+from app.domain.instants import DAY_MS, ms_of
 from app.metrics import RETENTION_DELETED, RETENTION_DROPPED
 from tests.closed import closed_session
 
@@ -85,8 +85,9 @@ async def test_rows_go_by_bot_and_the_numbers_follow(engine: AsyncEngine) -> Non
     """A bot without a limit keeps all; messages may go before their sessions; the roll-up counts what is left."""
     await archive(engine, shop={"sessions": 30, "messages": 10}, bank={})
     before = await rolled_up(engine)
-    deleted = await Retention(engine).run_once(NOW)
-    again = await Retention(engine).run_once(NOW)
+    job = Retention(engine)
+    deleted = await job.run_once(NOW)
+    again = await job.run_once(NOW)
     after = await rolled_up(engine)
 
     assert before == {"shop": 9, "bank": 9}
@@ -96,6 +97,8 @@ async def test_rows_go_by_bot_and_the_numbers_follow(engine: AsyncEngine) -> Non
     assert deleted == {"sessions": 3, "messages": 12}
     assert again == {}
     assert RETENTION_DELETED.labels("sessions")._value.get() >= 3
+    assert await job.run_once(NOW + 20 * DAY_MS) == {"sessions": 3, "messages": 6}
+    assert await rolled_up(engine) == {"shop": 3, "bank": 9}
 
 
 async def test_a_month_of_which_nothing_is_kept_is_dropped_whole(engine: AsyncEngine) -> None:

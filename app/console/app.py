@@ -1,11 +1,13 @@
 """The console as an app of its own under `/console`: its routes, who may ask for them, and how it shows what was refused."""
 
+import asyncio
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI
+from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -73,6 +75,17 @@ ACTIONS: Mapping[str, Act] = {
 """Every form by the path that it is sent to."""
 
 _YEAR_S = 365 * 86_400
+_REFRESH_LIFE_S = 1.0
+REFRESH_HEADER = "x-refresh"
+"""Sent by `console.js` when it renews the live parts of a page."""
+
+
+class _Refresh(Struct, frozen=True):
+    """A page that is rendered for all browsers that refresh it within a second."""
+
+    page: asyncio.Task[Response]
+    csrf: str  # the token in it
+    ends: float  # on the loop's clock
 
 
 class Console:
@@ -82,6 +95,7 @@ class Console:
         self._api = api
         self._signer: Signer | None = None
         self._document_read: Document | None = None
+        self._refreshes: dict[tuple[bytes, str, str], _Refresh] = {}
 
     def app(self) -> Starlette:
         routes: list[BaseRoute] = [
@@ -118,9 +132,29 @@ class Console:
     def _shown(self, show: Show) -> Any:  # noqa: ANN401 - an endpoint of Starlette
         async def endpoint(request: Request) -> Response:
             visit = await self._visit(request)
-            return _to_sign_in(request) if visit is None else await show(visit)
+            if visit is None:
+                return _to_sign_in(request)
+            return await (self._refresh(visit, show) if REFRESH_HEADER in request.headers else show(visit))
 
         return endpoint
+
+    async def _refresh(self, visit: Visit, show: Show) -> Response:
+        """The page as it was rendered within the last second for this key, address and theme, with this sign-in's own token.
+
+        An event makes all open pages refresh at once; without this each would be rendered, and entries would wait.
+        """
+        now = asyncio.get_running_loop().time()
+        for known in [known for known, refresh in self._refreshes.items() if refresh.ends < now]:
+            del self._refreshes[known]
+        which = (visit.sign_in.digest, str(visit.request.url), visit.request.cookies.get(THEME_COOKIE, ""))
+        shared = self._refreshes.get(which)
+        if shared is None:
+            # A task of its own: the browser that asked first may end its request.
+            shared = _Refresh(asyncio.create_task(show(visit)), visit.sign_in.csrf, ends=now + _REFRESH_LIFE_S)
+            self._refreshes[which] = shared
+        page = await asyncio.shield(shared.page)
+        body = bytes(page.body).replace(shared.csrf.encode(), visit.sign_in.csrf.encode())
+        return Response(body, page.status_code, {name: page.headers[name] for name in page.headers if name != "content-length"})
 
     def _acted(self, act: Act) -> Any:  # noqa: ANN401 - an endpoint of Starlette
         async def endpoint(request: Request) -> Response:

@@ -1,6 +1,6 @@
 """One request of a signed-in browser: the key that it acts for, the API as that key, and the page that answers."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -36,7 +36,7 @@ NAVIGATION = (
 Fields = QueryParams
 """The fields of a form; of a name that is repeated, `[]` gives the last value and `getlist` all."""
 
-Show = Callable[["Visit"], Awaitable[Response]]
+Show = Callable[["Visit"], Coroutine[Any, Any, Response]]
 Act = Callable[["Visit", Fields], Awaitable[Response]]
 
 

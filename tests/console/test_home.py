@@ -1,5 +1,13 @@
 """The first page, from the empty installation to sessions that closed and webhooks that were given up."""
 
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from app.console.api_calls import ApiCalls, ApiReply
+from app.console.app import REFRESH_HEADER
 from app.metrics import UNACCOUNTED
 from tests.api.conftest import Client
 from tests.console.conftest import Browser, BrowserMaker, text_of
@@ -62,3 +70,33 @@ async def test_a_key_that_cannot_read_is_not_shown_sessions(admin: Client, brows
 
     assert "/v1/bots/shop/messages" in page
     assert "ann<" not in page
+
+
+async def test_open_pages_refresh_from_one_rendering(
+    admin: Client, browsers: BrowserMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refreshes of one key within a second are rendered once, each with its own sign-in's token; another key's are its own."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    await admin.ok("POST", "/v1/bots/shop/messages", ENTRY)
+    first, second, stranger = await browsers("read"), await browsers(), await browsers("ingest")
+    await second.post("/console/sign-in", data={"key": first.key})
+    sent: list[str] = []
+    call = ApiCalls.call
+
+    async def counted(self: ApiCalls, method: str, path: str, *more: Any, **named: Any) -> ApiReply:  # noqa: ANN401 - its own
+        sent.append(path)
+        return await call(self, method, path, *more, **named)
+
+    monkeypatch.setattr(ApiCalls, "call", counted)
+    refresh = {REFRESH_HEADER: "1"}
+    replies = await asyncio.gather(*(browser.get("/console/", headers=refresh) for browser in [first, second] * 5))
+    pages = [reply.text for reply in replies]
+    tokens = [re.findall(r'name="csrf" value="([0-9a-f]+)"', page) for page in pages]
+
+    assert sent.count("/v1/live") == 1
+    assert tokens[0] != tokens[1]
+    assert tokens[::2] == [tokens[0]] * 5
+    assert "ann<" in pages[1]
+    assert "ann<" not in (await stranger.get("/console/", headers=refresh)).text
+    await first.page("/console/")
+    assert sent.count("/v1/live") == 2 + 1

@@ -1,7 +1,7 @@
 // Live parts of the pages. Without this script every page still shows what was true when it was loaded.
 
-const SOON_MS = 500; // after an event, so that many at once cost one refresh
-const PAUSE_MS = 2000; // from one refresh to the next, at least
+const SOON_MS = 500; // to twice as long after an event, so that many events cost one refresh, and many pages do not refresh at once
+const PAUSE_MS = 5000; // from one refresh to the next, at least
 const PAUSE_TIMES = 100; // the time that the refresh took: many consoles leave a busy server alone
 const FALLBACK_MS = 60000; // for what is no event of a session; the longest pause, too
 
@@ -24,7 +24,7 @@ function countDown() {
 // The server renders the page once more; the parts marked `data-live` are put in place of the present ones.
 async function refresh() {
   const present = document.querySelectorAll("[data-live]");
-  const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+  const answer = await fetch(location.href, { headers: { accept: "text/html", "x-refresh": "1" } });
   if (answer.redirected) { location.assign(answer.url); return; }
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -51,7 +51,7 @@ async function refreshAndPause() {
 function refreshSoon() {
   if (waiting || document.hidden) return;
   waiting = true;
-  const wait = Math.max(SOON_MS, earliest - performance.now());
+  const wait = Math.max(SOON_MS * (1 + Math.random()), earliest - performance.now());
   setTimeout(() => { waiting = false; refreshAndPause().catch(() => {}); }, wait);
 }
 

@@ -1,0 +1,173 @@
+"""The cost of open consoles for ingest: the rate of entries with 200 open pages against the rate without, in turns.
+
+python -m bench.consoles           prints the ratio
+python -m bench.consoles JSON      the pages, in a process of its own
+
+One API process serves both. Each page follows the server-sent events of the first page and renders it anew by the rules of
+`console.js`, whose times are read from there. One more client opens and closes a session each second, so that pages have
+something to show; a page that the load delays pauses for longer, as in a browser.
+"""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from random import random
+from statistics import median
+from time import perf_counter
+
+import httpx
+import msgspec
+import psutil
+import uvloop
+from msgspec import Struct
+
+from app.console.app import REFRESH_HEADER
+from app.console.pages import STATIC
+from bench import routes
+from bench.installation import BOT, installation, make_bots
+from bench.load import Load
+
+PAGES = 200
+ROUNDS = 3
+SECONDS = 8.0
+_SETTLE_S = 6.0  # after which the pages have shown their first change, all at once
+_CONSTANT = re.compile(r"^const (\w+) = (\d+);", re.MULTILINE)
+
+
+class Opened(Struct, frozen=True):
+    """The pages to open."""
+
+    port: int
+    key: str
+    pages: int = PAGES
+
+
+class Rates(Struct, frozen=True):
+    """Entries a second of one round, and the CPU time of an entry in µs, without the pages and with them."""
+
+    without: float
+    beside: float
+    without_cpu_us: float
+    beside_cpu_us: float
+
+
+def measure() -> list[Rates]:
+    """Each round without the pages and with them, so that other work of the machine affects both."""
+    with installation() as (settings, _):
+        key = uvloop.run(make_bots(settings.redis_url or ""))
+        (running,) = routes.targets(settings, names=frozenset({"adjourn ingest"}))
+        with running as target:
+            rounds = []
+            for number in range(ROUNDS):
+                without = _load(target, key, run=2 * number)
+                with _pages(Opened(target.port, key)):
+                    beside = _load(target, key, run=2 * number + 1)
+                rounds.append(Rates(without[0], beside[0], without[1], beside[1]))
+            return rounds
+
+
+def show(rounds: list[Rates]) -> None:
+    """The medians over the rounds."""
+    print(
+        f"\nConsoles: one API process, entries with {PAGES} open first pages against without, {ROUNDS} rounds of {SECONDS:.0f} s"
+    )
+    print(f"  rate        {median(each.beside / each.without for each in rounds):.3f} of the rate without")
+    print(f"  CPU         {median(each.beside_cpu_us / each.without_cpu_us for each in rounds):.3f} of the time an entry takes")
+    without, beside = median(each.without for each in rounds), median(each.beside for each in rounds)
+    print(f"  entries/s   {without:,.0f} without, {beside:,.0f} with")
+
+
+def _load(target: routes.Target, key: str, *, run: int) -> tuple[float, float]:
+    load = Load(target.port, target.path, key=key, connections=routes.CONNECTIONS, depth=1, seconds=SECONDS, run=run)
+    server = psutil.Process(target.process.pid)
+    before = server.cpu_times()
+    counted = routes.offer(load)
+    after = server.cpu_times()
+    cpu_s = after.user + after.system - before.user - before.system
+    return counted.answered / counted.seconds, cpu_s / counted.total * 1e6
+
+
+@contextmanager
+def _pages(opened: Opened) -> Iterator[None]:
+    """Open pages until the end of the block; they are open when it begins."""
+    command = [sys.executable, "-m", "bench.consoles", msgspec.json.encode(opened).decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as pages:
+        assert pages.stdout is not None
+        assert pages.stdout.readline() == b"open\n"
+        try:
+            yield
+        finally:
+            pages.terminate()
+
+
+async def open_pages(opened: Opened) -> None:
+    """Sign in, open the pages, say so, and go on until this process is ended."""
+    times = {name: int(value) / 1000 for name, value in _CONSTANT.findall((STATIC / "console.js").read_text())}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    url = f"http://127.0.0.1:{opened.port}"
+    async with (
+        httpx.AsyncClient(base_url=url, limits=limits, timeout=60, follow_redirects=True) as browser,
+        asyncio.TaskGroup() as pages,
+    ):
+        (await browser.post("/console/sign-in", data={"key": opened.key})).raise_for_status()
+        all_open = asyncio.Barrier(opened.pages + 1)
+        for _ in range(opened.pages):
+            pages.create_task(_Page(browser, times).stay_open(all_open))
+        await all_open.wait()
+        closing = pages.create_task(_open_and_close(browser, opened.key))
+        await asyncio.sleep(_SETTLE_S)
+        sys.stdout.write("open\n")
+        sys.stdout.flush()
+        await closing
+
+
+async def _open_and_close(browser: httpx.AsyncClient, key: str) -> None:
+    as_key = {"authorization": f"Bearer {key}"}
+    while True:
+        entry = {"user_id": "visitor", "role": "user", "text": "Hello"}
+        reply = (await browser.post(f"/v1/bots/{BOT}/messages", json=entry, headers=as_key)).json()
+        await asyncio.sleep(0.5)
+        await browser.post(f"/v1/sessions/{reply['session_id']}/close", headers=as_key)
+        await asyncio.sleep(0.5)
+
+
+class _Page:
+    """One page, as `console.js` keeps it current."""
+
+    def __init__(self, browser: httpx.AsyncClient, times: dict[str, float]) -> None:
+        self._browser = browser
+        self._times = times
+        self._changed = asyncio.Event()
+
+    async def stay_open(self, all_open: asyncio.Barrier) -> None:
+        async with self._browser.stream("GET", "/console/live/events", timeout=None) as events, asyncio.TaskGroup() as tasks:
+            events.raise_for_status()
+            await all_open.wait()
+            tasks.create_task(self._refresh())
+            async for line in events.aiter_lines():
+                if line.startswith("event:"):
+                    self._changed.set()
+
+    async def _refresh(self) -> None:
+        pause_s = 0.0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._times["FALLBACK_MS"]):
+                    await self._changed.wait()
+            await asyncio.sleep(max(self._times["SOON_MS"] * (1 + random()), pause_s))
+            self._changed.clear()
+            began = perf_counter()
+            with suppress(httpx.TransportError):  # a kept connection that the server closes; a page tries again after its pause
+                await self._browser.get("/console/", headers={REFRESH_HEADER: "1"})
+            took_s = perf_counter() - began
+            pause_s = min(max(self._times["PAUSE_MS"], self._times["PAUSE_TIMES"] * 1000 * took_s), self._times["FALLBACK_MS"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        uvloop.run(open_pages(msgspec.json.decode(sys.argv[1], type=Opened)))
+    else:
+        show(measure())

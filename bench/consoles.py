@@ -125,13 +125,11 @@ async def open_pages(opened: Opened) -> None:
 
 
 async def _open_and_close(browser: httpx.AsyncClient, key: str) -> None:
-    as_key = {"authorization": f"Bearer {key}"}
+    path, as_key = f"/v1/bots/{BOT}/messages", {"authorization": f"Bearer {key}"}
     while True:
-        entry = {"user_id": "visitor", "role": "user", "text": "Hello"}
-        reply = (await browser.post(f"/v1/bots/{BOT}/messages", json=entry, headers=as_key)).json()
-        await asyncio.sleep(0.5)
-        await browser.post(f"/v1/sessions/{reply['session_id']}/close", headers=as_key)
-        await asyncio.sleep(0.5)
+        for kind in ("session.start", "session.end"):
+            await browser.post(path, json={"user_id": "visitor", "role": "user", "type": kind}, headers=as_key)
+            await asyncio.sleep(0.5)
 
 
 class _Page:

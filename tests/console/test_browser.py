@@ -26,6 +26,13 @@ WAIT_MS = 30_000  # this machine may be busy with other things
 MOST_BYTES = 150_000
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 BYTES = "performance.getEntries().reduce((sum, entry) => sum + (entry.decodedBodySize || 0), 0)"
+PAINTED_MS = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+SHIFT = """new Promise(done => {
+  setTimeout(() => done(0), 20);  // the observer is not called where nothing shifted
+  new PerformanceObserver(list => done(list.getEntries().reduce((sum, entry) => sum + entry.value, 0)))
+    .observe({ type: 'layout-shift', buffered: true });
+})"""
+GOOD_SHIFT, GOOD_PAINT_MS = 0.1, 1_800  # as Lighthouse rates them
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,8 @@ def _pages(watched: Watched, ids: dict[str, str], *, modes: tuple[Mode, ...], pi
             page.goto(f"/console{path.format_map(ids)}")
             faults += [f"{path} in {mode.scheme}: {each}" for each in watched.violations()]
             faults += [] if page.evaluate(BYTES) <= MOST_BYTES else [f"{path} is too heavy"]
+            faults += [] if page.evaluate(SHIFT) <= GOOD_SHIFT else [f"{path} moves while it loads"]
+            faults += [] if len(modes) == 1 or page.evaluate(PAINTED_MS) <= GOOD_PAINT_MS else [f"{path} shows late"]
             faults += [] if page.evaluate(FITS) else [f"{path} is wider than {mode.width}"]
             for picture in mode.pictures:
                 if picture.path == path:

@@ -19,6 +19,7 @@ from msgspec import Struct
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    FromClause,
     Integer,
     Row,
     Select,
@@ -193,21 +194,24 @@ async def source(conn: AsyncConnection, into: HourTable, wanted: SessionFilter) 
 
 async def largest_keys(conn: AsyncConnection, hours: HourRows, *, dimensions: Sequence[Dimension], limit: int) -> list[str]:
     """The keys with the most sessions, as JSON arrays."""
-    key = _key(hours, dimensions)
-    ranked = select(key).group_by(key).order_by(func.sum(hours.rows.c.sessions).desc(), key).limit(limit)
-    return list(await conn.scalars(ranked))
+    values = [hours.rows.c[dimension.column] for dimension in dimensions]
+    # Added up first: a key is then made for each, and not for each row.
+    summed = select(*values, func.sum(hours.rows.c.sessions).label("sum")).group_by(*values).subquery()
+    key = _key(summed, dimensions)
+    return list(await conn.scalars(select(key).order_by(summed.c.sum.desc(), key).limit(limit)))
 
 
 async def grouped(conn: AsyncConnection, hours: HourRows, *, metrics: Sequence[Metric], by: GroupBy) -> list[Group]:
     """The metrics by bucket and key, as `app.archive.analytics.grouped`; percentiles to within `ERROR_PERCENT`."""
-    rows = hours.rows
-    keys = bindparam("keys", list(by.keys), type_=ARRAY(Text))
-    group = (
-        bucket_number(by.buckets, rows.c.hour).label("bucket"),
-        func.array_position(keys, _key(hours, by.dimensions)).label("place"),
-    )
-    sums = [func.sum(rows.c[name]) for metric in metrics for name in metric.sums]
-    found = await conn.execute(select(*group, *sums).group_by(*group))
+    rows, keys = hours.rows, bindparam("keys", list(by.keys), type_=ARRAY(Text))
+    names = [name for metric in metrics for name in metric.sums]
+    parts = [bucket_number(by.buckets, rows.c.hour).label("bucket"), *(rows.c[each.column] for each in by.dimensions)]
+    sums = (func.sum(rows.c[name]).label(f"{name}_summed") for name in sorted(set(names)))
+    summed = select(*parts, *sums).group_by(*parts).subquery()  # as above
+    place = func.array_position(keys, _key(summed, by.dimensions)).label("place")
+    whole = select(summed.c.bucket, place, *(func.sum(summed.c[f"{name}_summed"]) for name in names))
+    found = await conn.execute(whole.group_by(summed.c.bucket, place))
+    group = (parts[0], func.array_position(keys, _key(rows, by.dimensions)).label("place"))
     spreads = {metric.name: await _distributions(conn, rows, metric, group) for metric in metrics if metric.kind == "spread"}
     counts = [len(metric.sums) for metric in metrics]
     return [_group(row, metrics, counts, spreads) for row in found]
@@ -341,8 +345,8 @@ def _same(wanted: SessionFilter, into: HourTable) -> list[ColumnElement[bool]]:
     return found
 
 
-def _key(hours: HourRows, dimensions: Sequence[Dimension]) -> ColumnElement[str]:
-    return cast(func.jsonb_build_array(*(hours.rows.c[dimension.column] for dimension in dimensions)), Text)
+def _key(rows: FromClause, dimensions: Sequence[Dimension]) -> ColumnElement[str]:
+    return cast(func.jsonb_build_array(*(rows.c[dimension.column] for dimension in dimensions)), Text)
 
 
 def _hour_of(at: datetime) -> datetime:

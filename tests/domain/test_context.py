@@ -343,3 +343,9 @@ def test_tags_that_version_0_1_0_wrote_count_as_one_each() -> None:
 
     assert with_historic(single, joined) == (*single, joined)
     assert with_historic(single, (*joined, "more")) == (*single[1:], (*joined, "more"))
+
+
+def test_a_variable_with_a_ttl_alone_is_kept_until_it_expires() -> None:
+    """Before any session, for longer than a day, and for less."""
+    for ttl_ms in (60_000, 2 * DAY_MS):
+        assert Talk().do(SetVariable("a", 1, ttl_ms=ttl_ms), at=0).keep_until_ms == NOON_MS + ttl_ms

@@ -513,3 +513,15 @@ def test_an_agent_joins_once() -> None:
 
     assert talk.open.paused
     assert talk.open.deadline_by == "m2"
+
+
+def test_a_bot_s_session_that_was_handed_off_before_is_split_under_a_new_policy() -> None:
+    """The hand-off was reported while the session went on; the policy splits since."""
+    talk = Talk(on_handoff="continue")
+    talk.say("user", "a", at=0)
+    talk.say("bot", type="handoff", at=1)
+    talk.change_policy(at=2, on_handoff="split")
+    talk.say("agent", "b", at=3)
+
+    assert talk.closings == [("handoff", 3)]
+    assert talk.open.trade == "agent"

@@ -174,6 +174,7 @@ def test_the_lengths_of_phone_numbers(text: str, expected: str) -> None:
         ("4111111111111111 35", "[card] 35"),  # the check digit of the first 17 digits is right, too
         ("4111111111111111 35 x", "[card] 35 x"),
         ("4111111111111111123", "4111111111111111123"),
+        ("4111111111111111x y", "4111111111111111x y"),
         ("41111111111111112 34", "41111111111111112 34"),
     ),
 )

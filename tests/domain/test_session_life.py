@@ -160,3 +160,13 @@ def test_close_by_api() -> None:
 
     assert talk.closings == [("api", 4)]
     assert decision.answer == Answer(session.id, "none", 0, None, NOON_MS + 4 * 60_000, (Ended(session.id, "api"),))
+
+
+def test_a_discard_leaves_no_empty_dialog() -> None:
+    """Nothing of it is stored where it had no tags."""
+    talk = Talk(discard_closes=True)
+    talk.say("user", "a", context={"topic": "shoes"}, at=0)
+    talk.say("user", type="discard", at=1)
+
+    assert talk.closings == [("discard", 1)]
+    assert talk.state.dialog is None

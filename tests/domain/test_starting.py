@@ -160,3 +160,12 @@ def test_time_of_a_strand_never_goes_back() -> None:
 
     assert minute(answer.received_at_ms) == 10
     assert minute(talk.state.touched_at_ms) == 10
+
+
+def test_a_user_starts_anew_where_bots_start_nothing() -> None:
+    """The policy is about the bots' own messages."""
+    talk = Talk(bot_starts=False)
+    talk.say("user", "a", at=0)
+    talk.say("user", type="conversation.started", at=1)
+
+    assert talk.closings == [("superseded", 1)]

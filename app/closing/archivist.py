@@ -56,6 +56,8 @@ class Archivist:
         self._reject_limit = reject_limit
         self._transcripts = Transcripts(pipe, shards=shards)
         self._stopping = False
+        self._taking = asyncio.Lock()
+        self._ending = False  # nothing was left to take in this run, or a batch of it has failed
         self._over_limit = False
         self._deferred = 0
         self._rest_ms = 0
@@ -90,23 +92,39 @@ class Archivist:
         self._stopping = True
 
     async def _run(self) -> int:
-        """Reading goes on while a batch is written."""
-        archived = 0
+        """Two batches are under way at once, as two workers have them: one is read and made ready while another is written."""
         self._deferred = 0
-        batch = await self._take()
-        while batch:
-            reading = asyncio.create_task(self._take())
-            try:
+        self._ending = False
+        first = await self._take()
+        if not first:
+            return 0
+        counts = await asyncio.gather(self._archive_batches(first), self._archive_batches([]), return_exceptions=True)
+        for error in counts:
+            if isinstance(error, BaseException):
+                raise error
+        return sum(count for count in counts if isinstance(count, int))
+
+    async def _archive_batches(self, batch: list[StreamRecord]) -> int:
+        """Archive this batch, and the next ones until there is none or another fails; returns how many records there were."""
+        archived = 0
+        try:
+            while batch := batch or await self._take():
                 for part in await self._transcripts.parts(batch):
                     await self._archive(part)
-            finally:
-                following = await reading
-            archived += len(batch)
-            batch = following
+                archived += len(batch)
+                batch = []
+        except BaseException:
+            self._ending = True
+            raise
         return archived
 
     async def _take(self) -> list[StreamRecord]:
-        return [] if self._stopping else await self._streams.take(new=not self._over_limit)
+        async with self._taking:
+            if self._stopping or self._ending:
+                return []
+            batch = await self._streams.take(new=not self._over_limit)
+            self._ending = not batch
+            return batch
 
     async def _archive(self, part: Part) -> None:
         """Archive a part and release it. Bad data is searched for by halves, so that one bad record rejects no other."""

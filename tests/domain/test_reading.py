@@ -13,13 +13,17 @@ def _is_odd(value: int) -> list[Fault]:
     return [] if value % 2 else [Fault("", f"{value} is even", "an odd number is expected")]
 
 
+def _is_short(value: str) -> list[Fault]:
+    return [] if len(value) < 4 else [Fault("", "it is long", "shorten it")]
+
+
 class Example(Struct):
     """A field of each type whose words are the reader's own."""
 
     number: int = 1
     either: int | str = 1
     items: tuple[int, ...] = ()
-    short: Annotated[Annotated[str, Meta(max_length=3)] | None, Meta(extra={"expected": "a short text"})] = None
+    short: Annotated[Annotated[str, Meta(extra={"check": _is_short})] | None, Meta(extra={"expected": "a short text"})] = None
     odd: Annotated[int, Meta(extra={"check": _is_odd})] = 1
     other: Annotated[int, Meta(extra={"check": _is_odd})] = 1
 
@@ -31,6 +35,7 @@ class Example(Struct):
         ({"either": None}, Fault("either", "null given", "a whole number is expected")),
         ({"items": 5}, Fault("items", "5 given", "a list is expected")),
         ({"items": [1, "x"]}, Fault("items[1]", '"x" given', "a whole number is expected")),
+        ({"short": "long"}, Fault("short", "it is long", "shorten it")),
         ({"short": 5}, Fault("short", "5 given", "a short text is expected")),
     ),
 )

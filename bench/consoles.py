@@ -1,4 +1,4 @@
-"""The cost of open consoles for ingest: the rate of entries with 200 open pages against the rate without, in turns.
+"""The cost of open consoles for ingest: the CPU time that 200 open pages take of an API process.
 
 python -m bench.consoles           prints the ratio
 python -m bench.consoles JSON      the pages, in a process of its own
@@ -15,8 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from random import random
-from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 import httpx
 import msgspec
@@ -31,8 +30,7 @@ from bench.installation import BOT, installation, make_bots
 from bench.load import Load
 
 PAGES = 200
-ROUNDS = 3
-SECONDS = 8.0
+SECONDS = 10.0
 _SETTLE_S = 6.0  # after which the pages have shown their first change, all at once
 _CONSTANT = re.compile(r"^const (\w+) = (\d+);", re.MULTILINE)
 
@@ -45,49 +43,46 @@ class Opened(Struct, frozen=True):
     pages: int = PAGES
 
 
-class Rates(Struct, frozen=True):
-    """Entries a second of one round, and the CPU time of an entry in µs, without the pages and with them."""
+class Costs(Struct, frozen=True):
+    """Shares of a core that the API process takes without the pages and with them, and the CPU time of an entry in s."""
 
-    without: float
-    beside: float
-    without_cpu_us: float
-    beside_cpu_us: float
+    idle: float
+    pages: float
+    entry_s: float
 
 
-def measure() -> list[Rates]:
-    """Each round without the pages and with them, so that other work of the machine affects both."""
+def measure() -> Costs:
+    """The pages without any entries: beside entries the process answers later, and they pause for longer."""
     with installation() as (settings, _):
         key = uvloop.run(make_bots(settings.redis_url or ""))
         (running,) = routes.targets(settings, names=frozenset({"adjourn ingest"}))
         with running as target:
-            rounds = []
-            for number in range(ROUNDS):
-                without = _load(target, key, run=2 * number)
-                with _pages(Opened(target.port, key)):
-                    beside = _load(target, key, run=2 * number + 1)
-                rounds.append(Rates(without[0], beside[0], without[1], beside[1]))
-            return rounds
+            idle = _share(target)
+            with _pages(Opened(target.port, key)):
+                pages = _share(target)
+            began_s = _cpu_s(target)
+            load = Load(target.port, target.path, key=key, connections=routes.CONNECTIONS, depth=1, seconds=SECONDS)
+            counted = routes.offer(load)
+            return Costs(idle, pages, (_cpu_s(target) - began_s) / counted.total)
 
 
-def show(rounds: list[Rates]) -> None:
-    """The medians over the rounds."""
-    print(
-        f"\nConsoles: one API process, entries with {PAGES} open first pages against without, {ROUNDS} rounds of {SECONDS:.0f} s"
-    )
-    print(f"  rate        {median(each.beside / each.without for each in rounds):.3f} of the rate without")
-    print(f"  CPU         {median(each.beside_cpu_us / each.without_cpu_us for each in rounds):.3f} of the time an entry takes")
-    without, beside = median(each.without for each in rounds), median(each.beside for each in rounds)
-    print(f"  entries/s   {without:,.0f} without, {beside:,.0f} with")
+def show(costs: Costs) -> None:
+    """The ratio of the entries that one process can take beside the pages."""
+    share = costs.pages - costs.idle
+    print(f"\nConsoles: {PAGES} open first pages, one API process, a session opens or closes each half second")
+    print(f"  CPU of the pages  {share:.1%} of a core, as much as {share / costs.entry_s:,.0f} entries a second")
+    print(f"  entries           {1 - share:.3f} of those without pages fit beside them")
 
 
-def _load(target: routes.Target, key: str, *, run: int) -> tuple[float, float]:
-    load = Load(target.port, target.path, key=key, connections=routes.CONNECTIONS, depth=1, seconds=SECONDS, run=run)
-    server = psutil.Process(target.process.pid)
-    before = server.cpu_times()
-    counted = routes.offer(load)
-    after = server.cpu_times()
-    cpu_s = after.user + after.system - before.user - before.system
-    return counted.answered / counted.seconds, cpu_s / counted.total * 1e6
+def _share(target: routes.Target) -> float:
+    began_s = _cpu_s(target)
+    sleep(SECONDS)
+    return (_cpu_s(target) - began_s) / SECONDS
+
+
+def _cpu_s(target: routes.Target) -> float:
+    times = psutil.Process(target.process.pid).cpu_times()
+    return float(times.user + times.system)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ through the whole app in this process, one request after the other, so the time 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from statistics import quantiles
 from time import perf_counter
 
@@ -22,8 +22,8 @@ from app.resources import Resources
 from app.settings import Settings
 from bench.fill import BOTS, LARGE
 
-ROUNDS = 40
-PERIOD = "from=2026-10-22T00:00&to=2026-11-21T00:00"
+ROUNDS = 20
+PERIOD = "from=2026-11-14T00:00&to=2026-11-21T00:00"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "/sessions": ("", f"?bot={LARGE}&reason=inactivity", "?channel=twitter&outcome=dropped&order=-closed_at"),
     "/metrics": (f"?{PERIOD}", f"?bot={LARGE}&metric=contained&dimension=intent&{PERIOD}"),
@@ -31,7 +31,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """The queries with which a page is measured; by default none."""
 
 
-async def measure(settings: Settings, *, rounds: int = ROUNDS) -> dict[str, tuple[float, float, int]]:
+async def measure(settings: Settings, *, rounds: int = ROUNDS) -> AsyncIterator[tuple[str, tuple[float, float, int]]]:
     """Median and 95th percentile in ms, and the bytes, of each page; the first requests are not counted."""
     app = create_app(settings)
     async with app.router.lifespan_context(app):
@@ -45,7 +45,8 @@ async def measure(settings: Settings, *, rounds: int = ROUNDS) -> dict[str, tupl
                 await browser.post("/v1/bots", json={"id": bot}, headers=as_key)
             session = (await browser.get("/v1/sessions?limit=1", headers=as_key)).json()
             names = {"bot": LARGE, "session_id": session["sessions"][0]["id"]}
-            return {address: await _page(browser, address, rounds) for address in _addresses(names)}
+            for address in _addresses(names):
+                yield address, await _page(browser, address, rounds)
 
 
 def _addresses(names: Mapping[str, str]) -> list[str]:
@@ -79,8 +80,8 @@ async def _prepare(resources: Resources) -> str:
 
 
 async def _main() -> None:
-    for address, (median_ms, most_ms, size) in (await measure(Settings.load())).items():
-        print(f"{address:75} p50 {median_ms:7.1f} ms   p95 {most_ms:7.1f} ms   {size / 1000:6.1f} KB")
+    async for address, (median_ms, most_ms, size) in measure(Settings.load()):
+        print(f"{address:75} p50 {median_ms:7.1f} ms   p95 {most_ms:7.1f} ms   {size / 1000:6.1f} KB", flush=True)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,13 @@ def test_relay_by_its_id_is_recognised_for_a_day() -> None:
 
 @pytest.mark.parametrize(
     ("role", "fields"),
-    (("user", {}), ("agent", {}), ("system", {}), ("bot", {"type": "authorization"}), ("bot", {"text": "hello"})),
+    (
+        ("user", {}),
+        ("agent", {}),
+        ("system", {}),
+        ("bot", {"type": "authorization", "in_reply_to": None}),
+        ("bot", {"text": "hello"}),
+    ),
 )
 def test_only_a_bots_relay_is_one(role: str, fields: dict[str, Any]) -> None:
     """A user who answers the closure message opens a session (ruling 3); `in_reply_to` naming anything else changes nothing."""

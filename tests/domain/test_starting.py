@@ -169,3 +169,11 @@ def test_a_user_starts_anew_where_bots_start_nothing() -> None:
     talk.say("user", type="conversation.started", at=1)
 
     assert talk.closings == [("superseded", 1)]
+
+
+def test_a_message_that_acts_as_a_start_may_start_where_messages_do_not() -> None:
+    """By the kind that its tag names."""
+    talk = Talk(starts_with=["conversation.started"])
+
+    assert talk.say("user", "a", at=0).session == "none"
+    assert talk.say("user", "a", tags=["new session"], at=1).session == "opened"

@@ -120,7 +120,7 @@ def test_relay_by_its_id_is_recognised_for_a_day() -> None:
         ("user", {}),
         ("agent", {}),
         ("system", {}),
-        ("bot", {"type": "authorization", "in_reply_to": None}),
+        ("bot", {"type": "authorization"}),
         ("bot", {"text": "hello"}),
     ),
 )
@@ -131,6 +131,15 @@ def test_only_a_bots_relay_is_one(role: str, fields: dict[str, Any]) -> None:
     talk.wake(at=15)
 
     assert talk.say(role, at=16, **({"text": "bye", "in_reply_to": "m1"} | fields)).session == "opened"
+
+
+def test_giving_authorization_details_is_no_relay() -> None:
+    """K17: it is by the user, also where it names the closure message."""
+    talk = Talk(closure_message={"texts": {"default": "bye"}})
+    talk.say("user", "hi", at=0)
+    named = {"in_reply_to": event_id(talk.wake(at=15).events[0])}
+
+    assert talk.say("bot", type="authorization", at=16, **named).session == "opened"
 
 
 def test_refresh_closes_and_opens() -> None:

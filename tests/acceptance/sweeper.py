@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 
+from app.log import configure_logging
 from app.resources import open_resources
 from app.settings import Settings
 
@@ -18,7 +19,9 @@ def _end_with_input() -> None:
 
 
 async def sweep(bot: str) -> None:
-    async with open_resources(Settings()) as resources:
+    settings = Settings()
+    configure_logging(settings)
+    async with open_resources(settings) as resources:
         sys.stdout.write("sweeping\n")
         sys.stdout.flush()
         while True:

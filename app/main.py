@@ -87,6 +87,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(settings) as resources:
             with logged_life(settings):
+                resources.config.log_loaded()
                 app.state.resources = resources
                 app.state.direct = DirectIngest(resources)
                 yield

@@ -53,6 +53,7 @@ async def run(settings: Settings) -> None:
     """Work until cancelled; then finish what is in progress."""
     async with open_resources(settings) as resources:
         with logged_life(settings):
+            resources.config.log_loaded()
             worker = Worker(resources)
             worker.start()
             try:

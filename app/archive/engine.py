@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 from typing_extensions import override
 
+from app.errors import CannotStart
 from app.settings import normalised_database_url
 from app.shares import OWNER, Shares
 
@@ -36,6 +37,11 @@ _OF_LIBPQ = frozenset({
     *("channel_binding", "client_encoding", "connect_timeout", "fallback_application_name", "gssencmode", "keepalives"),
     *("keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts", "sslcompression", "sslsni"),
     "tcp_user_timeout",
+})  # fmt: skip
+_OF_ASYNCPG = frozenset({
+    *("application_name", "database", "dbname", "gsslib", "host", "krbsrvname", "options", "passfile", "password", "port"),
+    *("service", "servicefile", "ssl_max_protocol_version", "ssl_min_protocol_version", "sslcert", "sslcrl", "sslkey"),
+    *("sslmode", "sslpassword", "sslrootcert", "target_session_attrs", "user"),
 })  # fmt: skip
 
 
@@ -147,6 +153,9 @@ def connect_args(database_url: str, *, statement_timeout_s: float, name: str, re
     pooled = given.pop("pgbouncer", "false").lower() in {"true", "1"}
     if "ssl" in given:
         given["sslmode"] = given.pop("ssl")
+    if unknown := given.keys() - _OF_LIBPQ - _OF_ASYNCPG:  # the server would get it, and say so after the password only
+        msg = f"DATABASE_URL or DATABASE_READ_URL cannot be used: Postgres has no parameter {min(unknown)}; correct the URL"
+        raise CannotStart(msg)
     if "," in parts.netloc:  # after a failover the other host is the one that takes writes
         given.setdefault("target_session_attrs", "prefer-standby" if read_only else "read-write")
     parameters = urlencode({each: value for each, value in given.items() if each not in _OF_LIBPQ}, safe="/")

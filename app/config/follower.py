@@ -117,8 +117,11 @@ class ConfigReplica:
     async def start(self) -> None:
         """Read everything, then follow in a task. Raises what redis-py raises."""
         await self.load()
-        _log.info("configuration loaded", bots=len(self._bots), keys=len(self._keys), mark=str(self._mark))
         self._follower = asyncio.create_task(self._follow(), name="config replica")
+
+    def log_loaded(self) -> None:
+        """Log how much this replica has read, once a process has started for good."""
+        _log.info("configuration loaded", bots=len(self._bots), keys=len(self._keys), mark=str(self._mark))
 
     async def stop(self) -> None:
         follower, self._follower = self._follower, None

@@ -1,5 +1,6 @@
 """JSON is checked within bounded time and memory, whatever its shape."""
 
+import functools
 import tracemalloc
 
 import pytest
@@ -15,6 +16,9 @@ from tests.domain.talk import nested
         ({"a": {"\ud800": 1}}, ".a"),
         ([[], [float("inf")]], "[1][0]"),
         ({"k" * 900: float("nan")}, "." + "k" * 200),
+        ({"a": {str(key): 1 for key in range(MOST_KEYS + 1)}}, ".a"),
+        ({"a": [0] * MOST_VALUES}, f".a[{MOST_VALUES - 2}]"),
+        (functools.reduce(lambda inner, _: [inner], range(DEEPEST), []), "[0]" * DEEPEST),
     ),
 )
 def test_a_fault_is_found_at_its_place(value: object, where: str) -> None:

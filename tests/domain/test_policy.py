@@ -177,6 +177,7 @@ def test_unknown_preset() -> None:
     assert found["preset"] == f'"alexa" given; one of {", ".join(PRESETS)} is expected'
     assert "method" in found
     assert problems_of({"preset": 5})["preset"].startswith("5 given; one of kore,")
+    assert problems_of({"preset": ["kore"]})["preset"].startswith('["kore"] given; one of kore,')
     assert policy_from({"preset": None}) == Policy()
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.records import Answer, Ended
+from app.domain.records import Answer, Ended, SetVariable
 from app.domain.strand import event_id
 from tests.domain.talk import NOON_MS, Talk
 
@@ -185,3 +185,19 @@ def test_a_discard_leaves_no_empty_dialog() -> None:
 
     assert talk.closings == [("discard", 1)]
     assert talk.state.dialog is None
+
+
+def test_a_day_later_nothing_of_a_close_is_kept() -> None:
+    """Neither the session, for late entries, nor its closure message, for relays; a moment before, both are."""
+    talk = Talk(closure_message={"texts": {"default": "bye"}})
+    talk.say("user", "a", at=0)
+    talk.wake(at=15)
+    talk.do(SetVariable("a", 1), at=15 + 24 * 60 - MS)
+
+    assert talk.state.last is not None
+    assert len(talk.state.announced) == 1
+
+    talk.do(SetVariable("a", 2), at=15 + 24 * 60)
+
+    assert talk.state.last is None
+    assert talk.state.announced == ()

@@ -249,6 +249,7 @@ async def test_fields_that_contradict_one_another_are_among_the_faults(
     admin: Client, *, method: str, path: str, body: dict[str, Any], faulty: set[str]
 ) -> None:
     """They are reported together with the faults of single fields, not in a second round."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "sandbox": True})
     problem = await admin.refused(method, path, body)
 
     assert problem["status"] == 422

@@ -109,6 +109,7 @@ async def test_each_column_of_a_message_holds_what_the_api_shows_of_it(engine: A
         "session_id": closed.session.id,
         "opened_at": rfc3339(closed.session.opened_at_ms),
         "rest": message.rest,
+        "session_language": closed.session.language,
     }
     assert {column: shown(value) for column, value in row.items()} == {column: view[column] for column in row}
     names = [name for name in message.__struct_fields__ if name != "answer"]

@@ -31,7 +31,7 @@ demo: $(VENV)/run.stamp          ## play a day of traffic through everything, an
 test: $(VENV)/dev.stamp          ## all tests but the slow ones
 	@exec $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(ARGS)
 
-faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (20 minutes)
+faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (27 minutes)
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
 
 bench: $(VENV)/dev.stamp         ## measure; FAST=1 for a quick round

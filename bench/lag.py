@@ -103,7 +103,9 @@ async def _open(resources: Resources, users: list[str], *, at_ms: int) -> list[s
 
 
 async def _subscribe(resources: Resources, *, url: str) -> None:
+    """Subscribe one endpoint, and none of those that another part has left."""
     async with resources.engine.begin() as conn:
+        await conn.execute(text("DELETE FROM endpoints"))
         await conn.execute(_BOT, {"bot": BOT})
         await conn.execute(_ENDPOINT, {"id": new_id(_now_ms()), "bot": BOT, "url": url, "secret": new_webhook_secret()})
     await publish(resources.engine, resources.redis)

@@ -145,8 +145,10 @@ async def test_transactions_share_few_connections_through_pgbouncer(servers: Ser
         engine = make_engine(f"postgresql://postgres@127.0.0.1:{own}{name}?pgbouncer=true", pool_size=10)
         statement = text("SELECT CAST(:value AS jsonb), pg_backend_pid() FROM pg_sleep(0.002)")
 
+        clients = asyncio.Semaphore(10)  # as many as the engine has connections, so that none waits for one
+
         async def ask(number: int) -> tuple[Any, int]:
-            async with engine.begin() as conn:
+            async with clients, engine.begin() as conn:
                 row = (await conn.execute(statement, {"value": f'{{"n": {number}}}'})).one()
                 again = (await conn.execute(statement, {"value": "[]"})).one()
                 assert row[1] == again[1]

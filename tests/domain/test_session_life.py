@@ -194,10 +194,11 @@ def test_a_day_later_nothing_of_a_close_is_kept() -> None:
     talk.wake(at=15)
     talk.do(SetVariable("a", 1), at=15 + 24 * 60 - MS)
 
-    assert talk.state.last is not None
-    assert len(talk.state.announced) == 1
-
+    before = talk.state
     talk.do(SetVariable("a", 2), at=15 + 24 * 60)
+    after = talk.state
 
-    assert talk.state.last is None
-    assert talk.state.announced == ()
+    assert before.last is not None
+    assert len(before.announced) == 1
+    assert after.last is None
+    assert after.announced == ()

@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.shares import LoopShares
 
 PROBES = ("/healthz", "/readyz")
+"""Paths that wait for no share of the event loop, and for which connections are kept free."""
 _REQUESTS_EACH_ITERATION = 8  # of 1 ms; entries come before them
 DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; webhooks report it."
 

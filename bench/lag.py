@@ -1,4 +1,4 @@
-"""How long after its deadline a session is closed, archived, and told to a receiver on loopback, beside many that stay open.
+"""The time from a session's deadline to its webhook at a receiver on loopback, beside many sessions that stay open.
 
 The sessions are opened as if by entries of a while ago, so that their deadlines pass during the measurement, a few each
 millisecond; one worker runs with all its jobs. The receiver shares its process.

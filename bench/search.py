@@ -1,4 +1,4 @@
-"""What the index of a search over transcripts costs the archive: `python -m bench.search`, on an empty DATABASE_URL."""
+"""The cost of an index of transcripts to the archive: `python -m bench.search`, on an empty DATABASE_URL."""
 
 import asyncio
 from collections.abc import Iterator

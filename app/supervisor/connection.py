@@ -21,12 +21,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.direct import DirectIngest, DirectReply, DirectRequest
 from app.ingest.limits import Admission
+from app.main import PROBES
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 LONGEST_HEAD = 32_768
-PROBES = frozenset({b"/healthz", b"/readyz"})
+_PROBES = frozenset(path.encode() for path in PROBES)
 _ROOM_FOR_PROBES = 64
 _READ_IN_TIME = 65_536  # bytes
 _LONGEST_DIRECT = 4  # digits of a body's length: so little that a key's share of all bodies need not be counted
@@ -88,7 +89,7 @@ class Connection(HttpToolsProtocol):
     @override
     def on_headers_complete(self) -> None:
         self._head_bytes, self._in_body = 0, True
-        if self._only_probes and self.url.partition(b"?")[0] not in PROBES:
+        if self._only_probes and self.url.partition(b"?")[0] not in _PROBES:
             self._refuse(b"503 Service Unavailable", "this process has as many connections as it may; retry")
             return
         self._expected_since_s = self.loop.time()

@@ -96,7 +96,7 @@ def question(random: Random) -> dict[str, Any]:
 
 
 def columns(name: str) -> list[str]:
-    """What DuckDB computes of a metric."""
+    """The value of a metric, as DuckDB computes it."""
     if name in COUNTS:
         return [f"coalesce({COUNTS[name]}, 0)"]
     if name in SPREADS:

@@ -257,7 +257,7 @@ async def test_an_export_of_an_erased_user_is_empty(admin: Client, worker: Worke
 
 @pytest.mark.usefixtures("lives")
 async def test_exports_are_in_the_audit_log_without_the_user(admin: Client) -> None:
-    """Who exported what and when; a user's id would stay there after an erasure."""
+    """The key, the bot and the time; a user's id would stay there after an erasure."""
     await exported(admin, ANN)
     for path in ("/v1/exports/sessions", "/v1/exports/messages"):
         assert (await admin.get(path, params={"bot": "shop", "user_id": ANN})).status_code == 200

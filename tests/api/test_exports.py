@@ -216,7 +216,7 @@ def in_column(one: Json, name: str) -> object:
 
 
 async def test_parquet_knows_the_types_of_its_columns(admin: Client, archived: list[ClosedSession]) -> None:
-    """Those that SQL needs; a column of nothing but nulls has one, too."""
+    """The types that SQL needs; a column of nothing but nulls has one, too."""
     sessions, messages = await parquet(admin, SESSIONS), await parquet(admin, MESSAGES)
 
     assert archived

@@ -2,7 +2,8 @@
 
 Several workers may run at once, on one machine or on many. A job that fails is counted, logged and run again at its next tick.
 A job that has given the next stage something to do starts it at once: what a sweep closes is archived, and what is archived is
-delivered, without waiting for two more ticks.
+delivered, without waiting for two more ticks. A sweep starts the next one at the next deadline, so that its tick, too, is only a
+fallback.
 """
 
 import asyncio
@@ -44,6 +45,9 @@ ROLL_UP_MS = 30_000
 """Rarely, since each run reads all sessions of an hour in which one has changed; answers are exact meanwhile."""
 
 RETAIN_MS = 600_000
+
+SWEEP_GAP_MS = 20
+"""From one sweep to the next at least: deadlines that are closer than that are swept together."""
 
 NEXT_STAGE = {"sweep": "archive", "archive": "deliver"}
 """The job that a job starts where it has done something."""
@@ -114,6 +118,7 @@ class Worker:
         self._running: set[asyncio.Task[object]] = set()
         self._active: set[str] = set()
         self._again: set[str] = set()
+        self._next_sweep: asyncio.TimerHandle | None = None
         self._repaired = -1
         self._stopping = False
 
@@ -156,6 +161,7 @@ class Worker:
     async def stop(self) -> None:
         """Start nothing more, and wait for what is in progress as long as the settings allow."""
         self._stopping = True
+        self._sweep_at(None)
         grace_s = self._resources.settings.shutdown_grace_s
         if self._scheduler.running:
             self._scheduler.pause()
@@ -172,7 +178,20 @@ class Worker:
     async def sweep(self) -> int:
         """Sweep this worker's shards, at the instant of Redis: a worker whose clock is behind would find nothing due."""
         await synchronize(self._resources.clock, self._resources.pipe)
-        return await self._resources.sweep.run_once(self._resources.clock.now_ms(), shards=await self._held())
+        now_ms, shards = self._resources.clock.now_ms(), await self._held()
+        woken = await self._resources.sweep.run_once(now_ms, shards=shards)
+        within_ms = self._resources.settings.tick_ms
+        self._sweep_at(await self._resources.sweep.next_due_ms(now_ms, within_ms=within_ms, shards=shards))
+        return woken
+
+    def _sweep_at(self, due_ms: int | None) -> None:
+        """Sweep at the next deadline instead of at the tick after it; None: none comes before the tick."""
+        if self._next_sweep is not None:
+            self._next_sweep.cancel()
+            self._next_sweep = None
+        if due_ms is not None and not self._stopping:
+            delay_ms = max(due_ms - self._resources.clock.now_ms(), SWEEP_GAP_MS)
+            self._next_sweep = asyncio.get_running_loop().call_later(delay_ms / 1000, self._start_now, "sweep")
 
     async def sweep_sandboxes(self) -> None:
         await self.sandbox_sweep.run_once(shards=await self._held())

@@ -78,6 +78,10 @@ class Sweep:
         """Wake everything that is due at `now_ms`, in all shards or in these; returns how many strands were woken."""
         return await self._rounds(now_ms, bot=None, shards=shards)
 
+    async def next_due_ms(self, now_ms: int, *, within_ms: int, shards: Sequence[int]) -> int | None:
+        """The first deadline after `now_ms` in these shards, if it is within `within_ms`. One command a shard."""
+        return await self._due.next_ms(shards=shards, after_ms=now_ms, to_ms=now_ms + within_ms)
+
     async def run_bot(self, bot: str, now_ms: int, *, shards: Sequence[int] | None = None) -> int:
         """The same for a sandbox bot whose clock stands at `now_ms`."""
         return await self._rounds(now_ms, bot=bot, shards=shards)

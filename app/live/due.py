@@ -48,6 +48,13 @@ class DueStrands:
         }
         return DueBatch(strands, broken)
 
+    async def next_ms(self, *, shards: Sequence[int], after_ms: int, to_ms: int) -> int | None:
+        """The first instant after `after_ms`, up to `to_ms`, at which a strand is due; None: none is. It skips broken shards."""
+        replies = await self._pipe.call_all(
+            [("ZRANGEBYSCORE", keys.due(shard), f"({after_ms}", to_ms, "WITHSCORES", "LIMIT", 0, 1) for shard in shards]
+        )
+        return min((int(float(reply[1])) for reply in replies if reply and not isinstance(reply, ResponseError)), default=None)
+
     async def postpone(self, strands: Sequence[Strand], *, to_ms: int, bot: str | None) -> None:
         """Make these due again at `to_ms`, so that the others come first; one that is no longer due stays so.
 

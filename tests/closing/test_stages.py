@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
+from app.archive.tables import instant
 from app.domain.entry import Entry
 from app.domain.records import Receive
 from app.domain.strand import Strand
@@ -28,6 +29,37 @@ async def test_what_a_sweep_closes_is_archived_without_a_tick(resources: Resourc
         archived = await conn.scalar(text("SELECT count(*) FROM sessions"))
 
     assert archived == 1
+
+
+async def test_a_deadline_within_the_tick_is_swept_when_it_comes(resources: Resources, worker: Worker, save_bot: SaveBot) -> None:
+    """The scheduler does not run: a sweep that finds nothing due starts the next one, at the deadline and not before."""
+    await save_bot("bot", version=1, minutes=5)
+    deadline_ms = resources.clock.now_ms() + 200
+    entry = Receive(Entry(user_id="ann", role="user", text="hello"), "m1")
+    await resources.ledger.submit(Strand("bot", "web:ann"), entry, at_ms=deadline_ms - 300_000)
+    await worker.run_job("heartbeat")
+
+    await worker.run_job("sweep")
+    before = await resources.live.count("bot")
+    async with asyncio.timeout(20):
+        while await resources.live.count("bot"):
+            await asyncio.sleep(0.01)
+    await ended(worker)
+
+    assert before == 1
+    async with resources.engine.connect() as conn:
+        closed_at = await conn.scalar(text("SELECT closed_at FROM sessions"))
+    assert closed_at == instant(deadline_ms)
+
+
+async def test_deadlines_beyond_the_tick_start_no_sweep(resources: Resources, worker: Worker, save_bot: SaveBot) -> None:
+    """The tick finds them soon enough, so an idle worker has no timer."""
+    await save_bot("bot", version=1, minutes=5)
+    await resources.ledger.submit(Strand("bot", "web:ann"), Receive(Entry(user_id="ann", role="user", text="hello"), "m1"))
+
+    await worker.run_job("sweep")
+
+    assert worker._next_sweep is None
 
 
 @pytest.mark.parametrize(("done", "ran"), ((1, ["sweep", "archive", "deliver"]), (0, ["sweep"])))

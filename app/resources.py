@@ -19,7 +19,7 @@ from app.closing.sweep import Sweep
 from app.config.change import ConfigWriter
 from app.config.follower import ConfigReplica
 from app.config.key_usage import KeyUsage
-from app.config.records import BotConfig
+from app.config.records import BotConfig, BotLimits
 from app.delivery.secret_box import SecretBox
 from app.ingest.intake import Intake
 from app.ingest.limits import Admissions, RateLimits
@@ -104,7 +104,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             settings.database_url, pool_size=_ADMIN_POOL_SIZE, statement_timeout_s=timeout_s, name="adjourn-admin"
         )
         stack.push_async_callback(admin_engine.dispose)
-        config = ConfigReplica(redis)
+        config = ConfigReplica(redis, BotLimits.of(settings))
         stack.push_async_callback(config.stop)
         await config.start()
         resources = _assemble(

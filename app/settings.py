@@ -15,6 +15,8 @@ from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.records import SessionQuota
+
 ENV_FILE = Path(".env")
 _ASYNCPG = "postgresql+asyncpg"
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
@@ -117,6 +119,16 @@ class Settings(BaseSettings):
         default=1_000_000,
         ge=0,
         description="Sessions of a bot that may be open; an entry that would open one more gets 429. 0: no limit.",
+    )
+    session_max_entries: int = Field(
+        default=SessionQuota().max_entries,
+        ge=0,
+        description="Entries of a session; the entry after them closes it as max_size and opens the next one. 0: no limit.",
+    )
+    session_max_bytes: int = Field(
+        default=SessionQuota().max_bytes,
+        ge=0,
+        description="Bytes of a session's entries as JSON; an entry beyond them closes it as max_size, too. 0: no limit.",
     )
     max_bots: int = Field(default=1000, ge=1, description="Bots that are not deleted; no more are created.")
     max_keys: int = Field(default=10_000, ge=1, description="Keys that are not revoked; no more are created.")

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from app.clock import monotonic_ms
 from app.config.publish import MARK
-from app.config.records import BotConfig, BotRecord, KeyConfig, Mark
+from app.config.records import BotConfig, BotLimits, BotRecord, KeyConfig, Mark
 from app.domain.errors import InvalidPolicy
 from app.domain.policy.model import Policy, PolicyVersion
 from app.domain.policy.parse import policy_from
@@ -30,15 +30,20 @@ OPTIONAL_EVENTS = frozenset({"session.opened", "session.reminder", "session.clos
 _BLOCK_MS = 400  # less than any socket's timeout, and a missed change is noticed after this
 _RETRY_S = 0.25
 _SILENT_MS = 10_000
+_UNLIMITED = BotLimits()
 _log = structlog.get_logger(__name__)
 
 
 class ConfigReplica:
-    """One per process; between `start` and `stop` a task keeps it up to date, all else only reads."""
+    """One per process; between `start` and `stop` a task keeps it up to date, all else only reads.
 
-    def __init__(self, redis: Redis) -> None:
+    `limits` are those of bots by the settings.
+    """
+
+    def __init__(self, redis: Redis, limits: BotLimits = _UNLIMITED) -> None:
         # redis-py's types name every form that a reply may have; here it is RESP2, undecoded.
         self._redis: Any = redis
+        self._limits = limits
         self._bots: dict[str, BotConfig] = {}
         self._contexts: dict[str, BotContext] = {}
         self._keys: dict[bytes, KeyConfig] = {}
@@ -101,7 +106,9 @@ class ConfigReplica:
     def context_of(self, bot: str) -> BotContext:
         """The context of a bot for the ledger. Sessions of a bot that this replica does not have close by the default policy."""
         found = self._contexts.get(bot)
-        return found if found is not None else BotContext(BotRules(bot, PolicyVersion(0, 0, Policy())))
+        return (
+            found if found is not None else BotContext(BotRules(bot, PolicyVersion(0, 0, Policy()), self._limits.session_quota))
+        )
 
     def rules_of(self, bot: str) -> BotRules:
         return self.context_of(bot).rules
@@ -233,7 +240,7 @@ class ConfigReplica:
     def _apply_one(self, name: bytes, value: bytes | None) -> None:
         kind, _, of = name.partition(b":")
         if kind == b"bot" and value is not None:
-            bot = _bot_config(value)
+            bot = _bot_config(value, self._limits)
             self._bots[bot.id] = bot
             self._contexts[bot.id] = BotContext(bot.rules, bot.sandbox, OPTIONAL_EVENTS - bot.subscribed)
         elif kind == b"key" and value is not None:
@@ -249,7 +256,7 @@ def _end_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-def _bot_config(value: bytes) -> BotConfig:
+def _bot_config(value: bytes, limits: BotLimits) -> BotConfig:
     record = json.decode(value, type=BotRecord)
     version = PolicyVersion(record.policy_version, record.effective_at_ms, _policy(record))
     return BotConfig(
@@ -258,7 +265,7 @@ def _bot_config(value: bytes) -> BotConfig:
         sandbox=record.sandbox,
         clock_mode=record.clock_mode,
         deleted=record.deleted,
-        rules=BotRules(record.id, version),
+        rules=BotRules(record.id, version, limits.session_quota),
         endpoints=record.endpoints,
         subscribed=frozenset(event for endpoint in record.endpoints for event in endpoint.events),
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from app.domain.records import BotRules
+from app.domain.records import BotRules, SessionQuota
 from app.live.sandbox import ClockMode
+from app.settings import Settings
 
 SIGNED_IN = "adjourn.signed_in"
 """Name in a request's ASGI scope: the digest of the key that a browser signed in with. Only the console sets it, for its calls of
@@ -54,6 +55,23 @@ class BotRecord(Struct, frozen=True):
     effective_at_ms: int  # from when on the policy version applies, in ms since the epoch
     policy: dict[str, Any]  # the policy as its admin saved it, in the form that the API accepts
     endpoints: tuple[EndpointConfig, ...]  # its enabled endpoints
+
+
+class BotLimits(Struct, frozen=True):
+    """Limits of a bot, each named as the setting that is its default; 0: no limit."""
+
+    session_max_entries: int = 0
+    session_max_bytes: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "BotLimits":
+        """The defaults."""
+        return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
+
+    @property
+    def session_quota(self) -> SessionQuota:
+        """The part that decisions need."""
+        return SessionQuota(self.session_max_entries, self.session_max_bytes)
 
 
 class BotConfig(Struct, frozen=True):

@@ -3,8 +3,6 @@
 Every behaviour of a receiver becomes a value of `SendOutcome`; only cancellation is raised. A webhook counts as delivered when
 the status is 2xx and the reply ended, or its first 64 KB arrived. Redirects are not followed. The reply is never decompressed,
 and nothing after the 64 KB is read: the connection is dropped.
-
-`send_test` sends an endpoint a signed `webhook.test` at once, without the outbox, and returns what it answered.
 """
 
 import asyncio
@@ -14,22 +12,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from importlib.metadata import version
-from typing import Any, Self
-from uuid import uuid4
+from typing import Self
 
 import httpcore
 import httpx
 import structlog
-from msgspec import Struct, json
-from sqlalchemy import Row
+from msgspec import Struct
 from standardwebhooks import Webhook
 
-from app.archive.deliveries import TestDelivery
-from app.archive.outbox import valid_secrets
-from app.clock import monotonic_ms
 from app.delivery.secret_box import SecretBox
 from app.delivery.url_guard import AddressRefused, GuardedNetwork, Resolver
-from app.domain.instants import rfc3339
 from app.log import redacted
 from app.settings import PrivateAddresses, Settings
 
@@ -277,49 +269,3 @@ def _is_tls(failed: BaseException) -> bool:
 
 def _words(failed: BaseException) -> str:
     return f"{type(failed).__name__}: {failed}".removesuffix(": ")[:500]
-
-
-TEST_EVENT = "webhook.test"
-
-
-async def send_test(settings: Settings, endpoint: Row[Any], *, now_ms: int) -> TestDelivery:
-    """Send one test webhook; never raises for a receiver's behaviour. A 410 does not disable the endpoint."""
-    body = _test_body(endpoint.id, endpoint.bot_id, now_ms=now_ms)
-    secrets = valid_secrets(endpoint, now_ms=now_ms)
-    webhook = SignedWebhook(str(uuid4()), endpoint.url, body, secrets, endpoint.private_allowed)
-    resolver = Resolver(threads=1)
-    sender = Sender.of(settings, resolver=resolver, tls=trusted_tls())
-    started_ms = monotonic_ms()
-    try:
-        outcome = await sender.send(webhook, now_ms=now_ms)
-    finally:
-        await sender.close()
-        resolver.close()
-    return TestDelivery(
-        id=webhook.id,
-        endpoint_id=endpoint.id,
-        bot=endpoint.bot_id,
-        event=TEST_EVENT,
-        body=webhook.body,
-        at_ms=now_ms,
-        duration_ms=round(monotonic_ms() - started_ms),
-        delivered=isinstance(outcome, Delivered),
-        replied=outcome.status,
-        error=_test_error(outcome),
-        reply=outcome.reply,
-    )
-
-
-def _test_body(endpoint_id: str, bot: str, *, now_ms: int) -> str:
-    data = {"event_id": str(uuid4()), "bot": bot, "endpoint_id": endpoint_id}
-    return json.encode({"type": TEST_EVENT, "timestamp": rfc3339(now_ms), "data": data}).decode()
-
-
-def _test_error(outcome: SendOutcome) -> str | None:
-    match outcome:
-        case Delivered():
-            return None
-        case Gone():
-            return "answered 410 Gone"
-        case _:
-            return plain(f"{outcome.reason}: {outcome.detail}")

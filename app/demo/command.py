@@ -25,7 +25,8 @@ from rich.table import Table
 
 from app.clock import monotonic_ms
 from app.demo.day import Day, make_day
-from app.demo.play import BOTS, DemoFailed, JsonDict, Played, Receiver, play, stay_busy
+from app.demo.play import DemoFailed, JsonDict, Played, Receiver, play
+from app.demo.stay import BOTS, stay_busy
 from app.embedded.account import end_with_parent
 from app.errors import CannotStart
 from app.replay import ReplayStopped, api_client

@@ -85,7 +85,7 @@ class PolicyTotals(Struct, frozen=True):
 
 
 class Rerun:
-    """One policy's count of a history, fed line by line."""
+    """One policy's count of a history, fed line by line, with the default quota of a session."""
 
     def __init__(self, bot: str, policy: Policy) -> None:
         self.policy = policy

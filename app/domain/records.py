@@ -32,6 +32,7 @@ Reason = Literal[
     "returned",
     "abandoned",
     "max_duration",
+    "max_size",
 ]
 Trade = Literal["bot", "agent"]
 Outcome = Literal["resolved", "escalated", "handed_off", "abandoned", "completed", "dropped"]
@@ -53,11 +54,19 @@ The rule that sets it (`app.domain.rules.counting`) and its column (`app.archive
 """
 
 
+class SessionQuota(Struct, frozen=True, gc=False):
+    """How large a session may become; 0: no limit. The entry that would cross it belongs to the next session (`max_size`)."""
+
+    max_entries: int = 10_000
+    max_bytes: int = 10_000_000  # of its entries as JSON, without the fields that were left out
+
+
 class BotRules(Struct, frozen=True, gc=False):
     """The part of a bot's configuration that a decision needs."""
 
     bot: str
     policy: PolicyVersion
+    quota: SessionQuota = SessionQuota()
 
 
 class Ended(Struct, frozen=True, gc=False, array_like=True):
@@ -186,6 +195,7 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
     ] = ()
     agent_present: bool = False  # an agent has joined and not left
     unanswered: bool = False  # the last message is the user's
+    size_bytes: int = 0  # of its entries as JSON, late ones left out; counted from version 0.2.0 on
 
     @property
     def active_until_ms(self) -> int:

@@ -153,6 +153,7 @@ RULES = {
     "R06": "it was resolved or escalated, and the policy ends it there",
     "abandon_after_hours": "nothing came for as long as the policy keeps a session whose silence does not close it",
     "max_duration_hours": "it was open as long as the policy allows",
+    "max_size": "the quota of a session's entries or bytes was reached",
     "rollback": "the live data came back without its last moments, when the archive held the session already",
     "late": "an entry came after the end, within 24 hours of it",
     "reminder": "the policy has the user reminded before the silence closes the session",

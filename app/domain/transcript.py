@@ -8,6 +8,8 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from msgspec import json
+
 from app.domain import redaction
 from app.domain.entry import Entry
 from app.domain.errors import Fault, InvalidEntry
@@ -23,6 +25,7 @@ _RARE = tuple(
     name for name in Entry.__struct_fields__ if name not in _OWN and f"{name}_ms" not in _OWN and name not in _OF_THE_SESSION
 )
 _rare_of = attrgetter(*_RARE)
+_encode = json.Encoder().encode
 _DEFAULTS = _rare_of(Entry(user_id="-", role="user"))
 _JSON_FIELDS = (("context", JsonCheck.fault), ("metadata", JsonCheck.fault), ("session_metadata", JsonCheck.fault_as_json))
 _DEFAULT_BY_NAME = dict(zip(_RARE, _DEFAULTS, strict=True))
@@ -77,6 +80,11 @@ def check(entry: Entry) -> None:
         error = InvalidEntry(faults[0].where, faults[0].what, faults[0].hint)
         error.faults = tuple(faults)
         raise error
+
+
+def size_of(entry: Entry) -> int:
+    """Bytes of an entry as JSON, without the fields that were left out: what the quota of a session counts."""
+    return len(_encode(entry))
 
 
 def unstorable_fields(entry: Entry | Mapping[str, Any]) -> list[Fault]:

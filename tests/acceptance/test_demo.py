@@ -16,7 +16,8 @@ from rich.console import Console
 
 from app.demo.command import compare, show
 from app.demo.day import KINDS, make_day
-from app.demo.play import BOTS, REFUSED, JsonDict, Played, ReceivedWebhook, Receiver
+from app.demo.play import JsonDict, Played, ReceivedWebhook, Receiver
+from app.demo.stay import BOTS, REFUSED
 from tests.acceptance.serving import until
 
 DAY = make_day()

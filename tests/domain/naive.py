@@ -3,7 +3,10 @@
 It shares no code with `app.domain` but the records that entries and policies come in.
 """
 
+import json
 from dataclasses import dataclass, field
+
+import msgspec
 
 from app.domain.entry import Entry
 from app.domain.policy.model import Policy
@@ -16,13 +19,15 @@ HOUR = 60 * MINUTE
 class Item:
     """One thing that happened at `at`: an entry, a new policy or, if neither is given, a close by API.
 
-    `names` is the event that the entry's `in_reply_to` names, by its type and instant.
+    `quota` comes with a policy: how many entries and bytes a session has at most; 0: any number. `names` is the event that the
+    entry's `in_reply_to` names, by its type and instant.
     """
 
     at: int
     entry: Entry | None = None
     message_id: str = ""
     policy: Policy | None = None
+    quota: tuple[int, int] = (0, 0)
     names: tuple[str, int] | None = None
 
 
@@ -74,6 +79,7 @@ def sessions_of(items: list[Item], *, until: int) -> tuple[list[Naive], list[str
         strand.pass_time(item.at)
         if item.policy is not None:
             strand.change_policy(item.at, item.policy)
+            strand.quota = item.quota
         elif item.entry is not None:
             strand.take(item, item.entry)
         elif strand.now is not None:
@@ -119,6 +125,7 @@ class _Strand:
         self.sessions: list[Naive] = []
         self.now: Naive | None = None
         self.policy = Policy()
+        self.quota = (0, 0)
         self.changed = 0
         self.agent_until = 0
         self.survey_until = 0
@@ -195,6 +202,11 @@ class _Strand:
             if reason is not None:
                 self.end(at, reason)
                 opens = True
+        if self.now is not None and self.is_full(self.now, entry):
+            self.end(at, "max_size")
+            opens = True
+            policy = self.policy.on(entry.channel)
+            kind = meaning(entry, policy, None)
         if self.now is None:
             if not opens and (relays or not self.starts(at, entry, kind)):
                 self.keep(item, entry, kind)
@@ -211,6 +223,12 @@ class _Strand:
         self.act(session, at, kind)
         if self.now is not None:
             session.deadline = self.deadline_of(session)
+
+    def is_full(self, session: Naive, entry: Entry) -> bool:
+        """Whether the session with this entry would have more entries, or more bytes of JSON, than it may."""
+        entries, size = self.quota
+        texts = [json.dumps(msgspec.to_builtins(line.entry), separators=(",", ":")) for line in [*session.lines, Line(0, entry)]]
+        return 0 < entries < len(texts) or 0 < size < sum(map(len, texts))
 
     def relays(self, item: Item, entry: Entry) -> bool:
         """The bot reports one of the four latest announcements: names it within 24 hours, or repeats it within 10 minutes."""

@@ -18,6 +18,9 @@ _MINUTES = (1, 4, 5, 14, 15, 30, 60, 24 * 60, 24 * 60 + 1, 8 * 24 * 60)
 _PAUSES_MS = [0, 1, 5 * MINUTE - 1, *(minutes * MINUTE for minutes in _MINUTES)]
 PAUSES = st.sampled_from(_PAUSES_MS)
 
+# Entries and bytes of a session: an entry has about 40 to 200 bytes. 0 is no limit.
+QUOTAS = st.tuples(st.sampled_from([0, 0, 1, 2, 5, 20]), st.sampled_from([0, 0, 1, 100, 200, 1_000, 3_000]))
+
 
 @st.composite
 def entries(draw: st.DrawFn, *, channel: str) -> Entry:

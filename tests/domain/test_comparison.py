@@ -86,8 +86,8 @@ def test_every_preset_counts_without_refusing_what_it_can_place(preset: str) -> 
     assert (rerun(SILENT, preset=preset).refused > 0) == (PRESETS[preset].get("method") == "client")
 
 
-# Reasons that an entry or a request gives, whatever the policy says.
-BY_NO_SETTING = {"ended", "chat_closed", "api", "refresh", "interrupted"}
+# Reasons that an entry, a request or a quota gives, whatever the policy says.
+BY_NO_SETTING = {"ended", "chat_closed", "api", "refresh", "interrupted", "max_size"}
 # Settings that say what a boundary does, or which entries make one; no close names them.
 AT_NO_CLOSE = {
     *("channels", "closure_message", "reminder", "discard_utterances", "discard_all_utterances", "starts_with", "bot_starts"),

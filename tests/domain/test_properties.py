@@ -11,12 +11,25 @@ from msgspec import msgpack, structs
 
 from app.domain.entry import Entry
 from app.domain.policy.model import Policy, PolicyVersion
-from app.domain.records import ApplyPolicy, BotRules, Close, Command, Decision, Event, Message, Receive, Session, State, Wake
+from app.domain.records import (
+    ApplyPolicy,
+    BotRules,
+    Close,
+    Command,
+    Decision,
+    Event,
+    Message,
+    Receive,
+    Session,
+    SessionQuota,
+    State,
+    Wake,
+)
 from app.domain.rules.decide import decide
 from app.domain.session_view import RULES
 from app.domain.strand import Strand, event_id
 from tests.domain.naive import Item, sessions_of
-from tests.domain.strategies import MINUTE, PAUSES, entries, policies
+from tests.domain.strategies import MINUTE, PAUSES, QUOTAS, entries, policies
 from tests.domain.talk import NOON_MS
 
 STRAND = Strand("shop", "c1")
@@ -40,10 +53,10 @@ class Life(RuleBasedStateMachine):
         self.command: Command = Wake()
         self.bot = BotRules("shop", PolicyVersion(1, NOON_MS, Policy()))
 
-    @initialize(policy=policies())
-    def begin(self, policy: Policy) -> None:
-        self.bot = BotRules("shop", PolicyVersion(1, NOON_MS, policy))
-        self.items.append(Item(NOON_MS, policy=policy))
+    @initialize(policy=policies(), quota=QUOTAS)
+    def begin(self, policy: Policy, quota: tuple[int, int]) -> None:
+        self.bot = BotRules("shop", PolicyVersion(1, NOON_MS, policy), SessionQuota(*quota))
+        self.items.append(Item(NOON_MS, policy=policy, quota=quota))
 
     @rule(entry=st.sampled_from(["web", "web", "web", "sms", "help"]).flatmap(lambda channel: entries(channel=channel)))
     def receive(self, entry: Entry) -> None:
@@ -93,10 +106,10 @@ class Life(RuleBasedStateMachine):
             self.items.append(Item(self.now_ms))
             self.do(Close(self.state.session.id))
 
-    @rule(policy=policies())
-    def change_policy(self, policy: Policy) -> None:
-        self.bot = BotRules("shop", PolicyVersion(self.bot.policy.version + 1, self.now_ms, policy))
-        self.items.append(Item(self.now_ms, policy=policy))
+    @rule(policy=policies(), quota=QUOTAS)
+    def change_policy(self, policy: Policy, quota: tuple[int, int]) -> None:
+        self.bot = BotRules("shop", PolicyVersion(self.bot.policy.version + 1, self.now_ms, policy), SessionQuota(*quota))
+        self.items.append(Item(self.now_ms, policy=policy, quota=quota))
         self.do(ApplyPolicy())
 
     def do(self, command: Command) -> None:
@@ -167,6 +180,15 @@ class Life(RuleBasedStateMachine):
         self.sessions_follow_one_another()
         self.second_implementation_agrees()
 
+    @invariant()
+    def open_session_is_within_its_quota(self) -> None:
+        """Unless its quota was larger when its last entry came, or its one entry is larger than the quota."""
+        session, quota = self.state.session, self.bot.quota
+        if session is None or not isinstance(self.command, Receive):
+            return
+        assert not 0 < quota.max_entries < session.entries
+        assert session.entries == 1 or not 0 < quota.max_bytes < session.size_bytes
+
     def sessions_hold_their_entries(self) -> None:
         """Every entry is in one session or in none, numbered without a gap; those that are not late within the session's time."""
         kept = [message.message_id for _, message in self.messages] + self.unassigned
@@ -202,9 +224,11 @@ class Life(RuleBasedStateMachine):
         assert self.unassigned == unassigned
 
 
-def live(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool) -> tuple[list[Event], list[tuple[str, Message]]]:
+def live(
+    entries_after: list[tuple[int, Entry]], policy: Policy, quota: SessionQuota, *, wakes: bool
+) -> tuple[list[Event], list[tuple[str, Message]]]:
     """The events and messages, with or without a worker that wakes the strand whenever it wants."""
-    bot, state, now_ms = BotRules("shop", PolicyVersion(1, NOON_MS, policy)), State(), NOON_MS
+    bot, state, now_ms = BotRules("shop", PolicyVersion(1, NOON_MS, policy), quota), State(), NOON_MS
     events: list[Event] = []
     messages: list[tuple[str, Message]] = []
     commands: list[tuple[int, Command]] = [(pause, Receive(entry, f"m{n}")) for n, (pause, entry) in enumerate(entries_after)]
@@ -223,10 +247,13 @@ def live(entries_after: list[tuple[int, Entry]], policy: Policy, *, wakes: bool)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(PAUSES, entries(channel="web")), max_size=30), policies())
-def test_nothing_depends_on_when_the_sweeper_looks(entries_after: list[tuple[int, Entry]], policy: Policy) -> None:
+@given(st.lists(st.tuples(PAUSES, entries(channel="web")), max_size=30), policies(), QUOTAS)
+def test_nothing_depends_on_when_the_sweeper_looks(
+    entries_after: list[tuple[int, Entry]], policy: Policy, quota: tuple[int, int]
+) -> None:
     """Woken at every instant that it asks for, or never until the next entry: the same sessions, messages, answers and events."""
-    assert live(entries_after, policy, wakes=True) == live(entries_after, policy, wakes=False)
+    of = SessionQuota(*quota)
+    assert live(entries_after, policy, of, wakes=True) == live(entries_after, policy, of, wakes=False)
 
 
 _QUICK: dict[str, Any] = {"deadline": None, "stateful_step_count": 50, "suppress_health_check": list(HealthCheck)}

@@ -10,7 +10,7 @@ from app.clock import Clock
 from app.domain.entry import Entry
 from app.domain.errors import InvalidEntry
 from app.domain.policy.model import Policy, PolicyVersion
-from app.domain.records import BotRules, Close, Command, Decision, Receive, State, Wake
+from app.domain.records import BotRules, Close, Command, Decision, Receive, SessionQuota, State, Wake
 from app.domain.rules.decide import decide
 from app.domain.strand import Strand
 from app.errors import Unavailable
@@ -23,7 +23,7 @@ from app.live.pipe import Pipe, RedisReply
 from app.live.view import LiveView
 
 SHARDS = 4
-RULES = BotRules("bot", PolicyVersion(1, 0, Policy()))
+RULES = BotRules("bot", PolicyVersion(1, 0, Policy()), SessionQuota(0, 0))
 STRAND = Strand("bot", "web:ann")
 MINUTE_MS = 60_000
 

@@ -16,8 +16,8 @@ from app.archive.deliveries import TestDelivery
 from app.archive.endpoints import HEALTHY
 from app.archive.outbox import valid_secrets
 from app.archive.tables import instant
+from app.delivery.endpoint_test import send_test
 from app.delivery.secret_box import SecretBox
-from app.delivery.sender import send_test
 from app.delivery.url_guard import check_destination
 from app.domain.entry import ID_PATTERN
 from app.domain.instants import DAY_MS, ms_of, rfc3339

@@ -17,7 +17,7 @@ from app.domain.entry import Entry, EntryType
 from app.domain.errors import InvalidEntry
 from app.domain.json_value import JsonCheck
 from app.domain.policy.model import PolicyVersion
-from app.domain.records import Event, Message, Session, State, last_reported
+from app.domain.records import Event, Message, Session, SessionQuota, State, last_reported
 from app.domain.rules.signals import CONTROL_TAGS
 from app.domain.rules.transition import Changes, Transition
 from app.domain.strand import Strand, session_id
@@ -34,6 +34,7 @@ _FIELDS = {role: (f"{role}_entries", f"first_{role}_at_ms", f"last_{role}_at_ms"
 def count(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:
     """The place in the session and, but for `activity`, the counters and instants of the role."""
     changes["entries"] = session.entries + 1
+    changes["size_bytes"] = session.size_bytes + transition.entry_bytes
     changes["last_entry_at_ms"] = transition.now_ms
     if entry.type == "activity":
         return
@@ -48,6 +49,13 @@ def count(transition: Transition, session: Session, entry: Entry, changes: Chang
         if session.unanswered != (entry.role == "user"):
             changes["unanswered"] = not session.unanswered
         _time_response(transition, session, entry, changes)
+
+
+def is_full(transition: Transition, session: Session, quota: SessionQuota) -> bool:
+    """Whether the session has no room for the entry. It had room for its first, however large that was."""
+    if 0 < quota.max_entries <= session.entries:
+        return True
+    return 0 < quota.max_bytes < session.size_bytes + transition.entry_bytes
 
 
 def take_part(transition: Transition, session: Session, entry: Entry, changes: Changes) -> None:

@@ -23,6 +23,7 @@ from app.domain.records import (
     Receive,
     Session,
     SessionOpening,
+    SessionQuota,
     SetVariable,
     State,
 )
@@ -84,6 +85,9 @@ BETWEEN: dict[EntryType, Callable[[Transition], None]] = {
     "discard.all": signals.discard_all_between,
 }
 
+MAX_SIZE = "max_size"
+"""The quota of a session: an entry that it has no room for ends it and opens the next one, whatever its type."""
+
 _ANY_CHANNEL = ""  # no session is open: the entry's channel decides later, if there is an entry
 
 
@@ -95,7 +99,7 @@ def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms
     silence.pass_deadlines(transition)
     answer = None
     if isinstance(command, Receive):
-        answer = _receive(transition, command)
+        answer = _receive(transition, command, bot.quota)
     elif isinstance(command, Close):
         answer = _close(transition, command)
     elif isinstance(command, SetVariable):
@@ -105,13 +109,18 @@ def decide(strand: Strand, state: State, command: Command, bot: BotRules, now_ms
     return _decision(transition, answer)
 
 
-def _receive(transition: Transition, command: Receive) -> Answer:
+def _receive(transition: Transition, command: Receive, quota: SessionQuota) -> Answer:
     entry = command.entry
     transcript.check(entry)
+    transition.entry_bytes = transcript.size_of(entry)
     if transition.session is None:
         transition.terms = transition.policy.terms(entry.channel)
     kind = signals.kind_of(entry, transition.session, transition.terms)
     row = _end_before(transition, entry, kind)
+    if transition.session is not None and counting.is_full(transition, transition.session, quota):
+        ending.close(transition, transition.session, "max_size", rule=MAX_SIZE)
+        transition.terms, row = transition.policy.terms(entry.channel), MAX_SIZE
+        kind = signals.kind_of(entry, None, transition.terms)
     opens = transition.session is None
     session = transition.session or _open(transition, command, kind, row)
     if session is None:

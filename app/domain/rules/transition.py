@@ -34,6 +34,7 @@ class Transition(Struct):
     events: tuple[Event, ...] = ()
     ended: tuple[Ended, ...] = ()
     unassigned: tuple[UnassignedEntry, ...] = ()
+    entry_bytes: int = 0  # of the entry as JSON
     grew: bool = False  # a part of the state that its limit is about: dialog, tags, variables, metadata
 
     def emit(self, event: EventType, session: Session, *, at_ms: int, rule: str, data: dict[str, Any] | None = None) -> Event:

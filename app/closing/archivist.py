@@ -10,9 +10,14 @@ the primary key, a delivery's id is made of session, endpoint and event.
 Only bad data (`app.failures`) is rejected. After any other failure the records stay pending and are tried again, ever less
 often. Where more is bad than may be (`RejectLimit`), the fault is probably ours: the archivist then takes nothing new, publishes
 why, and tries the pending records until they go through.
+
+Between two transactions of a backlog come the records of those bots that have few in it (`EventStream.overtake`): they wait for
+one transaction, not for all.
 """
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -20,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.clock import monotonic_ms
 from app.closing.archive_batch import Archived, Batch, RulesOf, archive_batch
 from app.closing.rejects import RejectLimit, RejectLimitReached, reject
-from app.closing.transcripts import Part, Transcripts
+from app.closing.transcripts import Part, Transcripts, split
 from app.failpoints import failpoint
 from app.failures import failure_of
 from app.live import keys
@@ -34,6 +39,36 @@ _SHORTEST_REST_MS = 100
 _LONGEST_REST_MS = 2_000
 # Published anew at each try, of which there is one in `_LONGEST_REST_MS`; the worker's death ends it.
 _STOPPED_FOR_MS = 30_000
+# A bot with so many records, or with transcripts of so many times `_RECORD_BYTES`, is never overtaken: it delays others little.
+_FEW = 32
+_RECORD_BYTES = 4_096
+# Of a transaction, while other bots have records too: each waits for one that is under way.
+_RECORDS_BESIDE_OTHERS = 250
+
+
+class Backlog:
+    """How much each bot had in what was read lately: records, and transcripts by their size."""
+
+    def __init__(self) -> None:
+        self._weights: Counter[str] = Counter()
+
+    def fade(self) -> None:
+        """Halve what was counted: another batch is read."""
+        self._weights = Counter({bot: weight // 2 for bot, weight in self._weights.items() if weight > 1})
+
+    def count(self, records: Sequence[StreamRecord], sizes: Sequence[int]) -> None:
+        for record, size in zip(records, sizes, strict=True):
+            self._weights[record.strand.bot] += 1 + size // _RECORD_BYTES
+
+    def largest(self) -> frozenset[str]:
+        """The bots with more than half of the mean: others overtake them."""
+        least = max(_FEW, self._weights.total() / max(1, len(self._weights)) / 2)
+        return frozenset(bot for bot, weight in self._weights.items() if weight > least)
+
+    @property
+    def has_others(self) -> bool:
+        """Whether bots with few wait beside bots with many."""
+        return 0 < len(self.largest()) < len(self._weights)
 
 
 class Archivist:
@@ -58,6 +93,7 @@ class Archivist:
         self._stopping = False
         self._taking = asyncio.Lock()
         self._ending = False  # nothing was left to take in this run, or a batch of it has failed
+        self._backlog = Backlog()
         self._over_limit = False
         self._deferred = 0
         self._rest_ms = 0
@@ -109,8 +145,10 @@ class Archivist:
         archived = 0
         try:
             while batch := batch or await self._take():
-                for part in await self._transcripts.parts(batch):
+                self._backlog.fade()
+                for part in await self._parts(batch):
                     await self._archive(part)
+                    archived += await self._archive_others()
                 archived += len(batch)
                 batch = []
         except BaseException:
@@ -125,6 +163,24 @@ class Archivist:
             batch = await self._streams.take(new=not self._over_limit)
             self._ending = not batch
             return batch
+
+    async def _archive_others(self) -> int:
+        """Archive the next records of bots that have few behind those that have many; returns how many there were."""
+        largest = self._backlog.largest()
+        if not largest:
+            return 0
+        async with self._taking:
+            others = [] if self._stopping or self._over_limit else await self._streams.overtake(largest)
+        for part in await self._parts(others) if others else ():
+            await self._archive(part)
+        return len(others)
+
+    async def _parts(self, records: Sequence[StreamRecord]) -> Iterator[Part]:
+        """The records in parts for one transaction each, those of bots with few first."""
+        sizes = await self._transcripts.sizes(records)
+        self._backlog.count(records, sizes)
+        largest = self._backlog.largest()
+        return split(records, sizes, last=largest, most=_RECORDS_BESIDE_OTHERS if self._backlog.has_others else len(records))
 
     async def _archive(self, part: Part) -> None:
         """Archive a part and release it. Bad data is searched for by halves, so that one bad record rejects no other."""

@@ -40,9 +40,14 @@ class Transcripts:
         self._pipe = pipe
         self._view = LiveView(pipe, shards=shards)
 
-    async def parts(self, records: Sequence[StreamRecord]) -> Iterator[Part]:
-        """The records in parts, in the order in which to archive them."""
-        return split(records, await self._sizes(records))
+    async def sizes(self, records: Sequence[StreamRecord]) -> list[int]:
+        """How many bytes of transcripts come with each record."""
+        names = [(at, keys.messages(record.shard, session)) for at, record in enumerate(records) for session in record.ended]
+        sizes = [0] * len(records)
+        replies = await self._pipe.call_all([("MEMORY", "USAGE", name) for _, name in names])
+        for (index, _), size in zip(names, replies, strict=True):
+            sizes[index] += size if isinstance(size, int) else 0
+        return sizes
 
     async def closed_sessions(self, part: Part) -> list[ClosedSession]:
         """The sessions that a part closes, with their messages unless it is long. Raises `BadData`."""
@@ -72,29 +77,22 @@ class Transcripts:
                 return []
             raise
 
-    async def _sizes(self, records: Sequence[StreamRecord]) -> list[int]:
-        """How many bytes of transcripts come with each record."""
-        names = [(at, keys.messages(record.shard, session)) for at, record in enumerate(records) for session in record.ended]
-        sizes = [0] * len(records)
-        replies = await self._pipe.call_all([("MEMORY", "USAGE", name) for _, name in names])
-        for (index, _), size in zip(names, replies, strict=True):
-            sizes[index] += size if isinstance(size, int) else 0
-        return sizes
 
-
-def split(records: Sequence[StreamRecord], sizes: Sequence[int]) -> Iterator[Part]:
-    """The records in parts of a bounded size.
+def split(
+    records: Sequence[StreamRecord], sizes: Sequence[int], *, most: int, last: frozenset[str] = frozenset()
+) -> Iterator[Part]:
+    """The records in parts of a bounded size, of `most` records each, in the order in which to archive them.
 
     A record that cannot be read is a part of its own, and first: it is only to be rejected. A long transcript is a part of its
-    own, and last: a part that fails holds up only the parts behind it. Late entries come after the closes of other sessions, of
-    which theirs may be one.
+    own, and last: a part that fails holds up only the parts behind it. Before it come the records of the bots `last`. Late
+    entries come after the closes of other sessions, of which theirs may be one.
     """
     yield from (Part([record]) for record in records if record.fault is not None)
     part: list[StreamRecord] = []
     left = _PART_BYTES
     readable = ((size, record) for size, record in zip(sizes, records, strict=True) if record.fault is None)
-    for size, record in sorted(readable, key=_place):
-        if part and size > left:
+    for size, record in sorted(readable, key=lambda item: _place(item[0], item[1], last)):
+        if part and (size > left or len(part) >= most):
             yield Part(part)
             part, left = [], _PART_BYTES
         if size > _PART_BYTES:
@@ -106,9 +104,8 @@ def split(records: Sequence[StreamRecord], sizes: Sequence[int]) -> Iterator[Par
         yield Part(part)
 
 
-def _place(item: tuple[int, StreamRecord]) -> tuple[bool, bool, int]:
-    size, record = item
-    return size > _PART_BYTES, bool(record.updated), size
+def _place(size: int, record: StreamRecord, last: frozenset[str]) -> tuple[bool, bool, bool, int]:
+    return size > _PART_BYTES, record.strand.bot in last, bool(record.updated), size
 
 
 def _messages(reply: list[bytes] | ResponseError) -> list[Message]:

@@ -1,7 +1,8 @@
 """The event streams of all shards, as one consumer reads them: a record is read, stays pending, and is released in the end.
 
 At least once: a record whose consumer died is claimed by another after `claim_idle_ms`, and one that was released is never read
-again.
+again. Records are taken in the order of each stream, but for `overtake`: the records of a bot with few need not wait behind
+those of a bot with many.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +18,7 @@ from app.domain.rules.ending import RECENT_MS
 from app.domain.strand import Strand
 from app.failures import BadData
 from app.live import keys
-from app.live.codec import UNREADABLE, decode_record
+from app.live.codec import UNREADABLE, decode_record, encode
 from app.live.lua import LuaScript, read_source
 from app.live.pipe import Argument, Pipe
 
@@ -25,9 +26,12 @@ log = structlog.get_logger(__name__)
 
 GROUP = "archive"
 _PAGE = 200
+_OVERTAKEN_AT_ONCE = 1_000  # records of a shard, of 2 KB, that one script call reads
 
 _RELEASE = LuaScript(read_source("app.live", "release.lua"))
+_OVERTAKE = LuaScript(read_source("app.live", "overtake.lua"))
 _NO_STRAND = Strand("", "")
+_START = b"0-0"
 
 
 class StreamRecord(Struct, frozen=True):
@@ -67,6 +71,8 @@ class EventStream:
         self._grouped = False
         self._claim_at_ms = 0.0
         self._retry_after: list[bytes] = []  # by shard: the last record that was taken again; empty if there is nothing to retry
+        self._looked_at: list[bytes] = [_START] * shards  # by shard: the last record that was read, in order or by `overtake`
+        self._overtaking: set[tuple[int, bytes]] = set()  # taken by `overtake`, and not released yet
 
     def retry(self) -> None:
         """Take again, before anything else, the records that this consumer took and has not released."""
@@ -89,13 +95,37 @@ class EventStream:
             self._claim_at_ms = monotonic_ms() + self._claim_idle_ms
         return await self._read()
 
+    async def overtake(self, bots: frozenset[str]) -> list[StreamRecord]:
+        """The next records of all bots but these, however many of these stand before them.
+
+        Each record is looked at once, and only so many in one call: an empty answer does not say that there is none.
+        """
+        passed = [encode(bot) for bot in bots]
+        counts = _OVERTAKEN_AT_ONCE, min(self._a_shard, _OVERTAKEN_AT_ONCE)
+        commands = [
+            _OVERTAKE.command([keys.events(shard)], GROUP, self._consumer, self._claim_idle_ms, after, *counts, *passed)
+            for shard, after in enumerate(self._looked_at)
+        ]
+        found = []
+        for shard, reply in enumerate(await self._pipe.call_all(commands)):
+            if isinstance(reply, ResponseError):
+                self._warn(shard, reply)
+                continue
+            self._looked_at[shard] = reply[0]
+            found += [_record(shard, entry[0], entry[1][1]) for entry in reply[1] if entry is not None and entry[1]]
+        self._overtaking.update((record.shard, record.id) for record in found)
+        return found
+
     async def _read(self) -> list[StreamRecord]:
-        return await self._read_all(
-            [
-                ("XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS", keys.events(shard), ">")
-                for shard in range(self._shards)
-            ]
-        )
+        """The next records in order, without those that have overtaken them."""
+        read = "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS"
+        while found := await self._read_all([(*read, keys.events(shard), ">") for shard in range(self._shards)]):
+            for record in found:
+                self._looked_at[record.shard] = max(self._looked_at[record.shard], record.id, key=_place)
+            if records := [record for record in found if (record.shard, record.id) not in self._overtaking]:
+                return records
+        self._overtaking.clear()
+        return []
 
     async def _read_own(self) -> list[StreamRecord]:
         """A page of this consumer's own pending records, shard by shard."""
@@ -113,6 +143,7 @@ class EventStream:
         for item in batch:
             by_shard.setdefault(item.shard, []).append(item)
         await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
+        self._overtaking.difference_update((item.shard, item.id) for item in batch)
 
     async def _make_groups(self) -> None:
         """Create the consumer group of each shard; one that exists stays as it is."""
@@ -162,6 +193,11 @@ async def waiting_records(pipe: Pipe, *, shards: int) -> AsyncIterator[StreamRec
             for entry, fields in entries:
                 yield _record(shard, entry, fields[1])
             start = b"(" + entries[-1][0]
+
+
+def _place(record_id: bytes) -> tuple[int, int]:
+    ms, _, sequence = record_id.partition(b"-")
+    return int(ms), int(sequence)
 
 
 def _records(shard: int, reply: list[Any] | None) -> list[StreamRecord]:

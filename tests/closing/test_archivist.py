@@ -79,6 +79,68 @@ async def test_two_archivists_at_once_archive_each_session_once(resources: Resou
     assert await waiting(resources) == 0
 
 
+@pytest.fixture
+def in_small_batches(resources: Resources, worker: Worker) -> Archivist:
+    """An archivist that has ten records of each shard in a batch."""
+    streams = EventStream(pipe=resources.pipe, shards=4, consumer="small", batch=40, claim_idle_ms=60_000)
+    worker.archivist._streams = streams
+    return worker.archivist
+
+
+async def backlog(resources: Resources) -> tuple[int, str]:
+    """400 records of one bot in front of two of another; gives the number of sessions, and the last bot's one."""
+    strands = [Strand("busy", f"web:user{number}") for number in range(200)]
+    for strand, session in zip(
+        strands, await asyncio.gather(*(say(resources, "hi", strand=each) for each in strands)), strict=True
+    ):
+        await close(resources, session, strand=strand)
+    quiet = Strand("quiet", "web:ann")
+    session = await say(resources, "hello", strand=quiet)
+    await close(resources, session, strand=quiet)
+    return len(strands) + 1, session
+
+
+async def test_a_bot_with_few_closed_sessions_waits_for_no_backlog(resources: Resources, in_small_batches: Archivist) -> None:
+    """It is next after the batches under way, is archived once, and nothing of the backlog is lost."""
+    count, _ = await backlog(resources)
+    released: list[str] = []
+    release = EventStream.release
+
+    async def noted(streams: EventStream, batch: Sequence[StreamRecord]) -> None:
+        released.extend(record.strand.bot for record in batch)
+        await release(streams, batch)
+
+    with patch.object(EventStream, "release", noted):
+        await in_small_batches.run_once()
+
+    assert (len(released), released.count("quiet")) == (2 * count, 2)
+    assert released.index("quiet") < count  # of twice as many
+    assert len(await archived(resources)) == count
+    assert await waiting(resources) == 0
+
+
+async def test_records_that_overtook_are_taken_over_like_any_other(
+    resources: Resources, in_small_batches: Archivist, other: Archivist
+) -> None:
+    """The worker dies with them in its hands: another one archives them."""
+    count, session = await backlog(resources)
+    overtake = EventStream.overtake
+    taken: list[StreamRecord] = []
+
+    async def dying(streams: EventStream, bots: frozenset[str]) -> list[StreamRecord]:
+        taken.extend(await overtake(streams, bots))
+        raise asyncio.CancelledError
+
+    with patch.object(EventStream, "overtake", dying), pytest.raises(asyncio.CancelledError):
+        await in_small_batches.run_once()
+    assert {record.strand.bot for record in taken} == {"quiet"}
+    await other.run_once()
+
+    found = await archived(resources)
+    assert (len(found), found[session]) == (count, ["hello"])
+    assert await waiting(resources) == 0
+
+
 async def test_messages_after_a_rollback_become_a_continuation(resources: Resources, worker: Worker) -> None:
     """Redis came back without the close that Postgres holds, and the session went on: nothing of it is dropped."""
     session = await say(resources, "hello")

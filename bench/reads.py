@@ -66,8 +66,7 @@ def _reads(engine: AsyncEngine) -> dict[str, Read]:
             return await session_reads.page(conn, wanted, after=after, limit=PAGE)
 
     async def total(days: int) -> object:
-        async with engine.connect() as conn:
-            return await summarise(conn, SessionFilter(bots=_LARGE, developer=False, opened_from_ms=LAST_MS - days * DAY_MS))
+        return await summarise(engine, SessionFilter(bots=_LARGE, developer=False, opened_from_ms=LAST_MS - days * DAY_MS))
 
     async def one(random: Random) -> object:
         async with engine.connect() as conn:

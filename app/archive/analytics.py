@@ -32,11 +32,14 @@ class Buckets(Struct, frozen=True):
 
 
 class GroupBy(Struct, frozen=True):
-    """A grouping of sessions: the dimensions of their keys, their buckets, and the keys that have groups of their own."""
+    """A grouping of sessions: the dimensions of their keys, their buckets, and the keys that have groups of their own.
+
+    Keys may be left open to `app.archive.rollup.grouped` alone.
+    """
 
     dimensions: Sequence[Dimension]
     buckets: Buckets | None
-    keys: Sequence[str]
+    keys: Sequence[str] | None
 
 
 class Group(Struct, frozen=True):
@@ -60,7 +63,7 @@ async def largest_keys(
 async def grouped(conn: AsyncConnection, wanted: SessionFilter, *, metrics: Sequence[Metric], by: GroupBy) -> list[Group]:
     """The metrics of the sessions wanted, by bucket and key; groups without a session are left out."""
     rows = _rows(wanted, dimensions=by.dimensions, buckets=by.buckets)
-    place = func.array_position(bindparam("keys", list(by.keys), type_=ARRAY(Text)), rows.c.key).label("place")
+    place = func.array_position(bindparam("keys", list(by.keys or ()), type_=ARRAY(Text)), rows.c.key).label("place")
     aggregates: list[ColumnElement[Any]] = [literal_column(sql) for metric in metrics for sql in metric.aggregates]
     found = await conn.execute(select(rows.c.bucket, place, *aggregates).select_from(rows).group_by(rows.c.bucket, place))
     return [_group(tuple(row), metrics) for row in found]

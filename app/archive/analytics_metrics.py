@@ -222,6 +222,11 @@ _METRICS = (
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _METRICS}
 ADDING_UP = tuple(metric for metric in _METRICS if metric.adds_up)
 SPREADS = tuple(metric for metric in ADDING_UP if metric.kind == "spread")
+COUNTS = tuple(metric for metric in ADDING_UP if metric.kind != "spread")
+
+OUTCOME_DIMENSIONS = ("reason", "outcome", "trade", "interactive", "contained")
+"""Columns of `sessions` that say how a session went: one roll-up has them, and sums of `OUTCOME_METRICS`."""
+OUTCOME_METRICS = (*COUNTS, METRICS["active_ms"])
 
 
 class Dimension(Struct, frozen=True, kw_only=True):

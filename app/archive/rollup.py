@@ -1,10 +1,12 @@
-"""The roll-up of closed sessions by hour, bot, developer and channel or intent: kept up to date, rebuilt, verified and read.
+"""The roll-ups of closed sessions by hour, bot, developer and `TABLES`' dimensions: kept up to date, rebuilt, verified and read.
 
 A trigger notes the hour of every session that is inserted, updated or deleted in `stale_hours`, in the same transaction,
 whatever made the change. `roll_up` takes such notes and computes their hours anew from the sessions: a note that it sees was
 committed together with its change, and a change that it does not see yet has a note that stays. So the roll-up is exact after any
-crash, repeat and late entry. A read takes the hours that are not stale from the roll-up and all others from the sessions, in one
-snapshot: it is exact, too, however far the roll-up is behind.
+crash, repeat and late entry. Notes are taken by bot and hour, so that rows are written in the order in which they are read.
+
+A read takes the hours that are not stale from the roll-up and all others from the sessions, in one snapshot: it is exact, too,
+however far the roll-up is behind.
 
 Distributions are counted by channel, in steps of 2 %: a percentile read from them is at most 1 % off. It refuses what does not
 add up over hours: distinct users, and metrics about other sessions of the user.
@@ -43,10 +45,18 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.archive.analytics import Group, GroupBy, bucket_number
-from app.archive.analytics_metrics import ADDING_UP, SPREADS, Dimension, Metric
+from app.archive.analytics_metrics import ADDING_UP, COUNTS, OUTCOME_DIMENSIONS, OUTCOME_METRICS, SPREADS, Dimension, Metric
 from app.archive.engine import Lock, take_lock
 from app.archive.session_reads import SessionFilter, conditions
-from app.archive.tables import Timestamptz, instant, session_hours, session_intent_hours, sessions, stale_hours
+from app.archive.tables import (
+    Timestamptz,
+    instant,
+    session_hours,
+    session_intent_hours,
+    session_outcome_hours,
+    sessions,
+    stale_hours,
+)
 
 ERROR_PERCENT = 1
 """How far a percentile from the roll-up may be off."""
@@ -56,8 +66,8 @@ GAMMA = 1.02
 MOST_STALE = 2_000
 
 _PERCENTILES = (0.5, 0.9, 0.99)
-_NOTES_AT_ONCE = 5_000
 _HOURS_AT_ONCE = 300
+_BEYOND_MS = 2**53  # in either direction beyond the calendar
 _WIDE = frozenset({"detail", "session_metadata", "tags", "intents"})
 _NARROW = [each for each in sessions.c if each.name not in _WIDE]
 
@@ -65,8 +75,7 @@ _HOUR = func.date_trunc("hour", sessions.c.opened_at, "UTC").label("hour")
 
 _TAKE = text("""
     WITH noted AS (
-        SELECT DISTINCT bot_id, hour
-        FROM (SELECT bot_id, hour FROM stale_hours WHERE id <= :last ORDER BY id LIMIT :notes) oldest LIMIT :hours
+        SELECT DISTINCT bot_id, hour FROM stale_hours WHERE id <= :last ORDER BY bot_id, hour LIMIT :hours
     )
     DELETE FROM stale_hours USING noted WHERE stale_hours.bot_id = noted.bot_id AND stale_hours.hour = noted.hour
     RETURNING stale_hours.bot_id, stale_hours.hour
@@ -83,15 +92,19 @@ _DAYS = text("""
 
 
 class HourTable(Struct, frozen=True):
-    """A table of the roll-up: its rows are of an hour, a bot, a value of `dimension`, and `developer`."""
+    """A table of the roll-up: its rows are of an hour, a bot, a value of each of `dimensions`, and `developer`.
+
+    It has the sums of `summed`, and the distributions of `spreads`.
+    """
 
     table: Table
-    dimension: str
-    spreads: tuple[Metric, ...]
+    dimensions: tuple[str, ...]
+    summed: tuple[Metric, ...]
+    spreads: tuple[Metric, ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:
-        return ("bot_id", "hour", self.dimension, "developer")
+        return ("bot_id", "hour", *self.dimensions, "developer")
 
     @property
     def names(self) -> list[str]:
@@ -99,17 +112,18 @@ class HourTable(Struct, frozen=True):
 
     def has(self, metric: Metric) -> bool:
         """Whether it gives the numbers of the metric."""
-        return metric.adds_up and (metric.kind != "spread" or metric in self.spreads)
+        return metric in (self.spreads if metric.kind == "spread" else self.summed)
 
     def knows(self, filters: set[str], dimensions: set[str]) -> bool:
         """Whether its rows can be filtered and grouped so."""
-        own = {"bots", self.dimension, "developer", "opened_from_ms", "opened_to_ms"}
-        return filters <= own and dimensions <= {"bot", self.dimension}
+        own = {"bots", *self.dimensions, "developer", "opened_from_ms", "opened_to_ms"}
+        return filters <= own and dimensions <= {"bot", *self.dimensions}
 
 
-BY_CHANNEL = HourTable(session_hours, "channel", SPREADS)
-BY_INTENT = HourTable(session_intent_hours, "intent", ())
-TABLES = (BY_CHANNEL, BY_INTENT)
+BY_CHANNEL = HourTable(session_hours, ("channel",), ADDING_UP, SPREADS)
+BY_INTENT = HourTable(session_intent_hours, ("intent",), COUNTS)
+BY_OUTCOME = HourTable(session_outcome_hours, OUTCOME_DIMENSIONS, OUTCOME_METRICS)
+TABLES = (BY_CHANNEL, BY_INTENT, BY_OUTCOME)
 
 Columns = list[ColumnElement[Any]]
 Hour = tuple[str, datetime]
@@ -128,12 +142,13 @@ async def roll_up(conn: AsyncConnection, *, last: int) -> int:
     One process at a time does: a second one would write what it had read before the first wrote.
     """
     await take_lock(conn, Lock.ROLL_UP)
-    taken = await conn.execute(_TAKE, {"last": last, "notes": _NOTES_AT_ONCE, "hours": _HOURS_AT_ONCE})
+    taken = await conn.execute(_TAKE, {"last": last, "hours": _HOURS_AT_ONCE})
     hours = sorted({(bot, hour) for bot, hour in taken})
     for into in TABLES if hours else ():
         key = tuple_(into.table.c.bot_id, into.table.c.hour)
         await conn.execute(delete(into.table).where(key.in_(select(*_given(hours)))))
-        await conn.execute(insert(into.table).from_select(into.names, _rolled(_sessions_of(hours).cte("s"), into)))
+        rolled = _rolled(_sessions_of(hours).cte("s"), into).order_by(text("bot_id, hour"))
+        await conn.execute(insert(into.table).from_select(into.names, rolled))
     return len(hours)
 
 
@@ -172,8 +187,9 @@ class HourRows(Struct, frozen=True):
 
 
 async def source(conn: AsyncConnection, into: HourTable, wanted: SessionFilter) -> HourRows | None:
-    """The hours of the sessions wanted, which have bounds on `opened_at`; None if too many are stale to gain anything."""
-    start, end = instant(wanted.opened_from_ms or 0), instant(wanted.opened_to_ms or 0)
+    """The hours of the sessions wanted; None if too many are stale to gain anything."""
+    start = instant(-_BEYOND_MS if wanted.opened_from_ms is None else wanted.opened_from_ms)
+    end = instant(_BEYOND_MS if wanted.opened_to_ms is None else wanted.opened_to_ms)
     first, last = _hour_of(start - timedelta(microseconds=1)) + HOUR, _hour_of(end)
     stale = await _stale(conn, wanted, first, last)
     if len(stale) > MOST_STALE:
@@ -192,29 +208,42 @@ async def source(conn: AsyncConnection, into: HourTable, wanted: SessionFilter) 
     return HourRows((union_all(stored, _rolled(union_all(*picked).cte("s"), into)) if picked else stored).cte("hours"))
 
 
-async def largest_keys(conn: AsyncConnection, hours: HourRows, *, dimensions: Sequence[Dimension], limit: int) -> list[str]:
-    """The keys with the most sessions, as JSON arrays."""
-    values = [hours.rows.c[dimension.column] for dimension in dimensions]
-    # Added up first: a key is then made for each, and not for each row.
-    summed = select(*values, func.sum(hours.rows.c.sessions).label("sum")).group_by(*values).subquery()
-    key = _key(summed, dimensions)
-    return list(await conn.scalars(select(key).order_by(summed.c.sum.desc(), key).limit(limit)))
+async def grouped(
+    conn: AsyncConnection, hours: HourRows, *, metrics: Sequence[Metric], by: GroupBy, top: int, most: int
+) -> tuple[list[str], list[Group]]:
+    """The keys that have groups of their own, and the metrics as `app.archive.analytics.grouped`, `most` + 1 groups at most.
 
-
-async def grouped(conn: AsyncConnection, hours: HourRows, *, metrics: Sequence[Metric], by: GroupBy) -> list[Group]:
-    """The metrics by bucket and key, as `app.archive.analytics.grouped`; percentiles to within `ERROR_PERCENT`."""
-    rows, keys = hours.rows, bindparam("keys", list(by.keys), type_=ARRAY(Text))
-    names = [name for metric in metrics for name in metric.sums]
+    Without keys in `by`, they are the `top` ones with the most sessions: found in the same pass over the hours. Percentiles are
+    exact to within `ERROR_PERCENT`.
+    """
+    rows, names = hours.rows, [name for metric in metrics for name in metric.sums]
     parts = [bucket_number(by.buckets, rows.c.hour).label("bucket"), *(rows.c[each.column] for each in by.dimensions)]
-    sums = (func.sum(rows.c[name]).label(f"{name}_summed") for name in sorted(set(names)))
-    summed = select(*parts, *sums).group_by(*parts).subquery()  # as above
-    place = func.array_position(keys, _key(summed, by.dimensions)).label("place")
-    whole = select(summed.c.bucket, place, *(func.sum(summed.c[f"{name}_summed"]) for name in names))
-    found = await conn.execute(whole.group_by(summed.c.bucket, place))
-    group = (parts[0], func.array_position(keys, _key(rows, by.dimensions)).label("place"))
-    spreads = {metric.name: await _distributions(conn, rows, metric, group) for metric in metrics if metric.kind == "spread"}
+    sums = (func.sum(rows.c[name]).label(name) for name in sorted({"sessions", *names}))
+    # Added up first: a key is then made for each, and not for each row.
+    added = select(*parts, *sums).group_by(*parts).subquery()
+    summed = select(added, _key(added, by.dimensions).label("key")).cte("by_key")
+    ranked = _ranked(summed, by, top)
+    found = await conn.execute(
+        select(summed.c.bucket, ranked.c.place, func.max(ranked.c.key), *(func.sum(summed.c[name]) for name in names))
+        .select_from(summed.outerjoin(ranked, ranked.c.key == summed.c.key))
+        .group_by(summed.c.bucket, ranked.c.place)
+        .limit(most + 1)
+    )
+    groups = found.all()
+    keys = list(by.keys or dict(sorted({row[1]: row[2] for row in groups if row[1] is not None}.items())).values())
+    place = func.array_position(bindparam("keys", keys, type_=ARRAY(Text)), _key(rows, by.dimensions)).label("place")
+    spreads = {each.name: await _distributions(conn, rows, each, (parts[0], place)) for each in metrics if each.kind == "spread"}
     counts = [len(metric.sums) for metric in metrics]
-    return [_group(row, metrics, counts, spreads) for row in found]
+    return keys, [_group(row, metrics, counts, spreads) for row in groups]
+
+
+def _ranked(summed: CTE, by: GroupBy, top: int) -> CTE:
+    """The keys that have groups of their own, each with its place from 1."""
+    if by.keys is not None:
+        given = func.unnest(bindparam("ranked", list(by.keys), type_=ARRAY(Text)))
+        return select(given.table_valued("key", with_ordinality="place").render_derived(name="given")).cte("ranked")
+    place = func.row_number().over(order_by=(func.sum(summed.c.sessions).desc(), summed.c.key)).label("place")
+    return select(summed.c.key, place).group_by(summed.c.key).order_by(place).limit(top).cte("ranked")
 
 
 async def _distributions(
@@ -236,7 +265,7 @@ def _group(
     row: Row[Any], metrics: Sequence[Metric], counts: Sequence[int], spreads: Mapping[str, Mapping[tuple[Any, ...], Any]]
 ) -> Group:
     """A group from its row, which has so many sums of each metric."""
-    bucket, place, *sums = tuple(row)
+    bucket, place, _, *sums = tuple(row)
     left = iter(int(number) for number in sums)
     numbers: list[tuple[int | None, ...]] = []
     for metric, count in zip(metrics, counts, strict=True):
@@ -268,9 +297,7 @@ def _step(value: str) -> str:
 def _rolled(picked: CTE, into: HourTable) -> Select[Any]:
     """The rows of a table of the roll-up that these sessions give; `picked` is named `s` and has their hour."""
     key = _key_columns(into)
-    sums: Columns = [
-        literal_column(sql).label(name) for metric in ADDING_UP if into.has(metric) for name, sql in metric.sums.items()
-    ]
+    sums: Columns = [literal_column(sql).label(name) for metric in into.summed for name, sql in metric.sums.items()]
     main = select(*key, *sums).select_from(picked).group_by(*key).cte("summed")
     joined: Any = main
     columns: Columns = list(main.c)
@@ -335,14 +362,11 @@ async def _stale(conn: AsyncConnection, wanted: SessionFilter, start: datetime, 
 
 def _same(wanted: SessionFilter, into: HourTable) -> list[ColumnElement[bool]]:
     """The conditions of the filter on rows of a table of the roll-up."""
-    rows, value, found = into.table, getattr(wanted, into.dimension), list[ColumnElement[bool]]()
+    rows = into.table
+    given = {name: value for name in (*into.dimensions, "developer") if (value := getattr(wanted, name)) is not None}
     if wanted.bots is not None:
-        found.append(rows.c.bot_id.in_(sorted(wanted.bots)))
-    if value is not None:
-        found.append(rows.c[into.dimension].in_(sorted(value) if isinstance(value, frozenset) else [value]))
-    if wanted.developer is not None:
-        found.append(rows.c.developer == wanted.developer)
-    return found
+        given["bot_id"] = wanted.bots
+    return [rows.c[name].in_(sorted(value) if isinstance(value, frozenset) else [value]) for name, value in given.items()]
 
 
 def _key(rows: FromClause, dimensions: Sequence[Dimension]) -> ColumnElement[str]:

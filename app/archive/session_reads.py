@@ -113,6 +113,11 @@ class SessionFilter(Struct, frozen=True, kw_only=True):
         int | None, Meta(ge=0, le=LONGEST_MS, description="Only those active for less than this, in ms.", examples=[600000])
     ] = None
 
+    @property
+    def given(self) -> set[str]:
+        """The fields that leave sessions out."""
+        return {name for name in self.__struct_fields__ if getattr(self, name) is not None}
+
 
 EQUAL = {name: sessions.c[name] for name in SessionFilter.__struct_fields__ if name in sessions.c}
 """Fields of the filter that a column equals, or is one of."""

@@ -4,27 +4,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Column, Row, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Column, Row, Select, func, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.archive import rollup
+from app.archive.analytics_metrics import METRICS, OUTCOME_DIMENSIONS
+from app.archive.rollup import BY_OUTCOME
 from app.archive.session_reads import SessionFilter, conditions
 from app.archive.tables import sessions
 from app.domain.comparison import Ratio
 
-_GROUPS = (
-    sessions.c.counted,
-    sessions.c.outcome,
-    sessions.c.reason,
-    sessions.c.trade,
-    sessions.c.interactive,
-    sessions.c.contained,
-)
-_SUMS = (
-    func.count().label("sessions"),
-    func.sum(sessions.c.billing_sessions).label("billing_sessions"),
-    func.sum(sessions.c.interactions).label("interactions"),
-    func.sum(sessions.c.active_ms).label("active_ms"),
-)
+_SUMS = {
+    name: sql
+    for metric in ("sessions", "counted", "billing_sessions", "interactions", "active_ms")
+    for name, sql in METRICS[metric].sums.items()
+}
 
 
 class Readings(Struct, frozen=True):
@@ -75,31 +69,45 @@ class SessionSummary(Struct, frozen=True):
     by_trade: dict[str, int]
 
 
-async def summarise(conn: AsyncConnection, wanted: SessionFilter) -> SessionSummary:
-    """The summary of these sessions. One pass groups them by all that shows them apart; the groups are added up here."""
-    rows = (await conn.execute(select(*_GROUPS, *_SUMS).where(*conditions(wanted)).group_by(*_GROUPS))).all()
-    counted = [row for row in rows if row.counted]
-    interactive = [row for row in counted if row.interactive]
+async def summarise(engine: AsyncEngine, wanted: SessionFilter) -> SessionSummary:
+    """The summary of these sessions, from the roll-up where it knows their filter.
+
+    They are grouped by all that shows them apart; the groups are added up here.
+    """
+    async with engine.connect() as plain:
+        # One snapshot: an hour that is not stale in one statement is as it was in the next.
+        conn = await plain.execution_options(isolation_level="REPEATABLE READ")
+        rows = (await conn.execute(await _groups(conn, wanted))).all()
+    interactive = [row for row in rows if row.interactive]
     return SessionSummary(
-        sessions=_sum(counted),
-        not_counted=_sum(rows) - _sum(counted),
+        sessions=_sum(rows),
+        not_counted=_sum(rows, "sessions") - _sum(rows),
         interactive=_sum(interactive),
-        billing_sessions=_sum(counted, "billing_sessions"),
-        interactions=_sum(counted, "interactions"),
-        active_ms=_sum(counted, "active_ms"),
+        billing_sessions=_sum(rows, "billing_sessions"),
+        interactions=_sum(rows, "interactions"),
+        active_ms=_sum(rows, "active_ms_sum"),
         contained=_ratio(interactive, _is_contained),
-        contained_of_all=_ratio(counted, _is_contained),
+        contained_of_all=_ratio(rows, _is_contained),
         dropped=_sum([row for row in interactive if row.outcome == "dropped"]),
         readings=Readings(
             kore=_ratio(interactive, _is_not_handed_off),
-            botanalytics=_ratio(counted, lambda row: row.trade == "bot"),
-            reamaze=_ratio(counted, lambda row: row.outcome != "escalated"),
-            aivo=_ratio(counted, _is_not_handed_off),
+            botanalytics=_ratio(rows, lambda row: row.trade == "bot"),
+            reamaze=_ratio(rows, lambda row: row.outcome != "escalated"),
+            aivo=_ratio(rows, _is_not_handed_off),
         ),
-        by_outcome=_by(counted, sessions.c.outcome),
-        by_reason=_by(counted, sessions.c.reason),
-        by_trade=_by(counted, sessions.c.trade),
+        by_outcome=_by(rows, sessions.c.outcome),
+        by_reason=_by(rows, sessions.c.reason),
+        by_trade=_by(rows, sessions.c.trade),
     )
+
+
+async def _groups(conn: AsyncConnection, wanted: SessionFilter) -> Select[Any]:
+    """The groups of these sessions, with their sums."""
+    hours = await rollup.source(conn, BY_OUTCOME, wanted) if BY_OUTCOME.knows(wanted.given, set()) else None
+    rows = select(sessions).where(*conditions(wanted)).subquery("s") if hours is None else hours.rows
+    group = [rows.c[name] for name in OUTCOME_DIMENSIONS]
+    sums = ((literal_column(sql) if hours is None else func.sum(rows.c[name])).label(name) for name, sql in _SUMS.items())
+    return select(*group, *sums).group_by(*group)
 
 
 def _is_contained(row: Row[Any]) -> bool:
@@ -114,7 +122,7 @@ def _ratio(rows: Sequence[Row[Any]], belongs: Callable[[Row[Any]], bool]) -> Rat
     return Ratio(_sum([row for row in rows if belongs(row)]), _sum(rows))
 
 
-def _sum(rows: Sequence[Row[Any]], name: str = "sessions") -> int:
+def _sum(rows: Sequence[Row[Any]], name: str = "counted") -> int:
     return sum(int(getattr(row, name)) for row in rows)
 
 
@@ -122,5 +130,5 @@ def _by(rows: Sequence[Row[Any]], column: Column[Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for row in rows:
         value = getattr(row, column.name)
-        found[value] = found.get(value, 0) + int(row.sessions)
-    return found
+        found[value] = found.get(value, 0) + int(row.counted)
+    return {value: count for value, count in found.items() if count}

@@ -46,8 +46,9 @@ Groups = dict[tuple[int, int | None], Group]
 
 
 class CountedGroups(Struct, frozen=True):
-    """The groups that have sessions, and whether the roll-up gave their distributions."""
+    """The groups that have sessions, the keys of their places, and whether the roll-up gave their distributions."""
 
+    keys: Sequence[str]
     groups: Groups
     rolled_up: bool
 
@@ -128,48 +129,64 @@ async def answer(engine: AsyncEngine, question: Question) -> dict[str, Any]:
     async with engine.connect() as plain:
         # One snapshot: the keys and the numbers are of the same sessions.
         conn = await plain.execution_options(isolation_level="REPEATABLE READ")
-        keys = await _keys(conn, question, since=before.start if before else period.start)
-        _refuse_too_many(len(division.labels) * (len(keys) + bool(question.dimensions)))
+        keys = await _keys(conn, question, since=before.start) if before else None
         groups = await _groups(conn, question, division, keys)
-        earlier = await _groups(conn, question, earlier_division, keys) if earlier_division else None
+        earlier = await _groups(conn, question, earlier_division, groups.keys) if earlier_division else None
     return {
         **period.view,
         "time_zone": question.time_zone,
         "group_by": [*([question.time] if question.time else []), *(dimension.name for dimension in question.dimensions)],
         "previous": before.view if before else None,
         "percentile_error_percent": rollup.ERROR_PERCENT if any(each.rolled_up for each in (groups, earlier) if each) else 0,
-        "groups": list(_views(question, division, keys=keys, groups=groups.groups, earlier=earlier.groups if earlier else None)),
+        "groups": list(
+            _views(question, division, keys=groups.keys, groups=groups.groups, earlier=earlier.groups if earlier else None)
+        ),
     }
 
 
 async def _keys(conn: AsyncConnection, question: Question, *, since: datetime) -> list[str]:
+    """The keys that have groups of their own, counted from the sessions."""
     if not question.dimensions:
         return ["[]"]
     wanted = _within(question.wanted, Period(since, question.period.end))
-    into = _rolls_up(question, question.period, buckets=None)
-    if not question.compare and into is not None:
-        hours = await rollup.source(conn, into, wanted)
-        if hours is not None:
-            return await rollup.largest_keys(conn, hours, dimensions=question.dimensions, limit=question.top)
     return await analytics.largest_keys(
         conn, wanted, dimensions=question.dimensions, since=question.period.start, limit=question.top
     )
 
 
-async def _groups(conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str]) -> CountedGroups:
-    """The numbers of each group: from the roll-up those that it has, if it can answer the question, else from the sessions."""
+async def _groups(conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str] | None) -> CountedGroups:
+    """The numbers of each group: from the roll-up those that it has, if it can answer the question, else from the sessions.
+
+    Without `keys` they are the largest of the period. Raise `Invalid` if there are too many groups.
+    """
     wanted = _within(question.wanted, division.period)
-    by = GroupBy(question.dimensions, division.buckets, keys)
     into = _rolls_up(question, division.period, buckets=division.buckets)
     hours = None if into is None else await rollup.source(conn, into, wanted)
     if into is None or hours is None:
-        return CountedGroups(_by_place(await analytics.grouped(conn, wanted, metrics=question.metrics, by=by)), rolled_up=False)
+        keys = await _keys(conn, question, since=division.period.start) if keys is None else keys
+        counted = await _counted(conn, question, division, keys, metrics=question.metrics)
+        return CountedGroups(keys, counted, rolled_up=False)
     rolled = [metric for metric in question.metrics if into.has(metric)]
     others = [metric for metric in question.metrics if not into.has(metric)]
-    summed = _by_place(await rollup.grouped(conn, hours, metrics=rolled, by=by))
-    counted = _by_place(await analytics.grouped(conn, wanted, metrics=others, by=by)) if others else {}
-    merged = {place: _merged(question, into, group, counted.get(place)) for place, group in summed.items()}
-    return CountedGroups(merged, rolled_up=bool(into.spreads))
+    by = GroupBy(question.dimensions, division.buckets, keys if question.dimensions else ["[]"])
+    keys, found = await rollup.grouped(conn, hours, metrics=rolled, by=by, top=question.top, most=MOST_GROUPS)
+    _refuse_too_many(max(len(found), _count(question, division, keys)))
+    counted = await _counted(conn, question, division, keys, metrics=others) if others else {}
+    merged = {place: _merged(question, into, group, counted.get(place)) for place, group in _by_place(found).items()}
+    return CountedGroups(keys, merged, rolled_up=bool(into.spreads))
+
+
+async def _counted(
+    conn: AsyncConnection, question: Question, division: Division, keys: Sequence[str], *, metrics: Sequence[Metric]
+) -> Groups:
+    """Numbers counted from the sessions. Raise `Invalid` if there are too many groups."""
+    _refuse_too_many(_count(question, division, keys))
+    by = GroupBy(question.dimensions, division.buckets, keys)
+    return _by_place(await analytics.grouped(conn, _within(question.wanted, division.period), metrics=metrics, by=by))
+
+
+def _count(question: Question, division: Division, keys: Sequence[str]) -> int:
+    return len(division.labels) * (len(keys) + bool(question.dimensions))
 
 
 def _by_place(found: Sequence[Group]) -> Groups:
@@ -185,15 +202,15 @@ def _merged(question: Question, into: HourTable, summed: Group, counted: Group |
 
 def _rolls_up(question: Question, period: Period, *, buckets: Buckets | None) -> HourTable | None:
     """The table of the roll-up that knows filters and dimensions, if its hours fit into the buckets and the period is long."""
-    fields = question.wanted.__struct_fields__
-    filters = {name for name in fields if getattr(question.wanted, name) is not None}
     within = _within(question.wanted, period)
     # In ms: a filter may begin after the last instant that there is.
     length_ms = (within.opened_to_ms or 0) - (within.opened_from_ms or 0)
     if length_ms < ROLLED_UP_FROM_MS or any(start.timestamp() % 3_600 for start in (buckets.starts if buckets else ())):
         return None
     dimensions = {dimension.name for dimension in question.dimensions}
-    fitting = (into for into in rollup.TABLES if into.knows(filters, dimensions) and any(map(into.has, question.metrics)))
+    fitting = (
+        into for into in rollup.TABLES if into.knows(question.wanted.given, dimensions) and any(map(into.has, question.metrics))
+    )
     return next(fitting, None)
 
 

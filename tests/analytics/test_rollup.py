@@ -15,6 +15,7 @@ from app.archive.analytics_metrics import DIMENSIONS, METRICS
 from app.archive.rollup import ERROR_PERCENT, TABLES, RollUp, last_note, note_all, percentiles, roll_up, wrong_hours
 from app.archive.session_reads import SessionFilter
 from app.archive.sessions import ClosedSession, insert_closed, update_closed
+from app.archive.summary import summarise
 from app.domain.instants import ms_of
 from app.queries.analytics import ListAddress, Period, Question, answer
 from tests.analytics.history import FIRST, LAST, history
@@ -226,3 +227,36 @@ async def test_intents_are_answered_from_their_table(engine: AsyncEngine, made: 
     assert [group["metrics"]["sessions"]["value"] for group in answered["groups"]] == [len(bought) * 1000]
     assert answered["groups"][0]["metrics"]["active_ms"]["count"] == sum(one.session.counted for one in bought)
     assert answered["percentile_error_percent"] == 0
+
+
+async def test_a_summary_is_the_same_from_hours_and_from_sessions(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """Of periods that cut hours, with stale hours and without, and without an end; the filter by `active_ms` leaves none out."""
+    random = Random(11)  # noqa: S311 - the same periods each time
+    wanted = [SessionFilter(), SessionFilter(bots=frozenset({made[0].strand.bot}), developer=False, reason="inactivity")]
+    for _ in range(6):
+        bounds = sorted(ms_of(FIRST) + random.randrange(ms_of(LAST) - ms_of(FIRST)) for _ in range(2))
+        wanted.append(SessionFilter(developer=False, opened_from_ms=bounds[0], opened_to_ms=bounds[1]))
+    async with engine.begin() as conn:
+        await insert_closed(conn, made[:200])
+    await RollUp(engine).run_once()
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+
+    for stale_too in (True, False):
+        for one in wanted:
+            counted = await summarise(engine, structs.replace(one, active_ms_from=0))
+            assert await summarise(engine, one) == counted, (stale_too, one)
+        await RollUp(engine).run_once()
+    assert (await summarise(engine, wanted[0])).sessions > 200
+
+
+async def test_a_summary_is_read_from_the_roll_up(engine: AsyncEngine, made: list[ClosedSession]) -> None:
+    """A number that is written there by hand is in it."""
+    async with engine.begin() as conn:
+        await insert_closed(conn, made)
+    await RollUp(engine).run_once()
+    before = await summarise(engine, SessionFilter())
+    async with engine.begin() as conn:
+        await conn.execute(text("UPDATE session_outcome_hours SET interactions = interactions + 1000"))
+
+    assert (await summarise(engine, SessionFilter())).interactions > before.interactions + 1000

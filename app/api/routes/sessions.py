@@ -246,8 +246,7 @@ async def read_summary(
 ) -> SummaryView:
     """A bot's closed sessions added up. Sessions of developers are left out unless `developers` is true."""
     known_bot(config, bot)
-    async with engine.connect() as conn:
-        return SummaryView.model_validate(await summarise(conn, asked.filter(bot)), from_attributes=True)
+    return SummaryView.model_validate(await summarise(engine, asked.filter(bot)), from_attributes=True)
 
 
 async def session_of(sessions: Sessions, principal: Principal, session_id: str) -> ArchivedSession:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
 
@@ -20,9 +21,10 @@ import pydantic
 import typer
 import uvloop
 
+from app.embedded.account import name_process
 from app.errors import AdjournError, CannotStart
 from app.log import configure_logging
-from app.settings import ENV_FILE, SECRETS_KEY_FILE, Settings
+from app.settings import ENV_FILE, SECRETS_KEY_FILE, Settings, environment_with, replace_environment
 
 if TYPE_CHECKING:
     from app.config.change import Keyring
@@ -64,11 +66,14 @@ def serve(
     worker: Annotated[bool, typer.Option(help="Run a worker too.")] = True,
 ) -> None:
     """Run the API and a worker, with an embedded Redis and Postgres where no URL is set."""
-    from app.supervisor.serve import serve as run
-
     chosen = {"api_workers": workers, "host": host, "port": port, "var_dir": var_dir}
     settings = _settings(process_name="serve", **{name: value for name, value in chosen.items() if value is not None})
-    run(settings, with_worker=worker)
+    with TemporaryDirectory(prefix="adjourn-metrics-") as metrics_dir:
+        # The library of the metrics reads it when it is imported, and forks have it imported.
+        replace_environment(environment_with(prometheus_multiproc_dir=metrics_dir))
+        from app.supervisor.serve import serve as run
+
+        run(settings, metrics_dir=Path(metrics_dir), with_worker=worker, main=main)
 
 
 @app.command()
@@ -78,6 +83,7 @@ def worker() -> None:
 
     from app.worker import run
 
+    name_process("adjourn worker")
     settings = _settings()
     _need_servers(settings)
     if settings.worker_metrics_port is not None:
@@ -176,6 +182,7 @@ def api(
     """Serve the API on a socket of `adjourn serve`."""
     from app.supervisor.api import run_api
 
+    name_process("adjourn api")
     settings = _settings()
     _need_servers(settings)
     run_api(settings, descriptor=fd, ready=ready_fd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -397,3 +398,9 @@ def environment_with(**settings: object) -> dict[str, str]:
         if value is not None:
             environment[name.upper()] = str(value)
     return environment
+
+
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Have this process, and what it starts, the environment of another one: a fork is a process with settings of its own."""
+    os.environ.clear()
+    os.environ.update(environment)

@@ -1,7 +1,6 @@
 """Memory and start: Redis for an open session, the processes of `adjourn serve` at idle, its time to ready."""
 
 import asyncio
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from bench.installation import BOT
 SESSIONS = 5_000
 TEXT = "x" * 100
 STARTS = 1 if FAST else 3
-_OWN = ("serve", "api", "worker")
 
 
 class BytesEach(Struct, frozen=True):
@@ -102,9 +100,7 @@ def _start(folder: str) -> Started:
                 break
         seconds = perf_counter() - began
         parent = psutil.Process(process.pid)
-        own = [
-            each for each in (parent, *parent.children()) if re.search(rf"app\.cli ({'|'.join(_OWN)})", " ".join(each.cmdline()))
-        ]
+        own = [parent, *(each for each in parent.children() if each.name().startswith("adjourn "))]
         return Started(seconds, sum(each.memory_full_info().pss for each in own) / 1e6)
     finally:
         process.terminate()

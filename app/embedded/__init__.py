@@ -12,7 +12,7 @@ Both servers of a folder start together and stop in reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -63,12 +63,18 @@ def urls_of(var_dir: Path) -> tuple[str, str]:
 
 @contextmanager
 def embedded_servers(
-    var_dir: Path, *, redis: bool, postgres: bool, durable: bool = True, redis_max_memory_mb: int | None = None
+    var_dir: Path,
+    *,
+    redis: bool,
+    postgres: bool,
+    durable: bool = True,
+    redis_max_memory_mb: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Iterator[Servers]:
     """Run the servers on the data under `var_dir`, and stop them cleanly at the end. Raises `CannotStart`.
 
     Call it in the main thread: the kernel ends the servers when the thread that started them ends. `durable=False` skips every
-    flush to disk, which only a test may do.
+    flush to disk, which only a test may do. `meanwhile` is called while the servers start.
     """
     var_dir = var_dir.resolve()
     account = server_account()
@@ -91,6 +97,7 @@ def embedded_servers(
         for server in started:
             stack.callback(server.stop)
             server.launch()
+        meanwhile()
         for server in started:
             server.wait_ready()
         yield servers

@@ -32,6 +32,7 @@ from msgspec import Struct
 from app.errors import CannotStart
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
 
 _linux = sys.platform == "linux"
@@ -51,6 +52,12 @@ def end_with_parent(number: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return arrange
+
+
+def name_process(name: str) -> None:
+    """Have `ps -o comm` and `top` show this name, of up to 15 characters. Forks keep the arguments of their parent."""
+    if _linux:
+        _libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def run_as(uid: int, gid: int, *, then: Callable[[], None]) -> Callable[[], None]:

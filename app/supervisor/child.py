@@ -15,6 +15,9 @@ from contextlib import suppress
 import structlog
 
 from app.embedded.account import end_with_parent
+from app.supervisor.fork import ForkedProcess, can_fork, fork
+
+Process = asyncio.subprocess.Process | ForkedProcess
 
 _LONGEST_PAUSE_S = 5.0
 _FIRST_PAUSE_S = 0.1
@@ -26,8 +29,10 @@ log = structlog.get_logger(__name__)
 class Child:
     """One process of the supervisor; a restart or a replacement is another process of the same `Child`.
 
-    `announces` means that the program takes `--ready-fd N` and writes to it once it is ready; otherwise a started process
-    counts as ready. `on_end` is called with the pid of each process that has ended.
+    `arguments` are those of a new interpreter: `-m`, a module and its words. With `main`, which that module runs, the process is
+    forked instead, until the first `replace`: from then on the code on disk may be newer. `announces` means that the program
+    takes `--ready-fd N` and writes to it once it is ready; otherwise a started process counts as ready. `on_end` is called with
+    the pid of each process that has ended.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Child:
         inherits: tuple[int, ...] = (),
         announces: bool,
         on_end: Callable[[int], None],
+        main: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self.ready = asyncio.Event()
@@ -48,7 +54,8 @@ class Child:
         self._inherits = inherits
         self._announces = announces
         self._on_end = on_end
-        self._process: asyncio.subprocess.Process | None = None
+        self._main = main
+        self._process: Process | None = None
         self._stopping = asyncio.Event()
 
     async def keep(self) -> None:
@@ -72,7 +79,7 @@ class Child:
 
     async def replace(self) -> None:
         """Start a second process and end the first once the second is ready; if it does not become ready, keep the first."""
-        first = self._process
+        first, self._main = self._process, None
         started = await self._spawn_with_retries()
         if started is None:
             return
@@ -114,7 +121,7 @@ class Child:
             return
         log.warning("process ended, starting it again", child=self.name, pid=current.pid, exit=current.returncode)
 
-    async def _spawn_with_retries(self) -> tuple[asyncio.subprocess.Process, int] | None:
+    async def _spawn_with_retries(self) -> tuple[Process, int] | None:
         """Start a process, and retry until it can be started; None if stopped first."""
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
@@ -131,30 +138,33 @@ class Child:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    async def _spawn(self) -> tuple[asyncio.subprocess.Process, int]:
+    async def _spawn(self) -> tuple[Process, int]:
         """Start a process. Returns it and the descriptor on which it announces that it is ready."""
         notice, announcement = os.pipe()
         os.set_blocking(notice, False)
-        extra = ["--ready-fd", str(announcement)] if self._announces else []
+        words, keeps = (("--ready-fd", str(announcement)), (announcement,)) if self._announces else ((), ())
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *self._arguments,
-                *extra,
-                env=self._environment,
-                pass_fds=(*self._inherits, *((announcement,) if self._announces else ())),
-                # Its own group: Ctrl-C reaches the supervisor alone, which stops its children in order.
-                process_group=0,
-                preexec_fn=end_with_parent(signal.SIGTERM),
-            )
+            return await self._start([*self._arguments, *words], keeps=(*self._inherits, *keeps)), notice
         except BaseException:
             os.close(notice)
             raise
         finally:
             os.close(announcement)
-        return process, notice
 
-    async def _is_ready(self, process: asyncio.subprocess.Process, notice: int) -> bool:
+    async def _start(self, arguments: Sequence[str], *, keeps: tuple[int, ...]) -> Process:
+        if self._main is not None and can_fork():
+            return fork(self._main, arguments[1:], environment=self._environment, keeps=keeps)
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            env=self._environment,
+            pass_fds=keeps,
+            # Its own group: Ctrl-C reaches the supervisor alone, which stops its children in order.
+            process_group=0,
+            preexec_fn=end_with_parent(signal.SIGTERM),
+        )
+
+    async def _is_ready(self, process: Process, notice: int) -> bool:
         """Whether it announces that it is ready, before it ends (which closes the pipe) or takes too long."""
         try:
             if not self._announces:
@@ -187,7 +197,7 @@ async def _read_byte(descriptor: int) -> bytes:
         loop.remove_reader(descriptor)
 
 
-async def _end(process: asyncio.subprocess.Process, *, within_s: float) -> None:
+async def _end(process: Process, *, within_s: float) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
         # A stopped process (SIGSTOP) handles no signal until it continues.

@@ -34,12 +34,15 @@ log = structlog.get_logger(__name__)
 class Processes:
     """Keeps them running until a signal, then stops the API before the worker, so that its last entries are still worked on."""
 
-    def __init__(self, settings: Settings, *, listener: socket.socket, metrics_dir: Path, worker: Child | None) -> None:
+    def __init__(
+        self, settings: Settings, *, listener: socket.socket, metrics_dir: Path, with_worker: bool, main: Callable[[], object]
+    ) -> None:
         self._settings = settings
         self._listener = listener
         self._metrics_dir = metrics_dir
+        self._main = main
         self._apis = [self._api(number) for number in range(settings.api_workers)]
-        self._worker = worker
+        self._worker = self._make_worker() if with_worker else None
 
     async def run(self, *, announce: Callable[[], None], watch: Callable[[], None]) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP. `announce` is called once the API answers, `watch` every second."""
@@ -95,24 +98,22 @@ class Processes:
 
     def _api(self, number: int) -> Child:
         descriptor = self._listener.fileno()
+        arguments = ("api", "--fd", str(descriptor))
+        return self._child(f"api-{number + 1}", arguments, name="api", inherits=(descriptor,), announces=True)
+
+    def _make_worker(self) -> Child:
+        return self._child("worker", ("worker",), name="worker", inherits=(), announces=False)
+
+    def _child(self, child: str, arguments: tuple[str, ...], *, name: str, inherits: tuple[int, ...], announces: bool) -> Child:
         return Child(
-            f"api-{number + 1}",
-            [*_PROGRAM, "api", "--fd", str(descriptor)],
-            environment=child_environment(self._settings, name="api", metrics_dir=self._metrics_dir),
-            inherits=(descriptor,),
-            announces=True,
+            child,
+            [*_PROGRAM, *arguments],
+            environment=child_environment(self._settings, name=name, metrics_dir=self._metrics_dir),
+            inherits=inherits,
+            announces=announces,
             on_end=metrics_cleaner(self._metrics_dir),
+            main=self._main,
         )
-
-
-def worker_child(settings: Settings, *, metrics_dir: Path) -> Child:
-    return Child(
-        "worker",
-        [*_PROGRAM, "worker"],
-        environment=child_environment(settings, name="worker", metrics_dir=metrics_dir),
-        announces=False,
-        on_end=metrics_cleaner(metrics_dir),
-    )
 
 
 def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> dict[str, str]:

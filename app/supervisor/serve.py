@@ -13,7 +13,6 @@ import os
 import shlex
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -29,8 +28,9 @@ from app.errors import CannotStart
 from app.log import logged_life
 from app.resources import open_resources
 from app.settings import SECRETS_KEY_FILE, Settings
+from app.supervisor.fork import preload
 from app.supervisor.preflight import check_servers, upgrade_schema, without_password
-from app.supervisor.processes import Processes, worker_child
+from app.supervisor.processes import Processes
 
 _BACKLOG = 2048
 
@@ -73,8 +73,12 @@ _FIRST_BOT = "demo"
 log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings, *, with_worker: bool) -> None:
-    """Run everything until SIGINT or SIGTERM. Raises `CannotStart`."""
+def serve(settings: Settings, *, metrics_dir: Path, with_worker: bool, main: Callable[[], object]) -> None:
+    """Run everything until SIGINT or SIGTERM. Raises `CannotStart`.
+
+    `metrics_dir` is PROMETHEUS_MULTIPROC_DIR already, which the library reads when it is imported. `main` is the command line,
+    which forks of this process run.
+    """
     # Until the processes run, both signals raise KeyboardInterrupt, which stops what was started. A shell's `&` ignores SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -90,10 +94,8 @@ def serve(settings: Settings, *, with_worker: bool) -> None:
         key = asyncio.run(_first_key(settings, embedded=servers.postgres is not None))
         socket = stack.enter_context(bind(settings.host, settings.port))
         settings = settings.model_copy(update={"port": socket.getsockname()[1]})
-        metrics_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adjourn-metrics-")))
         stack.enter_context(logged_life(settings))
-        worker = worker_child(settings, metrics_dir=metrics_dir) if with_worker else None
-        processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, worker=worker)
+        processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, with_worker=with_worker, main=main)
         announce = partial(
             _announce, settings, url_of(socket, tls=settings.tls_cert_file is not None), key=key, with_worker=with_worker
         )
@@ -122,11 +124,14 @@ async def _try_resources(settings: Settings) -> None:
 def _servers(settings: Settings) -> Iterator[Servers]:
     redis, postgres = settings.redis_url is None, settings.database_url is None
     if not redis and not postgres:
+        preload()
         yield Servers()
         return
     _print_step("data", f"{settings.var_dir.resolve()} (embedded servers; set REDIS_URL and DATABASE_URL to use your own)")
     bound = settings.embedded_redis_max_mb
-    with embedded_servers(settings.var_dir, redis=redis, postgres=postgres, redis_max_memory_mb=bound) as servers:
+    with embedded_servers(
+        settings.var_dir, redis=redis, postgres=postgres, redis_max_memory_mb=bound, meanwhile=preload
+    ) as servers:
         yield servers
 
 

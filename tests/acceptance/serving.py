@@ -59,9 +59,8 @@ class Serving:
         found: dict[str, list[psutil.Process]] = {}
         for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile
-                words = child.cmdline()
-                part = words[words.index("app.cli") + 1] if "app.cli" in words else child.name()
-                if part != "serve":  # a fork of the supervisor that does not execute its own program yet
+                part = child.name().removeprefix("adjourn ")
+                if not part.startswith("python"):  # a process that does not run its own program yet
                     found.setdefault(part, []).append(child)
         return found
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import runpy
 import signal
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import psutil
 import pytest
@@ -35,20 +39,35 @@ time.sleep(60)
 """
 
 
+class Way(StrEnum):
+    """How a process comes to be."""
+
+    STARTED = "started"
+    FORKED = "forked"
+
+
+@pytest.fixture(params=tuple(Way))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
+    # Threads of pytest do no harm to a fork that runs a small program.
+    monkeypatch.setattr(child_module, "can_fork", lambda: True)
+    return Way(request.param)
+
+
 class Place:
     """A child that notes the pid of each process that held its place."""
 
-    def __init__(self, folder: Path, *, manner: str = "") -> None:
+    def __init__(self, folder: Path, way: Way, *, manner: str = "") -> None:
         self.log = folder / "pids"
         self.ended: list[int] = []
         program = folder / "program.py"
         program.write_text(textwrap.dedent(ANNOUNCING))
         self.child = Child(
             "place",
-            [str(program), str(self.log), *([manner] if manner else [])],
-            environment=dict(os.environ),
+            ["-m", "program", str(self.log), *([manner] if manner else [])],
+            environment={**os.environ, "PYTHONPATH": str(folder)},
             announces=True,
             on_end=self.ended.append,
+            main=partial(runpy.run_path, str(program), run_name="__main__") if way is Way.FORKED else None,
         )
 
     @property
@@ -76,11 +95,12 @@ def _refuse_to_start(monkeypatch: pytest.MonkeyPatch) -> list[OSError]:
     """Have the system refuse processes until `undo`; gives the refusals."""
     refusals: list[OSError] = []
 
-    async def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
         refusals.append(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         raise refusals[-1]
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
     return refusals
 
 
@@ -96,9 +116,9 @@ def _lives(pid: int) -> bool:
     return False
 
 
-async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+async def test_a_process_that_dies_is_started_again(tmp_path: Path, way: Way) -> None:
     """A child that is killed is restarted, and its end is reported."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         first = place.pids[0]
@@ -109,9 +129,9 @@ async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
         assert _lives(place.pids[1])
 
 
-async def test_one_that_never_starts_is_given_up(tmp_path: Path) -> None:
+async def test_one_that_never_starts_is_given_up(tmp_path: Path, way: Way) -> None:
     """A wrong setting must end the start, not repeat it for ever."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     place.break_program()
     async with _kept(place) as task:
         await place.child.failed_to_start.wait()
@@ -121,9 +141,9 @@ async def test_one_that_never_starts_is_given_up(tmp_path: Path) -> None:
     assert not place.child.ready.is_set()
 
 
-async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path) -> None:
+async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path, way: Way) -> None:
     """Its Redis may be down for a while: failures after the first success are not the end."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         place.break_program()
@@ -135,9 +155,11 @@ async def test_one_that_worked_once_is_tried_until_it_works_again(tmp_path: Path
         assert _lives(place.pids[-1])
 
 
-async def test_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_cannot_be_started_is_tried_until_it_can(
+    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No process to be had, no memory, a program that is being replaced: it passes, and takes no descriptors with it."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         before = psutil.Process().num_fds()
@@ -150,9 +172,9 @@ async def test_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, 
         assert _lives(place.pids[1])
 
 
-async def test_the_first_start_is_tried_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_first_start_is_tried_again_too(tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that could not be started at all did not fail by itself."""
-    place, refusals = Place(tmp_path), _refuse_to_start(monkeypatch)
+    place, refusals = Place(tmp_path, way), _refuse_to_start(monkeypatch)
     async with _kept(place):
         await _until(lambda: len(refusals) == 2)
         monkeypatch.undo()
@@ -161,9 +183,11 @@ async def test_the_first_start_is_tried_again_too(tmp_path: Path, monkeypatch: p
     assert not place.child.failed_to_start.is_set()
 
 
-async def test_a_second_one_that_cannot_be_started_is_tried_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_second_one_that_cannot_be_started_is_tried_until_it_can(
+    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first works on meanwhile."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         refusals = _refuse_to_start(monkeypatch)
@@ -178,9 +202,9 @@ async def test_a_second_one_that_cannot_be_started_is_tried_until_it_can(tmp_pat
         assert _lives(place.pids[1])
 
 
-async def test_an_error_that_cannot_be_logged_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_that_cannot_be_logged_ends_nothing(tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the disk full neither the metrics nor the log can be written."""
-    place, failures = Place(tmp_path), list[str]()
+    place, failures = Place(tmp_path, way), list[str]()
 
     def fail(*_: object, **__: object) -> None:
         failures.append("full")
@@ -224,9 +248,9 @@ async def test_watching_and_replacing_go_on_after_a_failure(monkeypatch: pytest.
     assert {type(end) for end in ends} == {asyncio.CancelledError}
 
 
-async def test_replacing_starts_the_second_before_it_ends_the_first(tmp_path: Path) -> None:
+async def test_replacing_starts_the_second_before_it_ends_the_first(tmp_path: Path, way: Way) -> None:
     """At no moment is the place empty, and afterwards the second is kept like the first."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         await place.child.replace()
@@ -238,9 +262,23 @@ async def test_replacing_starts_the_second_before_it_ends_the_first(tmp_path: Pa
         await _until(lambda: len(place.pids) == 3)
 
 
-async def test_a_broken_second_process_leaves_the_first_in_place(tmp_path: Path) -> None:
+async def test_a_replacement_and_what_follows_it_run_the_code_on_disk(tmp_path: Path) -> None:
+    """A fork runs the code that was imported before the upgrade."""
+    place = Place(tmp_path, Way.FORKED)
+    async with _kept(place):
+        await place.child.ready.wait()
+        await place.child.replace()
+        os.kill(place.pids[1], signal.SIGKILL)
+        await _until(lambda: len(place.pids) == 3)
+
+        forked, *started = (psutil.Process(pid).cmdline() if _lives(pid) else [] for pid in place.pids)
+        assert forked == []
+        assert "program" in started[-1]
+
+
+async def test_a_broken_second_process_leaves_the_first_in_place(tmp_path: Path, way: Way) -> None:
     """A rolling restart into a broken version stops at its first process."""
-    place = Place(tmp_path)
+    place = Place(tmp_path, way)
     async with _kept(place):
         await place.child.ready.wait()
         place.break_program()
@@ -250,9 +288,9 @@ async def test_a_broken_second_process_leaves_the_first_in_place(tmp_path: Path)
         assert not _lives(place.pids[1])
 
 
-async def test_stopping_is_bounded(tmp_path: Path) -> None:
+async def test_stopping_is_bounded(tmp_path: Path, way: Way) -> None:
     """A child that ignores SIGTERM is killed when its time is up, and none is started after."""
-    place = Place(tmp_path, manner="deaf")
+    place = Place(tmp_path, way, manner="deaf")
     async with _kept(place):
         await place.child.ready.wait()
 
@@ -261,16 +299,16 @@ async def test_stopping_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part exists on Linux alone")
-async def test_a_child_ends_with_its_killed_supervisor(tmp_path: Path) -> None:
+async def test_a_child_ends_with_its_killed_supervisor(tmp_path: Path, way: Way) -> None:
     """Kill -9 of the supervisor leaves no process behind."""
     script = tmp_path / "supervisor.py"
     script.write_text(
         textwrap.dedent("""
-            import asyncio, os, sys
+            import asyncio, os, sys, time
             from app.supervisor.child import Child
             async def main():
-                child = Child("c", ["-c", "import time; time.sleep(60)"], environment=dict(os.environ),
-                              announces=False, on_end=print)
+                child = Child("c", ["-c", "import time; time.sleep(60)"], environment=dict(os.environ), announces=False,
+                              on_end=print, main=(lambda: time.sleep(60)) if sys.argv[1] == "forked" else None)
                 asyncio.ensure_future(child.keep())
                 await child.ready.wait()
                 print(child._process.pid, flush=True)
@@ -278,7 +316,7 @@ async def test_a_child_ends_with_its_killed_supervisor(tmp_path: Path) -> None:
             asyncio.run(main())
         """)
     )
-    supervisor = await asyncio.create_subprocess_exec(sys.executable, str(script), stdout=asyncio.subprocess.PIPE)
+    supervisor = await asyncio.create_subprocess_exec(sys.executable, str(script), way, stdout=asyncio.subprocess.PIPE)
     assert supervisor.stdout is not None
     pid = int(await supervisor.stdout.readline())
     supervisor.kill()

@@ -3,14 +3,19 @@
 One owner may hold `most_of_one`, so that another finds room at once however busy the first is. Where all room is held, owners
 wait, and the one that holds least gets what is given back first.
 
-The event loop is shared as well: of work that takes long without an await, some goes on in each iteration, owner by owner.
+The event loop is shared as well: of work that takes long without an await, some goes on in each iteration, owner by owner. So is
+what waits for another system (`OwnerQueues`): the next one that goes is of another owner.
 """
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Collection, Iterable
 from contextvars import ContextVar
+from typing import Generic, TypeVar
 
 from app.errors import Unavailable
+
+Item = TypeVar("Item")
 
 OWNER: ContextVar[str | None] = ContextVar("owner", default=None)
 """The owner of the present task: the key of a request. None: the process itself, which has no share."""
@@ -108,3 +113,43 @@ class LoopShares:
         self._scheduled = self._left < self._each
         if self._scheduled:
             loop.call_soon(self._next, loop)
+
+
+class OwnerQueues(Generic[Item]):
+    """A queue for each owner that has something waiting; each is served in order, and owners by turns."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[Item]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def append(self, owner: str, item: Item) -> None:
+        queue = self._queues.get(owner)
+        if queue is None:
+            self._queues[owner] = queue = deque()
+        queue.append(item)
+
+    def put_back(self, owner: str, items: Iterable[Item]) -> None:
+        """Put items in front of all that wait of this owner, which goes behind other owners if nothing of it waited."""
+        if items := deque(items):
+            items.extend(self._queues.get(owner, ()))
+            self._queues[owner] = items
+
+    def owners(self, *, but: Collection[str] = ()) -> list[str]:
+        """The owners that wait, but for these, in the order in which to serve them."""
+        return [owner for owner in self._queues if owner not in but]
+
+    def have(self, count: int, *, but: Collection[str] = ()) -> bool:
+        """Whether at least so many items wait, without those of the owners `but`."""
+        return sum(len(queue) for owner, queue in self._queues.items() if owner not in but) >= count
+
+    def of(self, owner: str) -> deque[Item]:
+        """What waits of this owner. The caller that takes from it calls `served` after it."""
+        return self._queues[owner]
+
+    def served(self, owner: str) -> None:
+        """Move this owner behind the others."""
+        queue = self._queues.pop(owner)
+        if queue:
+            self._queues[owner] = queue

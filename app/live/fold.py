@@ -4,6 +4,7 @@ It owns the commands that wait for an outcome (`PendingCommand`) and the decisio
 """
 
 import asyncio
+from collections.abc import Iterable, Iterator
 
 import structlog
 from msgspec import Struct
@@ -185,16 +186,21 @@ class Fold(Struct, eq=False):
     full: bool = False  # the bot has as many sessions open as it may
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
-    def decide(self, now_ms: int) -> None:
-        """Decide all pending commands on `state`; a command that the domain refuses fails alone."""
-        if len(self.pending) == 1:  # nearly always
-            (pending,) = self.pending
-            decision = None if pending.is_over() else self._decision(self.state, pending, now_ms)
-            self.decided = [] if decision is None else [(pending, decision)]
-            return
+    def decide(self, now_ms: int, *, at_once: int) -> Iterable[None]:
+        """Decide all pending commands on `state`, `at_once` for each item; a command that the domain refuses fails alone."""
+        if len(self.pending) > 1:
+            return self._decide_many(now_ms, at_once)
+        (pending,) = self.pending  # nearly always
+        decision = None if pending.is_over() else self._decision(self.state, pending, now_ms)
+        self.decided = [] if decision is None else [(pending, decision)]
+        return ()
+
+    def _decide_many(self, now_ms: int, at_once: int) -> Iterator[None]:
         state, decided, repeated = self.state, [], []
         first: dict[str, PendingCommand] = {}
-        for pending in self.pending:
+        for number, pending in enumerate(self.pending, 1):
+            if not number % at_once:
+                yield
             if pending.is_over():
                 continue
             command = pending.command

@@ -7,11 +7,14 @@
                       with the next
 
 It owns the compare-and-set loop, the group commit and the cache of last states. It refuses to know any rule.
+
+No bot waits for all that another has sent: bots alternate in what goes out next, each has a part of a call where several wait,
+and one has two large calls under way at most. Many decisions are made in slices, between which the event loop does other work.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
 from msgspec import Struct
@@ -27,15 +30,21 @@ from app.live.lua import RedisFull
 from app.live.pipe import Pipe, RedisUnreachable
 from app.live.rates import OpenQuota
 from app.metrics import CLOSE_LAG, CLOSED, CONFLICTS, OPENED, UNASSIGNED
+from app.shares import OwnerQueues
 
 # Redis executes one call while this process makes the next one ready.
 _STRANDS_A_COMMIT = 64
 _CALLS_AT_ONCE = 4
 _COMMANDS_A_FURTHER_CALL = 8
-_COMMANDS_A_FOLD = 500
+_COMMANDS_A_CALL = 500
 _CACHE_OVERHEAD_BYTES = 800
 # More would block Redis, and every caller on this process's connection; a single command goes out whatever its size.
 _BYTES_A_COMMIT = 4 << 20
+# Of one bot in a call: more goes out only where no other bot waits, and is a large call.
+_COMMANDS_BESIDE_OTHERS = 64
+_BYTES_BESIDE_OTHERS = 256 << 10
+_LARGE_CALLS_OF_A_BOT = 2
+_DECISIONS_A_SLICE = 64  # about a millisecond
 # Of several writers to one strand one always wins, so the loop ends; no caller waits that long.
 _PATIENCE_MS = 5_000
 _CLOSES = (Wake, Close, ApplyPolicy)
@@ -47,6 +56,26 @@ class BotContext(Struct, frozen=True):
     rules: BotRules
     sandbox: bool = False
     silent: frozenset[str] = frozenset()
+
+
+class LedgerCall(Struct, eq=False):
+    """The folds of one call; `large`: the bots that have more in it than their part."""
+
+    closing: bool
+    folds: dict[Strand, Fold] = {}
+    large: list[str] = []
+    commands: int = 0
+    size: int = 0  # about, in bytes
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.folds) >= _STRANDS_A_COMMIT or self.commands >= _COMMANDS_A_CALL or self.size >= _BYTES_A_COMMIT
+
+    def has_room(self, size: int, *, for_fold: bool) -> bool:
+        """Whether one more command fits, for a fold of its own or for one that is there. The first one does in any case."""
+        if for_fold and len(self.folds) >= _STRANDS_A_COMMIT:
+            return False
+        return not self.commands or (self.commands < _COMMANDS_A_CALL and self.size + size <= _BYTES_A_COMMIT)
 
 
 class Ledger:
@@ -68,10 +97,10 @@ class Ledger:
         self._clock = clock
         self._shards = shards
         self._context_of = context_of
-        self._waiting: deque[PendingCommand] = deque()
+        self._waiting: OwnerQueues[PendingCommand] = OwnerQueues()  # by bot
         # Strands whose commit is under way, each with the commands that arrived meanwhile.
         self._busy: dict[Strand, list[PendingCommand]] = {}
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], LedgerCall] = {}
         self._scheduled = False
         # States as encoded: decoded ones may take 60 times as much memory as their bytes.
         self._cache: OrderedDict[Strand, StoredStrand] = OrderedDict()
@@ -95,7 +124,7 @@ class Ledger:
         if behind is not None:
             behind.append(pending)
             return
-        self._waiting.append(pending)
+        self._waiting.append(pending.strand.bot, pending)
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._start_calls)
@@ -109,12 +138,15 @@ class Ledger:
         """Send the waiting commands, all that one iteration of the event loop brought together."""
         self._scheduled = False
         while self._waiting and len(self._calls) < _CALLS_AT_ONCE:
-            if self._calls and len(self._waiting) < _COMMANDS_A_FURTHER_CALL:
-                break  # they go out together with those that arrive until the call under way is answered
-            folds = self._take()
-            if folds:
-                call = asyncio.create_task(self._run(folds), name="ledger")
-                self._calls.add(call)
+            large = Counter(bot for call in self._calls.values() for bot in call.large)
+            busy = [bot for bot, calls in large.items() if calls >= _LARGE_CALLS_OF_A_BOT]
+            # A few go out together with those that arrive until a call under way is answered, unless that takes long.
+            small = any(not call.large for call in self._calls.values())
+            if not self._waiting.have(_COMMANDS_A_FURTHER_CALL if small else 1, but=busy):
+                break
+            call = self._take(busy)
+            if call.folds:
+                self._calls[asyncio.create_task(self._run(list(call.folds.values())), name="ledger")] = call
 
     async def _run(self, folds: list[Fold]) -> None:
         """Commit folds, and then start the calls that waited for it."""
@@ -128,8 +160,8 @@ class Ledger:
             raise
         finally:
             for fold in reversed(folds):
-                self._waiting.extendleft(reversed(self._busy.pop(fold.strand)))
-            self._calls.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+                self._waiting.put_back(fold.strand.bot, self._busy.pop(fold.strand))
+            del self._calls[cast("asyncio.Task[None]", asyncio.current_task())]
             self._start_calls()
 
     def _refuse(self, error: AdjournError, *, closing: bool) -> None:
@@ -139,7 +171,8 @@ class Ledger:
         """
         if not isinstance(error, RedisUnreachable | RedisFull):
             return
-        for queue in (self._waiting, *self._busy.values()):
+        bots = self._waiting.owners()
+        for queue in (*map(self._waiting.of, bots), *self._busy.values()):
             waiting = list(queue)
             queue.clear()
             for pending in waiting:
@@ -147,37 +180,65 @@ class Ledger:
                     pending.settle(error)
                 else:
                     queue.append(pending)
+        for bot in bots:
+            self._waiting.served(bot)
 
-    def _take(self) -> list[Fold]:
-        """The next commands, as many as fit one commit. Closes go apart from the others: they go on when Redis is full."""
-        waiting, busy = self._waiting, self._busy
-        closing = _closes(waiting[0])
-        folds: dict[Strand, Fold] = {}
-        size = count = 0
-        while waiting and _closes(waiting[0]) == closing and count < _COMMANDS_A_FOLD:
+    def _take(self, busy: Collection[str]) -> LedgerCall:
+        """The next commands, as many as fit one call, without those of `busy` bots.
+
+        Closes go apart from the others: they go on when Redis is full.
+        """
+        bots = self._waiting.owners(but=busy)
+        call = LedgerCall(closing=_closes(self._waiting.of(bots[0])[0]))
+        for bot in bots:
+            if call.is_full:
+                break
+            waiting = self._waiting.of(bot)
+            if self._take_of(waiting, call, alone=len(bots) == 1) or not waiting:
+                self._waiting.served(bot)
+        for strand in call.folds:
+            self._busy[strand] = []
+        return call
+
+    def _take_of(self, waiting: deque[PendingCommand], call: LedgerCall, *, alone: bool) -> int:
+        """Take the next commands of one bot, as many as may go; returns how many."""
+        commands = size = 0
+        while waiting and _closes(waiting[0]) == call.closing:
             pending = waiting[0]
-            fold = folds.get(pending.strand)
-            if fold is None and pending.strand in busy:
-                busy[pending.strand].append(waiting.popleft())
+            fold = call.folds.get(pending.strand)
+            if fold is None and pending.strand in self._busy:
+                self._busy[pending.strand].append(waiting.popleft())
                 continue
-            size += size_of(pending.command)
-            if (fold is None and len(folds) >= _STRANDS_A_COMMIT) or (count and size > _BYTES_A_COMMIT):
+            added = size_of(pending.command)
+            if not call.has_room(added, for_fold=fold is None) or not (alone or _is_part(commands, size + added)):
                 break
             if fold is None:
-                folds[pending.strand] = self._fold(pending)
+                call.folds[pending.strand] = self._fold(pending)
             else:
                 fold.pending.append(pending)
             waiting.popleft()
-            count += 1
-        for strand in folds:
-            busy[strand] = []
-        return list(folds.values())
+            commands, size = commands + 1, size + added
+            call.commands, call.size = call.commands + 1, call.size + added
+        if not _is_part(commands - 1, size):
+            call.large.append(next(reversed(call.folds)).bot)
+        return commands
 
     def _fold(self, first: PendingCommand) -> Fold:
         strand = first.strand
         context = self._context_of(strand.bot)
         at = self._cache.get(strand) or stored_strand(strand, self._shards)
         return Fold(strand, context.rules, context.sandbox, context.silent, at, [first])
+
+    async def _decide(self, folds: list[Fold], now_ms: int) -> None:
+        """Decide the folds in slices, so that many decisions hold up nothing else in this process."""
+        decided = 0
+        for fold in folds:
+            if decided and decided + len(fold.pending) > _DECISIONS_A_SLICE:
+                await asyncio.sleep(0)
+                decided = 0
+            for _ in fold.decide(now_ms, at_once=_DECISIONS_A_SLICE):
+                await asyncio.sleep(0)
+            decided += len(fold.pending)
 
     async def _commit(self, folds: list[Fold]) -> None:
         closing = _closes(folds[0].pending[0])
@@ -187,8 +248,7 @@ class Ledger:
         until_ms = monotonic_ms() + _PATIENCE_MS
         while monotonic_ms() < until_ms:
             now_ms = self._clock.now_ms()
-            for fold in folds:
-                fold.decide(now_ms)
+            await self._decide(folds, now_ms)
             folds = [fold for fold in folds if fold.decided]
             if not folds:
                 return
@@ -322,6 +382,11 @@ def _overhead(at: StoredStrand) -> int:
 
 def _closes(pending: PendingCommand) -> bool:
     return isinstance(pending.command, _CLOSES)
+
+
+def _is_part(commands: int, size: int) -> bool:
+    """Whether a bot may add one more to so many commands beside others; `size`: of all. It may always have one."""
+    return not commands or (commands < _COMMANDS_BESIDE_OTHERS and size <= _BYTES_BESIDE_OTHERS)
 
 
 def _fail(folds: list[Fold], error: Exception) -> None:

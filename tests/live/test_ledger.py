@@ -1,7 +1,9 @@
 """The ledger on a real Redis: one decision, one commit, whoever else writes."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -364,7 +366,7 @@ async def test_commit_is_bounded_by_its_bytes(make_ledger: MakeLedger, redis: Re
 
     sequences = [outcome.answer.sequence for outcome in outcomes if outcome.answer]
     assert sequences[:: len(strands)] == list(range(2, 22))
-    assert await calls(redis) == before + len(entries) // 4
+    assert await calls(redis) - before - len(entries) // 4 in {0, 1}  # the last call of each conversation may have less
 
 
 async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeLedger) -> None:
@@ -378,3 +380,63 @@ async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeL
 
     assert isinstance(refused, InvalidEntry)
     assert isinstance(good, CommandOutcome)
+
+
+Settled = list[str]
+
+
+def send(ledger: Ledger, settled: Settled, bot: str, count: int, *, conversations: int) -> list[asyncio.Future[CommandOutcome]]:
+    """Submit entries of a bot; its name is noted when each has its outcome."""
+    futures = []
+    for number in range(count):
+        strand = Strand(bot, f"web:user{number % conversations}")
+        future = ledger.submit(strand, said(f"{bot}-{number}", f"{bot}-{number}", user=f"user{number % conversations}"))
+        future.add_done_callback(lambda _: settled.append(bot))
+        futures.append(future)
+    return futures
+
+
+@pytest.mark.parametrize("conversations", (1, 400))
+async def test_an_entry_goes_out_with_the_next_call_however_much_another_bot_sent(
+    make_ledger: MakeLedger, conversations: int
+) -> None:
+    """Bots alternate: of 2,000 entries of another bot that came before it, only a part of a call goes out with it."""
+    ledger, settled = make_ledger(), Settled()
+    await ledger.submit(Strand("quiet", "web:user0"), said("hello"))
+
+    busy = send(ledger, settled, "busy", 2_000, conversations=conversations)
+    await asyncio.gather(*busy, *send(ledger, settled, "quiet", 1, conversations=1))
+
+    assert settled.index("quiet") <= 2 * 64
+
+
+@pytest.mark.parametrize("conversations", (1, 4))
+async def test_an_entry_does_not_wait_for_all_calls_of_another_bot(make_ledger: MakeLedger, conversations: int) -> None:
+    """What is under way cannot be taken back, so one bot has two large calls under way, and the others are there for others."""
+    ledger, settled = make_ledger(), Settled()
+    await ledger.submit(Strand("quiet", "web:user0"), said("hello"))
+
+    busy = send(ledger, settled, "busy", 4_000, conversations=conversations)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the calls have begun
+    await asyncio.gather(*busy, *send(ledger, settled, "quiet", 1, conversations=1))
+
+    assert settled.index("quiet") <= 2 * 500
+
+
+async def test_decisions_leave_room_to_other_work(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two iterations of the event loop a call makes 64 decisions at most."""
+    ledger, iterations, decided_in = make_ledger(), 0, list[int]()
+
+    def noted(*args: Any) -> Decision:  # noqa: ANN401 - those of `decide`
+        decided_in.append(iterations)
+        return decide(*args)
+
+    monkeypatch.setattr("app.live.fold.decide", noted)
+    sent = asyncio.gather(*send(ledger, [], "busy", 500, conversations=1))
+    while not sent.done():
+        iterations += 1
+        await asyncio.sleep(0)
+
+    assert len(decided_in) == 500
+    assert max(Counter(decided_in).values()) <= 64

@@ -145,7 +145,7 @@ class OwnerQueues(Generic[Item]):
         return sum(len(queue) for owner, queue in self._queues.items() if owner not in but) >= count
 
     def of(self, owner: str) -> deque[Item]:
-        """What waits of this owner. The caller that takes from it calls `served` after it."""
+        """The queue of an owner that waits. The caller that takes from it calls `served` after it."""
         return self._queues[owner]
 
     def served(self, owner: str) -> None:

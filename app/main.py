@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import VERSION
 from app.api import ingest
-from app.api.access import AccessLog, Watched, is_watched
+from app.api.access import AccessLog, PathTemplates, Watched, is_watched
 from app.api.direct import DirectIngest
 from app.api.errors import install_error_handlers
 from app.api.middleware import install_middleware
@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.loop_shares = LoopShares(_REQUESTS_EACH_ITERATION)
+    app.state.templates = PathTemplates(app)
     app.access = AccessLog(known.access_log)
     install_error_handlers(app)
     install_middleware(app, known)

@@ -4,11 +4,15 @@ It owns the names of routes in both: templates of paths, so that their number is
 a query, a body or an address. Calls of the API that the console makes within the process are no requests.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.routing import Match
 from starlette.types import Message, Scope, Send
 
@@ -84,6 +88,61 @@ class Watched:
             bot=scope.get(BOT) or scope.get("path_params", {}).get("bot"),
             request_id=scope.get(REQUEST_ID, ""),
         )
+
+
+class PathTemplates:
+    """The paths of the API and their methods, which the headers `Allow` and the checks of ambiguous paths take from here.
+
+    A path may match two templates: `/v1/deliveries/replay` is no delivery `replay`, and `/users/ann/sessions` no user
+    `ann/sessions`. The one with more literal text is meant. Slashes within ids are escaped, so raw paths are compared.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def methods(self, scope: Scope) -> list[str]:
+        """The methods of a request's path."""
+        return sorted(self._known.get(self._meant(scope), ()))
+
+    def is_meant(self, scope: Scope) -> bool:
+        """Whether the route that was chosen for a request is the one that its path means."""
+        template = scope["route"].path_format
+        return template not in self._ambiguous or self._meant(scope) in {template, ""}
+
+    def _meant(self, scope: Scope) -> str:
+        path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
+        return max((each for each, pattern in self._patterns.items() if pattern.fullmatch(path)), key=_literal, default="")
+
+    @cached_property
+    def _known(self) -> dict[str, set[str]]:
+        known: dict[str, set[str]] = {}
+        for route in _leaves(self._app.routes):
+            known.setdefault(route.path_format, set()).update(route.methods or ())
+        return known
+
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
+        return {each: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(each))) for each in self._known}
+
+    @cached_property
+    def _ambiguous(self) -> set[str]:
+        """Templates whose routes match another template's paths, too."""
+        asked = [re.sub(r"\{\w+\}", "x", each) for each in self._known]
+        routes = {route.path_format: route.path_regex for route in _leaves(self._app.routes)}
+        return {each for each, pattern in routes.items() if sum(bool(pattern.match(path)) for path in asked) > 1}
+
+
+def _literal(template: str) -> int:
+    return len(re.sub(r"\{\w+\}", "", template))
+
+
+def _leaves(routes: Sequence[Any]) -> Iterator[APIRoute]:
+    """The routes of the API, also within routers that were included."""
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield route
+        elif hasattr(route, "original_router"):
+            yield from _leaves(route.original_router.routes)
 
 
 def is_watched(scope: Scope) -> bool:

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.api.errors import MethodNotAllowed
 from app.api.fields import check_parameters
 from app.archive.audit import Actor
 from app.clock import Clock
@@ -183,6 +184,8 @@ def _needs(*scopes: KeyScope) -> Callable[..., Awaitable[Principal]]:
         if scopes == ("admin",) and not await config.is_current(max_age_ms=ADMIN_MAX_AGE_MS, timeout_s=1):
             raise _may_be_revoked()
         asking.require(*scopes, bot=request.path_params.get("bot"))
+        if not request.app.state.templates.is_meant(request.scope):
+            raise MethodNotAllowed("this route does not do that", allow="")
         check_parameters(request)
         return asking
 

@@ -152,6 +152,8 @@ async def _answer(request: Request, error: Exception) -> Response:
     refusal = error_of(error)
     if refusal.status >= Unexpected.status and not isinstance(error, AdjournError):
         _log.warning("request unavailable", path=request.url.path, error=type(error).__name__, cause=str(error)[:500])
+    if isinstance(refusal, MethodNotAllowed):
+        refusal.allow = ", ".join(request.app.state.templates.methods(request.scope)) or refusal.allow
     status, headers, body = problem_bytes(refusal, instance=request.url.path, request_id=request.scope.get("adjourn.request_id"))
     answer = Response(body, status_code=status)
     answer.raw_headers = headers

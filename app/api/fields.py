@@ -11,6 +11,7 @@ given once for each key, as `name.key=value` or `name[key]=value`.
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Annotated, Any, get_args, get_origin
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from fastapi import Path, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from app.domain.entry import ID_PATTERN, LONGEST_SLUG, SLUG_PATTERN
 from app.domain.errors import Fault, InvalidPolicy
@@ -28,6 +29,7 @@ from app.domain.strand import LONGEST_CONVERSATION
 from app.errors import MOST_FAULTS, Invalid
 
 COMPONENT = "x-component"
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:")
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
 
 UuidText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
@@ -41,13 +43,29 @@ ABOUT_NAME = Field(description="For people; need not be unique.", examples=["Sho
 ConversationText = Annotated[str, Field(min_length=1, max_length=LONGEST_CONVERSATION, pattern=ID_PATTERN)]
 
 
-def _restore_plus(value: object) -> object:
-    """An unescaped `+01:00` in a query string arrives as a space before `01:00`."""
-    return _LOST_PLUS.sub("+", value) if isinstance(value, str) else value
+def _as_rfc3339(value: object) -> object:
+    """Refuse numbers, which pydantic would read as seconds or milliseconds since the epoch, by their size.
+
+    An unescaped `+01:00` in a query string arrives as a space before `01:00`.
+    """
+    if isinstance(value, str) and _DATE_AND_TIME.match(value):
+        return _LOST_PLUS.sub("+", value)
+    if value is None or isinstance(value, datetime):
+        return value
+    raise PydanticKnownError("datetime_parsing", {"error": "it is no RFC 3339"})
 
 
-GivenInstant = Annotated[AwareDatetime, BeforeValidator(_restore_plus)]
+GivenInstant = Annotated[AwareDatetime, BeforeValidator(_as_rfc3339), Field(strict=False)]
 """An instant in a request: RFC 3339 with an offset."""
+
+
+def _as_whole(value: object) -> object:
+    """JSON has one kind of number: `60.0` is the whole number 60, and some writers of JSON write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_as_whole)]
+"""A whole number in a body."""
 
 BotPath = Annotated[str, Path(description="Id of the bot.", examples=["shop"])]
 ConversationPath = Annotated[

@@ -100,6 +100,11 @@ def document_of(made: JsonSchema) -> JsonSchema:
             if method == "get" and path.startswith("/v1/") and "application/json" in operation["responses"]["200"]["content"]:
                 operation["responses"]["304"] = {"description": "`If-None-Match` has its `ETag`: it has not changed"}
             _describe_success(operation, schemas)
+            for response in operation["responses"].values():
+                for media in response.get("content", {}).values():
+                    # FastAPI adds a type to the schema of a route that returns its own response.
+                    if "$ref" in media["schema"]:
+                        media["schema"] = {"$ref": media["schema"]["$ref"]}
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     whole: JsonSchema = _rewritten(document, _component, _pattern)

@@ -32,7 +32,8 @@ _AHEAD_MS = 10_000
 _MOST_FRAMES = 50_000
 _MOST_CLIENTS = 5_000
 
-_ID = re.compile("-".join([r"([0-9]{1,19})"] * 4))
+ID_PATTERN = "-".join(["([0-9]{1,19})"] * 4)
+_ID = re.compile(ID_PATTERN)
 _OPENING = b"retry: 2000\nid: %b\n\n"
 _RESET = b"id: %b\nevent: reset\ndata: {}\n\n"
 _PING = b": ping\nid: %b\n\n"

@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, SandboxesDep, SettingsDep, SweepDep, found
-from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, valid_policy
+from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, Whole, valid_policy
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import bots
@@ -42,10 +42,10 @@ _DAYS = Field(ge=SHORTEST_DAYS, le=36_500, examples=[365])
 class RetentionDays(Body):
     """For how many days a bot's data is kept; null: without end. Messages and deliveries go with their session at the latest."""
 
-    sessions: Annotated[int | None, _DAYS, Field(description="Closed sessions, from their close on.")] = None
-    messages: Annotated[int | None, _DAYS, Field(description="Messages, from the close of their session on.")] = None
+    sessions: Annotated[Whole | None, _DAYS, Field(description="Closed sessions, from their close on.")] = None
+    messages: Annotated[Whole | None, _DAYS, Field(description="Messages, from the close of their session on.")] = None
     deliveries: Annotated[
-        int | None, _DAYS, Field(description="Webhooks that are not pending. Others go after 30 days, dead letters after 90.")
+        Whole | None, _DAYS, Field(description="Webhooks that are not pending. Others go after 30 days, dead letters after 90.")
     ] = None
 
 

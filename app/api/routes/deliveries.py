@@ -5,12 +5,12 @@ from uuid import UUID
 
 import msgspec
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import AdminEngineDep, Administering, ClockDep, Principal, found, id_of
-from app.api.fields import GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
+from app.api.fields import Body, GivenInstant, IdText, Instant, SlugText, UuidText, component, text_of
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.endpoints import endpoint_row
@@ -119,14 +119,14 @@ class DeliveryPage(BaseModel):
     next: Next
 
 
-class ReplayMany(BaseModel):
+class ReplayMany(Body):
     """Which dead letters to send again: `bot` or `endpoint_id` is required."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    since: Annotated[AwareDatetime, Field(description="Deliveries that failed at or after this instant.")]
+    since: Annotated[GivenInstant, Field(description="Deliveries that failed at or after this instant.")]
     bot: Annotated[SlugText | None, Field(description="Deliveries of this bot.", examples=["shop"])] = None
-    endpoint_id: Annotated[UUID | None, Field(description="Deliveries to this endpoint.", validate_default=True)] = None
+    endpoint_id: Annotated[
+        UUID | None, Field(strict=False, description="Deliveries to this endpoint.", validate_default=True)
+    ] = None
 
     # Of a field, not of the model, so that it is reported with the faults of other fields. One that is faulty is not in `data`.
     @field_validator("endpoint_id")

@@ -8,7 +8,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, Principal, SettingsDep, TestsDep, found, id_of
-from app.api.fields import Body, BotPath, Instant, UuidText
+from app.api.fields import Body, BotPath, Instant, UuidText, Whole
 from app.api.responses import refuses
 from app.api.routes.bots import bot_row
 from app.archive import audit, deliveries, endpoints
@@ -19,7 +19,6 @@ from app.archive.tables import instant
 from app.delivery.endpoint_test import send_test
 from app.delivery.secret_box import SecretBox
 from app.delivery.url_guard import check_destination
-from app.domain.entry import ID_PATTERN
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 from app.domain.records import EventType
 from app.errors import Conflict, RateLimited
@@ -39,7 +38,7 @@ def _each_once(events: list[EventType]) -> list[EventType]:
     return [event for event in get_args(EventType) if event in events]
 
 
-_Url = Annotated[str, Field(min_length=1, max_length=2048, pattern=ID_PATTERN)]
+_Url = Annotated[str, Field(max_length=2048, pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^\x00-\x20\x7f]+$")]
 _ABOUT_URL = Field(description="Where webhooks are sent by POST.", examples=["https://example.com/webhooks"])
 _Events = Annotated[
     list[EventType],
@@ -135,7 +134,7 @@ class RotateSecret(Body):
     """How a secret is replaced."""
 
     previous_valid_s: Annotated[
-        int,
+        Whole,
         Field(
             ge=0, le=30 * _DAY_S, description="How long webhooks carry a signature by the old secret, too, in s.", examples=[3600]
         ),

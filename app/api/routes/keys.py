@@ -9,12 +9,12 @@ from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, SettingsDep, found, id_of
-from app.api.fields import ABOUT_NAME, Body, Instant, Name, SlugText, UuidText
+from app.api.fields import ABOUT_NAME, Body, GivenInstant, Instant, Name, SlugText, UuidText, Whole
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import audit, bots, keys
@@ -35,8 +35,6 @@ def _each_once(scopes: list[KeyScope]) -> list[KeyScope]:
     return [scope for scope in get_args(KeyScope) if scope in scopes]
 
 
-# A body in JSON holds no instants but as texts.
-_Expiry = Annotated[AwareDatetime, Field(strict=False)]
 _ABOUT_EXPIRY = Field(description="From when on it is refused; null: it does not expire.")
 _ABOUT_NOTE = Field(description="Your own words about the key.", examples=["rotated each quarter"])
 _Note = Annotated[str, Field(min_length=1, max_length=1000, pattern=ID_PATTERN)]
@@ -56,7 +54,7 @@ class NewKey(Body):
         list[SlugText] | None,
         Field(min_length=1, max_length=1000, description="The bots that it covers; null for all.", examples=[["shop"]]),
     ] = None
-    expires_at: Annotated[_Expiry | None, _ABOUT_EXPIRY] = None
+    expires_at: Annotated[GivenInstant | None, _ABOUT_EXPIRY] = None
     note: Annotated[_Note | None, _ABOUT_NOTE] = None
 
 
@@ -64,7 +62,7 @@ class KeyChange(Body):
     """Fields to change; a field that is left out stays as it is."""
 
     name: Annotated[Name | None, ABOUT_NAME] = None
-    expires_at: Annotated[_Expiry | None, _ABOUT_EXPIRY] = None
+    expires_at: Annotated[GivenInstant | None, _ABOUT_EXPIRY] = None
     note: Annotated[_Note | None, _ABOUT_NOTE] = None
 
     @field_validator("name")
@@ -79,7 +77,7 @@ class RotateKey(Body):
     """How a key is replaced."""
 
     previous_valid_s: Annotated[
-        int, Field(ge=0, le=30 * _DAY_S, description="How long the old key stays valid, too, in s.", examples=[3600])
+        Whole, Field(ge=0, le=30 * _DAY_S, description="How long the old key stays valid, too, in s.", examples=[3600])
     ] = _DAY_S
 
 

@@ -32,15 +32,18 @@ from app.errors import AdjournError, Invalid
 from app.live.channels import open_by_channel
 from app.live.feed import Position
 from app.live.view import LiveSession, UpcomingChoice
-from app.queries.live_events import Covers, id_of, position_of
+from app.queries.live_events import ID_PATTERN, Covers, id_of, position_of
 from app.queries.sessions import view
 
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
+ID_SCHEMA: dict[str, Any] = {"pattern": f"^{ID_PATTERN}$"}
 _EventId = Annotated[
     str | None,
     Field(
-        description="`last_event_id` of `GET /v1/live`, or `id` of an event: go on after it.", examples=["1795341600000-0-0-0"]
+        description="`last_event_id` of `GET /v1/live`, or `id` of an event: go on after it.",
+        examples=["1795341600000-0-0-0"],
+        json_schema_extra=ID_SCHEMA,
     ),
 ]
 
@@ -171,7 +174,10 @@ async def follow_live(
     principal: Reading,
     asked: Annotated[EventsQuery, Query()],
     last_event_id: Annotated[
-        str | None, Header(description="Id of the last event that the client got.", examples=["1795341600000-0-0-0"])
+        str | None,
+        Header(
+            description="Id of the last event that the client got.", examples=["1795341600000-0-0-0"], json_schema_extra=ID_SCHEMA
+        ),
     ] = None,
 ) -> EventSourceResponse:
     """Server-sent events of the bots that the key covers. A client that reconnects within two minutes misses none.

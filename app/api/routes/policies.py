@@ -6,7 +6,7 @@ version 1, which the bot was created with, may be replaced without.
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Response
 from pydantic import BaseModel, Field
@@ -33,13 +33,23 @@ from app.live.sandbox import SandboxClocks
 router = APIRouter(prefix="/v1", tags=["policies"])
 
 FIRST_VERSION = 1
-_IF_MATCH = re.compile(r'\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*')
+_ETAGS = r'\s*(\*|(W/)?"[^"]*"(\s*,\s*(W/)?"[^"]*")*)\s*'
+_IF_MATCH = re.compile(_ETAGS)
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _CHANGES = refuses(StaleVersion, PreconditionRequired)
 PolicyBody = Annotated[PolicyToSave, Body()]
 PatchBody = Annotated[JsonObject, Body(description="A JSON merge patch of the policy.", examples=[{"inactivity_minutes": 20}])]
-_VersionPath = Annotated[str, Path(description="Number of the version.", examples=["1"])]
-IfMatch = Annotated[str | None, Header(description="The `ETag` of the version that this change was made from.", examples=['"1"'])]
+_VersionPath = Annotated[
+    str, Path(description="Number of the version.", examples=["1"], json_schema_extra={"pattern": "^[0-9]{1,9}$"})
+]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        description="The `ETag` of the version that this change was made from.",
+        examples=['"1"'],
+        json_schema_extra={"pattern": f"^{_ETAGS}$"},  # `_check_match` says it in words
+    ),
+]
 _Notices = Annotated[
     list[str],
     Field(description="Sentences about settings that are deprecated or never take effect.", examples=[[]]),
@@ -99,11 +109,14 @@ class PresetList(BaseModel):
     presets: Annotated[list[PresetView], Field(description="The presets.")]
 
 
+StepKind = Literal[EventType, "silence"]
+
+
 class TimelineStep(BaseModel):
     """One thing that happens to a session in which the user says one thing and nothing more."""
 
     after_minutes: Annotated[int, Field(description="Minutes since the user's entry.", examples=[15])]
-    event: Annotated[EventType, Field(description="The event that is emitted.", examples=["session.closed"])]
+    event: Annotated[StepKind, Field(description="The event that is emitted, or `silence`.", examples=["session.closed"])]
     what: Annotated[str, Field(description="The step in words.", examples=["closes as `inactivity`"])]
 
 

@@ -20,7 +20,9 @@ from app.errors import Conflict
 router = APIRouter(prefix="/v1/rejects", tags=["operations"])
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_RejectPath = Annotated[str, Path(description="Number of the reject.", examples=["1"])]
+_RejectPath = Annotated[
+    str, Path(description="Number of the reject.", examples=["1"], json_schema_extra={"pattern": "^[0-9]{1,18}$"})
+]
 
 
 class RejectView(BaseModel):

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from app.api.auth import ClockDep, ConfigDep, EngineDep, Ingesting, OwnTimeDep, SandboxesDep, SweepDep, known_bot
-from app.api.fields import BotPath, Instant
+from app.api.fields import Body, BotPath, GivenInstant, Instant
 from app.api.responses import refuses
 from app.archive import audit
 from app.config.follower import ConfigReplica
@@ -21,13 +21,11 @@ router = APIRouter(prefix="/v1/bots/{bot}/clock", tags=["sandbox"])
 _YEAR_S = 366 * 86_400
 
 
-class ClockAdvance(BaseModel):
+class ClockAdvance(Body):
     """How far to move the clock: by `seconds`, or to the instant `to`."""
 
-    model_config = ConfigDict(extra="forbid")
-
     seconds: Annotated[float | None, Field(ge=0, le=_YEAR_S, description="How far to move it, in s.", examples=[900])] = None
-    to: Annotated[AwareDatetime | None, Field(description="The instant to move it to.", validate_default=True)] = None
+    to: Annotated[GivenInstant | None, Field(description="The instant to move it to.", validate_default=True)] = None
 
     # Of a field, not of the model, so that it is reported with the faults of other fields. One that is faulty is not in `data`.
     @field_validator("to")

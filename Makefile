@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra build pyproject.toml
 
-.PHONY: help run demo test faults soak bench check format lock
+.PHONY: help run demo test faults fuzz soak bench check format lock
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -33,6 +33,9 @@ test: $(VENV)/dev.stamp          ## all tests but the slow ones
 
 faults: $(VENV)/dev.stamp        ## kill and stop every part, many times, and compare the result with an oracle (27 minutes)
 	@exec $(BIN)/python -m pytest tests/faults -m faults $(ARGS)
+
+fuzz: $(VENV)/dev.stamp          ## requests generated from the OpenAPI document, with every kind of key (schemathesis, all checks)
+	@exec $(BIN)/python -m pytest tests/acceptance/test_openapi_cases.py -m slow -rP $(ARGS)
 
 bench: $(VENV)/dev.stamp         ## measure; FAST=1 for a quick round
 	@exec $(BIN)/python -m bench $(ARGS)

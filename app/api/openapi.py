@@ -64,6 +64,7 @@ _EXAMPLES = {
     "uuid": "01a1fd8c-6900-7dff-8007-b98ca63b51ae",
     "date-time": "2026-11-21T10:00:00.000Z",
 }
+_LATER = "2026-11-22T10:00:00.000Z"  # the end of a period that begins at the other example
 _FASTAPI_S_OWN = {"description": "Validation Error"}
 _BATCH = Settings.model_fields["max_batch_entries"].default
 
@@ -108,8 +109,8 @@ def document_of(made: JsonSchema) -> JsonSchema:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     whole: JsonSchema = _rewritten(document, _component, _pattern)
-    for properties in _described(whole):
-        _add_example(properties)
+    for name, schema in _described(whole):
+        _add_example(name, schema)
     return whole
 
 
@@ -127,16 +128,40 @@ def _domain_schemas() -> JsonSchema:
         "examples": [{"whatsapp": {"inactivity_minutes": 1440}}],
     }
     schemas["Policy"]["properties"]["channels"] = {**_ref("ChannelOverrides"), "description": channels["description"]}
+    schemas["Overrides"]["properties"] = _may_be_off(schemas["Overrides"]["properties"])
+    preset = {"type": "string", "enum": list(PRESETS), "description": "Its values hold wherever no field says otherwise."}
     schemas["PolicyToSave"] = {
         "title": "PolicyToSave",
         "description": "A policy in a request: a preset's name and overrides, or fields alone; what is left out has its default.",
-        "allOf": [_ref("Policy")],
-        "properties": {
-            "preset": {"enum": list(PRESETS), "description": "Its values hold wherever no field says otherwise."},
-        },
+        "type": "object",
+        "properties": {"preset": preset, **_may_be_off(schemas["Policy"]["properties"])},
         "examples": [{"preset": "kore", "inactivity_minutes": 20}],
     }
+    schemas["PolicyChange"] = {
+        "title": "PolicyChange",
+        "description": "A JSON merge patch of a policy: null removes what was saved, and what is left out stays.",
+        "type": "object",
+        "properties": {name: _or_null(schema) for name, schema in schemas["PolicyToSave"]["properties"].items()},
+        "examples": [{"inactivity_minutes": 20}],
+    }
+    for name in ("PolicyToSave", "PolicyChange", "Overrides", "ClosureMessage", "Reminder"):
+        schemas[name]["additionalProperties"] = False
     return schemas
+
+
+def _may_be_off(properties: JsonSchema) -> JsonSchema:
+    """A request may write null, false or `off` for a text that is not wanted."""
+    off = [{"type": "boolean", "const": False}, {"type": "string", "const": "off"}]
+    texts = {name: properties[name] for name in ("closure_message", "reminder")}
+    return properties | {name: schema | {"anyOf": [*schema["anyOf"], *off]} for name, schema in texts.items()}
+
+
+def _or_null(schema: JsonSchema) -> JsonSchema:
+    """The schema of a field in a merge patch. What describes the field stays outside."""
+    outside: JsonSchema = {name: schema[name] for name in ("description", "examples", "default", "title") if name in schema}
+    inner: JsonSchema = {name: value for name, value in schema.items() if name not in outside}
+    kinds = inner.pop("anyOf", None) or [inner]
+    return {"anyOf": [*kinds, *([] if {"type": "null"} in kinds else [{"type": "null"}])], **outside}
 
 
 def _event_schemas() -> JsonSchema:
@@ -280,26 +305,26 @@ def _pattern(part: JsonSchema) -> JsonSchema:
     return part | {"pattern": pattern.removesuffix(END)} if isinstance(pattern, str) else part
 
 
-def _described(document: JsonSchema) -> Iterator[JsonSchema]:
-    """Every schema of a property or parameter."""
+def _described(document: JsonSchema) -> Iterator[tuple[str, JsonSchema]]:
+    """Every schema of a property or parameter, with its name."""
     stack: list[Any] = [document]
     while stack:
         part = stack.pop()
         if isinstance(part, dict):
             if isinstance(part.get("properties"), dict):
-                yield from part["properties"].values()
+                yield from part["properties"].items()
             if "in" in part and "schema" in part:
-                yield part["schema"]
+                yield part["name"], part["schema"]
             stack.extend(part.values())
         elif isinstance(part, list):
             stack.extend(part)
 
 
-def _add_example(schema: JsonSchema) -> None:
+def _add_example(name: str, schema: JsonSchema) -> None:
     if "examples" not in schema and "$ref" not in schema:
         examples = list(_examples(schema))
         if examples:
-            schema["examples"] = examples[:1]
+            schema["examples"] = [_LATER] if name.endswith("to") and examples[0] == _EXAMPLES["date-time"] else examples[:1]
 
 
 def _examples(schema: JsonSchema) -> Iterator[Any]:

@@ -72,6 +72,8 @@ class _Reader:
         return value
 
     def whole(self, kind: inspect.IntType, value: Any, path: str, expected: str | None) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(value, float) and value.is_integer():  # JSON has one kind of number: 60.0 is a whole one
+            value = int(value)
         fits = type(value) is int and (kind.ge is None or value >= kind.ge) and (kind.le is None or value <= kind.le)
         if not fits:
             bounds = "" if kind.ge is None else f" from {kind.ge} to {kind.le}"

@@ -33,7 +33,7 @@ class Running:
 
 
 @contextmanager
-def system(*, redis_url: str, database_url: str, api_workers: int = 1, workers: int = 1) -> Iterator[Running]:
+def system(*, redis_url: str, database_url: str, api_workers: int = 1, workers: int = 1, **more: object) -> Iterator[Running]:
     """Run it all until the end of the block. Its patience is long: this machine may be busy with other things."""
     settings: dict[str, Any] = {
         "redis_url": redis_url,
@@ -41,16 +41,17 @@ def system(*, redis_url: str, database_url: str, api_workers: int = 1, workers: 
         "webhook_allow_private": "true",
         "redis_timeout_s": 10,
         "ingest_deadline_s": 20,
+        **more,
     }
     with folder() as var_dir, serving(var_dir, "--workers", str(api_workers), **settings) as served:
         key = _key(settings)
-        more = [_worker(var_dir, settings) for _ in range(workers - 1)]
+        others = [_worker(var_dir, settings) for _ in range(workers - 1)]
         try:
             yield Running(served.url, key)
         finally:
-            for process in more:
+            for process in others:
                 process.send_signal(signal.SIGTERM)
-            for process in more:
+            for process in others:
                 assert process.wait(STOP_S) == 0
 
 

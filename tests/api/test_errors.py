@@ -369,3 +369,46 @@ async def test_a_query_that_takes_too_long_is_cut(database_url: str) -> None:
 
     assert isinstance(shown, Unavailable)
     assert shown.detail == "this took too long"
+
+
+@pytest.mark.parametrize("number", (0, 1_763_719_200, "0.5", "1763719200000", "2026-11-21"))
+async def test_an_instant_is_no_number(admin: Client, number: object) -> None:
+    """By its size a number would be seconds or milliseconds, so that one of them is 50 years off."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+
+    for problem in (
+        await admin.refused("GET", "/v1/sessions", params={"opened_from": number}),
+        await admin.refused("POST", "/v1/deliveries/replay", {"bot": "shop", "since": number}),
+        await admin.refused("POST", "/v1/keys", {"name": "k", "scopes": ["read"], "expires_at": number}),
+    ):
+        assert [fault["hint"] for fault in problem["errors"]] == ["RFC 3339 with an offset, such as 2026-11-21T10:00:00Z"]
+
+
+async def test_a_whole_number_may_be_written_with_a_point(admin: Client) -> None:
+    """`60.0` is a whole number in JSON; 60.5 is none."""
+    body = {"id": "shop", "retention_days": {"sessions": 60.0}, "policy": {"inactivity_minutes": 20.0}}
+    bot = await admin.ok("POST", "/v1/bots", body)
+    policy = await admin.ok("GET", "/v1/bots/shop/policy")
+    await admin.refused("PATCH", "/v1/bots/shop", {"retention_days": {"sessions": 60.5}})
+
+    assert bot["retention_days"]["sessions"] == 60
+    assert policy["resolved"]["inactivity_minutes"] == 20
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    (
+        ("OPTIONS", "/v1/bots/shop", "DELETE, GET, PATCH"),
+        ("PUT", "/v1/bots", "GET, POST"),
+        ("GET", "/v1/deliveries/replay", "POST"),
+        ("GET", "/v1/rejects/replay", "POST"),
+        ("DELETE", "/v1/bots/shop/users/ann/sessions", "GET"),
+        ("DELETE", "/v1/bots/shop/users/ann%2Fsessions", None),
+    ),
+)
+async def test_a_path_means_one_resource(admin: Client, method: str, path: str, allowed: str | None) -> None:
+    """The one that names most of it; `Allow` lists all of its methods. A user whose id ends so is written with `%2F`."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    reply = await admin.request(method, path)
+
+    assert (reply.status_code, reply.headers.get("allow")) == ((405, allowed) if allowed else (202, None))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from msgspec import Struct
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from app.api.auth import (
     ConfigDep,
@@ -38,6 +38,12 @@ from app.queries.sessions import view
 router = APIRouter(prefix="/v1", tags=["sessions"])
 
 ID_SCHEMA: dict[str, Any] = {"pattern": f"^{ID_PATTERN}$"}
+# A browser sends no empty one; a client that does has seen no event.
+_HEADER_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "pattern": f"^({ID_PATTERN})?$",
+    "examples": ["1795341600000-0-0-0"],
+}
 _EventId = Annotated[
     str | None,
     Field(
@@ -151,6 +157,16 @@ async def list_all_live(
     )
 
 
+_EVENT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "The fields of one event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "Where it stands: go on after it.", "examples": ["1795341600000-0-0-0"]},
+        "event": {"type": "string", "description": "What happened.", "examples": ["session.opened"]},
+        "data": {"type": "string", "description": "The session or what else it is about, as JSON.", "examples": ["{}"]},
+        "retry": {"type": "integer", "description": "Before a client reconnects, in ms.", "examples": [2000]},
+    },
+}
 _STREAM: dict[str, Any] = {
     # With its own class FastAPI encodes each event for each client, and has a task a client to ping.
     "response_class": StreamingResponse,
@@ -159,7 +175,7 @@ _STREAM: dict[str, Any] = {
         200: {
             "description": "Events, as they happen: `session.opened`, `session.reminder`, `session.closure_message`, "
             "`session.closed`, `session.updated`; `reset` where events were missed.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT_SCHEMA}},
         }
     },
 }
@@ -175,9 +191,8 @@ async def follow_live(
     asked: Annotated[EventsQuery, Query()],
     last_event_id: Annotated[
         str | None,
-        Header(
-            description="Id of the last event that the client got.", examples=["1795341600000-0-0-0"], json_schema_extra=ID_SCHEMA
-        ),
+        WithJsonSchema(_HEADER_SCHEMA),
+        Header(description="Id of the last event that the client got."),
     ] = None,
 ) -> EventSourceResponse:
     """Server-sent events of the bots that the key covers. A client that reconnects within two minutes misses none.

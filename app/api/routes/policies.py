@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, AnyKey, Changing, ChangingDep, ClockDep, Principal, SandboxesDep, found
-from app.api.fields import BotPath, Instant, JsonObject, PolicyToSave, PolicyValues, UuidText
+from app.api.fields import BotPath, Instant, JsonObject, PolicyToSave, PolicyValues, UuidText, component
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
@@ -38,17 +38,14 @@ _IF_MATCH = re.compile(_ETAGS)
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _CHANGES = refuses(StaleVersion, PreconditionRequired)
 PolicyBody = Annotated[PolicyToSave, Body()]
-PatchBody = Annotated[JsonObject, Body(description="A JSON merge patch of the policy.", examples=[{"inactivity_minutes": 20}])]
+PatchBody = Annotated[JsonObject, component("PolicyChange"), Body()]
 _VersionPath = Annotated[
     str, Path(description="Number of the version.", examples=["1"], json_schema_extra={"pattern": "^[0-9]{1,9}$"})
 ]
 IfMatch = Annotated[
     str | None,
-    Header(
-        description="The `ETag` of the version that this change was made from.",
-        examples=['"1"'],
-        json_schema_extra={"pattern": f"^{_ETAGS}$"},  # `_check_match` says it in words
-    ),
+    WithJsonSchema({"type": "string", "pattern": f"^{_ETAGS}$", "examples": ['"1"']}),  # `_check_match` says it in words
+    Header(description="The `ETag` of the version that this change was made from."),
 ]
 _Notices = Annotated[
     list[str],

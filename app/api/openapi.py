@@ -157,7 +157,7 @@ def _may_be_off(properties: JsonSchema) -> JsonSchema:
 
 
 def _or_null(schema: JsonSchema) -> JsonSchema:
-    """The schema of a field in a merge patch. What describes the field stays outside."""
+    """The schema of a field in a merge patch. Its description stays outside."""
     outside: JsonSchema = {name: schema[name] for name in ("description", "examples", "default", "title") if name in schema}
     inner: JsonSchema = {name: value for name, value in schema.items() if name not in outside}
     kinds = inner.pop("anyOf", None) or [inner]

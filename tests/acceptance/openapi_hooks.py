@@ -38,7 +38,6 @@ BEYOND_SCHEMAS = {
 _ABSENT = "00000000-0000-4000-8000-000000000000"
 
 
-@schemathesis.hook
 def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Case[Any], response: Response) -> bool:
     """Whether a failure counts."""
     del context, case
@@ -48,7 +47,6 @@ def filter_failure(context: schemathesis.HookContext, failure: Failure, case: Ca
     return not faults or not all(map(_is_beyond_schemas, faults))
 
 
-@schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: Case[Any], kwargs: dict[str, object]) -> None:
     """Keep the bot that most requests name, and the keys that they are sent with."""
     del context, kwargs
@@ -61,3 +59,7 @@ def before_call(context: schemathesis.HookContext, case: Case[Any], kwargs: dict
 
 def _is_beyond_schemas(fault: dict[str, str]) -> bool:
     return any(re.fullmatch(where, fault["where"]) and re.fullmatch(what, fault["what"]) for where, what in BEYOND_SCHEMAS)
+
+
+schemathesis.hook(filter_failure)
+schemathesis.hook(before_call)

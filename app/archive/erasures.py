@@ -27,6 +27,10 @@ from app.domain.records import Session
 from app.domain.strand import Strand
 
 PORTION = 200
+_WITH_ERASED = text("""
+    SELECT bot FROM unnest(CAST(:bots AS text[])) AS bot
+    WHERE EXISTS (SELECT FROM erasures WHERE bot_id = bot AND state <> 'pending')
+""")
 _SEEN_LIVE = text("closed_at > now() - interval '25 hours'")
 
 
@@ -109,8 +113,11 @@ async def begin(conn: AsyncConnection, erasure: str, strands: list[list[str]]) -
 async def erased_among(conn: AsyncConnection, users: Collection[BotUser]) -> Mapping[BotUser, Erased]:
     """The erased ones of these users. No erasure begins before this transaction ends."""
     await take_lock(conn, Lock.ERASURE, shared=True)
-    by_digest = {digest_of(*user): user for user in users}
-    bots, digests = sorted({bot for bot, _ in users}), list(by_digest)
+    bots = set(await conn.scalars(_WITH_ERASED, {"bots": sorted({bot for bot, _ in users})}))
+    if not bots:
+        return {}
+    by_digest = {digest_of(*user): user for user in users if user[0] in bots}
+    digests = list(by_digest)
     wanted = (
         select(erasures.c.id, erasures.c.user_digest, erasures.c.before)
         .where(erasures.c.state != "pending", erasures.c.bot_id.in_(bots), erasures.c.user_digest == any_(bindparam("digests")))

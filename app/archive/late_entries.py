@@ -17,8 +17,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions as closed_sessions
+from app.archive.copy_rows import clean
 from app.archive.session_reads import SESSION_FIELDS, rows_within, session_of
-from app.archive.sessions import ClosedSession, clean, json_value, message_of_view
+from app.archive.sessions import ClosedSession, json_value, message_of_view
 from app.archive.tables import instant, messages, rejects, sessions, unassigned_entries
 from app.domain.records import Event, Message, Session, UnassignedEntry
 from app.domain.rules import late

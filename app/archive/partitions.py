@@ -64,29 +64,35 @@ def _instant(month: Month) -> datetime:
     return datetime(*month, 1, tzinfo=UTC) if month[0] <= MAXYEAR else datetime.max.replace(tzinfo=UTC)
 
 
-async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> None:
-    """Make sure that rows of these months have a place; one round trip when they have.
+async def ensure_months(conn: AsyncConnection, months: Iterable[Month]) -> dict[Month, str]:
+    """Make sure that rows of these months have a place, in one round trip when they have; returns the partitions of sessions.
 
     Others that need a new partition wait until this transaction commits; no other writer does.
     """
     wanted = sorted(set(months))
-    if not _homeless(wanted, await _partitions(conn, wanted)):
-        return
+    there = await _partitions(conn, wanted)
+    if _homeless(wanted, there):
+        there = await _make_homes(conn, wanted)
+    return {month: name for month in wanted for name in _homes("sessions", month) if name in there}
+
+
+async def _make_homes(conn: AsyncConnection, wanted: list[Month]) -> set[str]:
     await take_lock(conn, Lock.PARTITION)
     this_year = (await conn.scalars(text("SELECT extract(year FROM now() AT TIME ZONE 'UTC')::int"))).one()
     there = await _partitions(conn, wanted)
     while homeless := _homeless(wanted, there):
         table, month = homeless[0]
         there.add(await _make(conn, table, _room_for(table, month, there, this_year=this_year)))
+    return there
+
+
+def _homes(table: str, month: Month) -> tuple[str, str]:
+    """The partition of the month, and that of its year: a row's place is one of them."""
+    return partition(table, *month), partition(table, month[0])
 
 
 def _homeless(months: list[Month], there: set[str]) -> list[tuple[str, Month]]:
-    return [
-        (table, month)
-        for table in PARTITIONED
-        for month in months
-        if there.isdisjoint((partition(table, *month), partition(table, month[0])))
-    ]
+    return [(table, month) for table in PARTITIONED for month in months if there.isdisjoint(_homes(table, month))]
 
 
 def _room_for(table: str, month: Month, there: set[str], *, this_year: int) -> tuple[int, int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, Select, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.sessions import clean
+from app.archive.copy_rows import clean
 from app.archive.tables import rejects
 
 _LONGEST_ERROR = 2_000  # characters

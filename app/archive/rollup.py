@@ -1,9 +1,10 @@
 """The roll-ups of closed sessions by hour, bot, developer and `TABLES`' dimensions: kept up to date, rebuilt, verified and read.
 
-A trigger notes the hour of every session that is inserted, updated or deleted in `stale_hours`, in the same transaction,
-whatever made the change. `roll_up` takes such notes and computes their hours anew from the sessions: a note that it sees was
-committed together with its change, and a change that it does not see yet has a note that stays. So the roll-up is exact after any
-crash, repeat and late entry. Notes are taken by bot and hour, so that rows are written in the order in which they are read.
+A trigger notes the hour of every session that is inserted, updated or deleted in `stale_hours`, in the same transaction, whatever
+made the change; `app.archive.sessions` notes what it copies into a partition by name. `roll_up` takes such notes and computes
+their hours anew from the sessions: a note that it sees was committed together with its change, and a change that it does not see
+yet has a note that stays. So the roll-up is exact after any crash, repeat and late entry. Notes are taken by bot and hour, so
+that rows are written in the order in which they are read.
 
 A read takes the hours that are not stale from the roll-up and all others from the sessions, in one snapshot: it is exact, too,
 however far the roll-up is behind.

@@ -1,41 +1,34 @@
 """Writes closed sessions with their messages, many at a time, and never one twice; and the value of each column of their rows.
 
-The sessions of a batch go by COPY into a staging table of the connection's own and from there to those that are not there yet;
-then the messages of the new ones go by COPY to their place, in portions: no statement grows with the length of a session, since
-each must end before its time is up. A session that is there already is left as it is, and its messages with it.
+The sessions of a batch go by COPY straight into their partitions. If one of them is there already, as in a repeated batch, that
+is undone: they go by COPY into a staging table of the connection's own, and from there to those that are not there yet. Then
+the messages of the new ones go by COPY to their place, in portions: no statement grows with the length of a session, since each
+must end before its time is up. A session that is there already is left as it is, and its messages with it.
 
-A column takes the field or property of its name from the record; an instant takes the field of that name in ms. The few other
-columns are named here. A column that has no value by either way stops the import, so a new one cannot be forgotten. Characters
-that Postgres cannot hold (NUL) become U+FFFD, so that no text of a user can stop the archive.
+`app.archive.copy_rows` encodes the rows; the columns that are no field of the record are named here.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 
+import asyncpg
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Column, Row, Table, Text, text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.archive.partitions import ensure_months, month_of
-from app.archive.tables import instant, instant_or_none, messages, sessions
-from app.domain.instants import ms_of
+from app.archive import copy_rows
+from app.archive.copy_rows import RowEncoder, columns_of
+from app.archive.partitions import Month, ensure_months, month_of
+from app.archive.tables import instant, messages, sessions
+from app.domain.instants import HOUR_MS, ms_of
 from app.domain.records import Answer, Message, Session
 from app.domain.session_view import message_view
 from app.domain.strand import Strand
 
-NUL = "\x00"
-REPLACEMENT = "\ufffd"
-_ESCAPED_NUL = "\\u0000"
-
 _VIEWED = message_view(Message(0, "", 0, "user", "message", None, Answer(None, "none", 0, None, 0))).keys()
-
-Value = Callable[[Any], Any]
-"""Computes a column's value from a record."""
 
 
 class ClosedSession(Struct, frozen=True):
@@ -53,21 +46,9 @@ class ClosedSession(Struct, frozen=True):
     continuation_of: str | None = None
 
 
-def clean(text: str | None) -> str | None:
-    """The text without NUL."""
-    return text.replace(NUL, REPLACEMENT) if text is not None and NUL in text else text
-
-
-def to_json(value: object) -> str:
-    """A value as the JSON text of a `jsonb` column, without NUL."""
-    encoded = _encode(value).decode()
-    # The escape may be part of a text (`\\u0000` after a backslash), so only its presence costs a look at every value.
-    return encoded if _ESCAPED_NUL not in encoded else _encode(_without_nul(msgspec.to_builtins(value))).decode()
-
-
 def json_value(value: object) -> object:
     """A value as a `jsonb` column takes it from SQLAlchemy, without NUL."""
-    return _without_nul(msgspec.to_builtins(value))
+    return copy_rows.without_nul(msgspec.to_builtins(value))
 
 
 def message_of(row: Row[Any]) -> Message:
@@ -113,90 +94,67 @@ def message_of_view(view: dict[str, Any], session_id: str) -> Message:
     )
 
 
-def session_row(closed: ClosedSession) -> tuple[Any, ...]:
-    """Its values, in the order of `SESSION_COLUMNS`."""
-    return tuple([value(closed) for value in _SESSION_VALUES])
-
-
-def message_rows(session: Session, portion: Sequence[Message]) -> list[tuple[Any, ...]]:
-    """The values of a session's messages, in the order of `MESSAGE_COLUMNS`."""
-    of_session = session.id, instant(session.opened_at_ms), clean(session.language)
-    return [(*of_session, *[value(message) for value in _MESSAGE_VALUES]) for message in portion]
-
-
-def _values(table: Table, record: type[Struct], *, besides: dict[str, Value], on: str = "") -> dict[str, Value]:
-    """Column name to what computes its value; `on` is the attribute that holds the record."""
-    prefix = f"{on}." if on else ""
-    return {
-        column.name: besides.get(column.name) or _field_value(column, record, prefix=prefix)
-        for column in table.c
-        if column.name != "archived_at"
-    }
-
-
-def _field_value(column: Column[Any], record: type[Struct], *, prefix: str) -> Value:
-    is_instant = isinstance(column.type, TIMESTAMP)
-    field = f"{column.name}_ms" if is_instant else column.name
-    if not hasattr(record, field):
-        msg = f"column {column} is no field of {record.__name__}: give it a value in app/archive/sessions.py"
-        raise TypeError(msg)
-    get = attrgetter(prefix + field)
-    if is_instant:
-        return lambda item: instant_or_none(get(item))
-    if isinstance(column.type, Text):
-        return lambda item: clean(get(item))
-    if isinstance(column.type, ARRAY):
-        return lambda item: [clean(element) for element in get(item)]
-    if isinstance(column.type, JSONB):
-        return lambda item: None if (value := get(item)) is None else to_json(value)
-    return get
-
-
-def _without_nul(value: object) -> object:
-    if isinstance(value, str):
-        return value.replace(NUL, REPLACEMENT)
-    if isinstance(value, dict):
-        return {_without_nul(key): _without_nul(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nul(item) for item in value]
-    return value
-
-
-_encode = msgspec.json.Encoder().encode
-
-_session_values = _values(
-    sessions,
-    Session,
-    on="session",
-    besides={
-        "bot_id": attrgetter("strand.bot"),
-        "conversation_id": attrgetter("strand.conversation"),
-        "thread": attrgetter("strand.thread"),
-        "closing_rule": lambda closed: closed.session.closing_rule or "",
-        "continuation_of": attrgetter("continuation_of"),
-        "detail": lambda closed: to_json(closed.session),
-    },
+_SESSION = RowEncoder(
+    columns_of(
+        (column for column in sessions.c if column.name != "archived_at"),
+        Session,
+        on="session",
+        besides={
+            "bot_id": ("strand.bot", copy_rows.cached_text),
+            "conversation_id": ("strand.conversation", copy_rows.cached_text),
+            "thread": ("strand.thread", copy_rows.cached_text),
+            "closing_rule": ("session.closing_rule", lambda rule: copy_rows.cached_text(rule or "")),
+            "continuation_of": ("continuation_of", copy_rows.uuid),
+            "detail": ("session", copy_rows.json),
+        },
+    )
 )
-SESSION_COLUMNS = tuple(_session_values)
-_SESSION_VALUES = tuple(_session_values.values())
+SESSION_COLUMNS = _SESSION.columns
 
 # These columns are the same for all messages of a session.
-_OF_SESSION: dict[str, Value] = {
-    "session_id": attrgetter("id"),
-    "opened_at": attrgetter("opened_at_ms"),
-    "session_language": attrgetter("language"),
-}
-_message_values = _values(messages, Message, besides=_OF_SESSION)
-MESSAGE_COLUMNS = (*_OF_SESSION, *(name for name in _message_values if name not in _OF_SESSION))
-_MESSAGE_VALUES = tuple(_message_values[name] for name in MESSAGE_COLUMNS[len(_OF_SESSION) :])
+_OF_SESSION = RowEncoder(
+    columns_of(
+        (column for column in messages.c if column.name in {"session_id", "opened_at", "session_language"}),
+        Session,
+        besides={"session_id": ("id", copy_rows.uuid), "session_language": ("language", copy_rows.cached_text)},
+    )
+)
+_MESSAGE = RowEncoder(
+    columns_of(
+        (column for column in messages.c if column.name not in _OF_SESSION.columns),
+        Message,
+        besides={"text": ("text", copy_rows.text)},
+    )
+)
+MESSAGE_COLUMNS = (*_OF_SESSION.columns, *_MESSAGE.columns)
+_SESSION_START = copy_rows.number_of_columns(SESSION_COLUMNS)
+_MESSAGE_START = copy_rows.number_of_columns(MESSAGE_COLUMNS)
+
+
+def session_row(closed: ClosedSession) -> bytes:
+    """Its row, of `SESSION_COLUMNS`. Raises `BadData`."""
+    return _SESSION_START + _SESSION.row(closed)
+
+
+def message_rows(session: Session, portion: Iterable[Message]) -> Iterator[bytes]:
+    """The rows of a session's messages, of `MESSAGE_COLUMNS`. Raises `BadData`."""
+    start = _MESSAGE_START + _OF_SESSION.row(session)
+    return (start + _MESSAGE.row(message) for message in portion)
 
 
 _A_PORTION = 10_000  # messages
+_A_WRITE = 256  # rows that go out together
 _KEY = ("id", "opened_at")
 
 # DELETE ROWS: a connection keeps its staging table, empty, from one batch to the next.
 _STAGING = text("CREATE TEMP TABLE IF NOT EXISTS staged_sessions (LIKE sessions INCLUDING DEFAULTS) ON COMMIT DELETE ROWS")
 _MERGE = text("INSERT INTO sessions SELECT * FROM staged_sessions ON CONFLICT DO NOTHING RETURNING id")
+# Nothing else does: the trigger that notes hours is on the whole table, and rows went into a partition by its name.
+_NOTE_HOURS = text("""
+    INSERT INTO stale_hours (bot_id, hour)
+    SELECT DISTINCT bot, date_trunc('hour', at, 'UTC')
+    FROM unnest(CAST(:bots AS text[]), CAST(:ats AS timestamptz[])) AS opened(bot, at)
+""")
 # Sessions that this transaction inserted are staged, too: the count of late entries says which row is newer. The conditions
 # beside the join let Postgres leave out partitions.
 _UPDATE = text(f"""
@@ -223,9 +181,18 @@ async def insert_closed(conn: AsyncConnection, batch: Sequence[ClosedSession]) -
     """Write a batch within the caller's transaction; returns the ids of the sessions that were not there before."""
     if not batch:
         return set()
-    await ensure_months(conn, {month_of(closed.session.opened_at_ms) for closed in batch})
-    await _stage(conn, batch)
-    inserted = {str(session) for session in await conn.scalars(_MERGE)}
+    by_month: dict[Month, list[ClosedSession]] = {}
+    for closed in batch:
+        by_month.setdefault(month_of(closed.session.opened_at_ms), []).append(closed)
+    partitions = await ensure_months(conn, by_month)
+    try:
+        async with conn.begin_nested():
+            for month, of_month in by_month.items():
+                await _insert_new(conn, of_month, partitions[month])
+        inserted = {closed.session.id for closed in batch}
+    except asyncpg.UniqueViolationError:
+        await _stage(conn, batch)
+        inserted = {str(session) for session in await conn.scalars(_MERGE)}
     new = {closed.session.id: closed for closed in batch if closed.session.id in inserted}  # a batch may hold one twice
     rows = _rows_of(new.values())
     while portion := list(islice(rows, _A_PORTION)):
@@ -254,21 +221,37 @@ async def existing_message_ids(conn: AsyncConnection, batch: Collection[Session]
     return {str(session): set(ids) for session, ids in found}
 
 
+async def _insert_new(conn: AsyncConnection, batch: Sequence[ClosedSession], partition: str) -> None:
+    """Copy sessions that are not there yet into their partition by name: through a table with a trigger they go row by row."""
+    await _copy(conn, partition, SESSION_COLUMNS, map(session_row, batch))
+    hours = {(closed.strand.bot, closed.session.opened_at_ms // HOUR_MS): closed.session.opened_at_ms for closed in batch}
+    await conn.execute(_NOTE_HOURS, {"bots": [bot for bot, _ in hours], "ats": list(map(instant, hours.values()))})
+
+
 async def _stage(conn: AsyncConnection, batch: Sequence[ClosedSession]) -> None:
     await conn.execute(_STAGING)
     await _copy(conn, "staged_sessions", SESSION_COLUMNS, map(session_row, batch))
 
 
-async def _copy(conn: AsyncConnection, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+async def _copy(conn: AsyncConnection, table: str, columns: Sequence[str], rows: Iterable[bytes]) -> None:
     raw = await conn.get_raw_connection()
     driver = raw.driver_connection
     if driver is None:
         msg = "the connection was closed"
         raise ConnectionError(msg)
-    await driver.copy_records_to_table(table, records=rows, columns=columns)
+    await driver.copy_to_table(table, source=_written(rows), columns=columns, format="binary")
 
 
-def _rows_of(batch: Iterable[ClosedSession]) -> Iterator[tuple[Any, ...]]:
+async def _written(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Give some rows at a time: Postgres takes them while the next ones are made."""
+    left = iter(rows)
+    yield copy_rows.HEADER
+    while some := list(islice(left, _A_WRITE)):
+        yield b"".join(some)
+    yield copy_rows.TRAILER
+
+
+def _rows_of(batch: Iterable[ClosedSession]) -> Iterator[bytes]:
     """The rows of all their messages."""
     for closed in batch:
         yield from message_rows(closed.session, closed.messages)

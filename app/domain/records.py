@@ -200,8 +200,13 @@ class Session(Struct, frozen=True, gc=False, array_like=True):
     @property
     def active_until_ms(self) -> int:
         """The instant of the last entry that is no `activity`."""
-        last = (self.last_user_at_ms, self.last_bot_at_ms, self.last_agent_at_ms, self.last_system_at_ms)
-        return max([self.opened_at_ms, *(at_ms for at_ms in last if at_ms is not None)])
+        return max(
+            self.opened_at_ms,
+            self.last_user_at_ms or 0,
+            self.last_bot_at_ms or 0,
+            self.last_agent_at_ms or 0,
+            self.last_system_at_ms or 0,
+        )
 
     @property
     def active_ms(

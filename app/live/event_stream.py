@@ -56,6 +56,8 @@ class StreamRecord(Struct, frozen=True):
         return self._sessions("session.updated")
 
     def _sessions(self, event_type: EventType) -> list[str]:
+        if len(self.events) == 1:  # as of nearly all records
+            return [self.events[0].session.id] if self.events[0].type == event_type else []
         return list(dict.fromkeys(event.session.id for event in self.events if event.type == event_type))
 
 
@@ -120,8 +122,11 @@ class EventStream:
         """The next records in order, without those that have overtaken them."""
         read = "XREADGROUP", "GROUP", GROUP, self._consumer, "COUNT", self._a_shard, "STREAMS"
         while found := await self._read_all([(*read, keys.events(shard), ">") for shard in range(self._shards)]):
-            for record in found:
-                self._looked_at[record.shard] = max(self._looked_at[record.shard], record.id, key=_place)
+            latest = {record.shard: record.id for record in found}  # each shard's are in order
+            for shard, last in latest.items():
+                self._looked_at[shard] = max(self._looked_at[shard], last, key=_place)
+            if not self._overtaking:
+                return found
             if records := [record for record in found if (record.shard, record.id) not in self._overtaking]:
                 return records
         self._overtaking.clear()
@@ -143,7 +148,8 @@ class EventStream:
         for item in batch:
             by_shard.setdefault(item.shard, []).append(item)
         await self._pipe.call_all([_release(shard, items) for shard, items in by_shard.items()])
-        self._overtaking.difference_update((item.shard, item.id) for item in batch)
+        if self._overtaking:
+            self._overtaking.difference_update((item.shard, item.id) for item in batch)
 
     async def _make_groups(self) -> None:
         """Create the consumer group of each shard; one that exists stays as it is."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hiredis import pack_command
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
@@ -106,9 +107,19 @@ class Pipe:
                     self._deliver(error)
                 else:
                     self._deliver(reply)
+                self._deliver_read(connection)
         except (RedisError, OSError) as error:
             if self._connection is connection:
                 await self._drop(error)
+
+    def _deliver_read(self, connection: AbstractConnection) -> None:
+        """Deliver the replies that came with the last one: an await of redis-py for each costs ten times as much."""
+        parser: Any = connection._parser  # noqa: SLF001 - redis-py has no way to take what it has read
+        reader = parser._reader  # noqa: SLF001
+        while reader is not None and (reply := reader.gets(False)) is not NOT_ENOUGH_DATA:  # noqa: FBT003 - hiredis's own
+            if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+                raise reply
+            self._deliver(reply)
 
     def _deliver(self, reply: RedisReply) -> None:
         failpoint("redis.after_execution")

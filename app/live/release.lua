@@ -14,10 +14,13 @@ end
 for i = 3, #KEYS do
   redis.call('PEXPIRE', KEYS[i], ARGV[2])
 end
-for i = 3, #ARGV do
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
-  if redis.call('XDEL', KEYS[1], ARGV[i]) == 1 then
-    redis.call('HINCRBY', KEYS[2], 'released', 1)
+-- By the hundred: each command is written to the append-only file, and unpack has a limit.
+for first = 3, #ARGV, 100 do
+  local last = math.min(first + 99, #ARGV)
+  redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, first, last))
+  local released = redis.call('XDEL', KEYS[1], unpack(ARGV, first, last))
+  if released > 0 then
+    redis.call('HINCRBY', KEYS[2], 'released', released)
   end
 end
 return #ARGV - 2

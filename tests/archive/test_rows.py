@@ -18,6 +18,7 @@ from app.domain.instants import ms_of, rfc3339
 from app.domain.records import Answer, Message, Session
 from app.domain.session_view import message_view, session_view
 from app.domain.strand import Strand, session_id
+from app.failures import BadData
 from tests.closed import NOVEMBER_MS
 
 CONTINUED = "01a00000-0000-7000-8000-000000000001"
@@ -114,6 +115,15 @@ async def test_each_column_of_a_message_holds_what_the_api_shows_of_it(engine: A
     assert {column: shown(value) for column, value in row.items()} == {column: view[column] for column in row}
     names = [name for name in message.__struct_fields__ if name != "answer"]
     assert [getattr(read, name) for name in names] == [getattr(message, name) for name in names]
+
+
+@pytest.mark.parametrize("change", ({"session": {"policy_version": 2**40}}, {"continuation_of": "no UUID"}))
+async def test_value_that_its_column_cannot_hold_is_bad_data(engine: AsyncEngine, change: dict[str, Any]) -> None:
+    """As if Postgres had refused it: the archivist rejects the record alone, and the others stay."""
+    closed = closed_session(flag="")
+    session = structs.replace(closed.session, **change.pop("session", {}))
+    with pytest.raises(BadData):
+        await stored(engine, structs.replace(closed, session=session, **change))
 
 
 async def test_late_message_is_the_one_that_its_event_shows() -> None:

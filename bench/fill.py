@@ -1,7 +1,8 @@
 """Fills the archive with closed sessions of twelve months, as bots of different sizes might have them: `python -m bench.fill N`.
 
 Half of the sessions are of one bot, and each further bot has half of what is left; days and hours differ as people do; some
-reasons, channels and intents are rare. The same number always gives the same sessions. They have no messages.
+reasons, channels and intents are rare. They are inserted in the order of their openings, as an archivist does it to within
+minutes. The same number always gives the same sessions. They have no messages.
 """
 
 import asyncio
@@ -58,16 +59,15 @@ _INTENTS: dict[str, float] = {f"intent-{number:02}": 1 / (number + 1) for number
 
 
 def closed_sessions(count: int) -> Iterator[ClosedSession]:
-    """`count` of them, in no order."""
+    """`count` of them, in the order of their openings."""
     random = Random(count)
-    for number in range(count):
-        yield _session(random, number)
+    for number, opened_at_ms in enumerate(sorted([_opening(random) for _ in range(count)])):
+        yield _session(random, number, opened_at_ms)
 
 
-def _session(random: Random, number: int) -> ClosedSession:
+def _session(random: Random, number: int, opened_at_ms: int) -> ClosedSession:
     bot = random.choices(BOTS, _BY_SIZE)[0]
     user = f"user-{int(random.paretovariate(0.7)) % 1_000_000 if _chance(random, 0.5) else random.randrange(300_000)}"
-    opened_at_ms = _opening(random)
     channel, reason = _one_of(random, _CHANNELS), _one_of(random, _REASONS)
     outcome = _OUTCOMES.get(reason) or ("dropped" if _chance(random, 0.1) else "completed")
     interactive = _chance(random, 0.9)

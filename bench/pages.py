@@ -3,15 +3,17 @@
 python -m bench.pages    on DATABASE_URL and REDIS_URL of an installation that `python -m bench.fill N` has filled
 
 It adds a key, and the bots if they are not there. Each page is asked for as a browser does it,
-through the whole app in this process, one request after the other, so the time is the server's alone.
+through the whole app in this process, one request after the other, so the time is the server's alone. The CPU time is of this
+process: other work of the machine does not change it. The rest is Postgres, Redis, and waiting for a core.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from statistics import quantiles
-from time import perf_counter
+from time import perf_counter, process_time
 
 import httpx
+from msgspec import Struct
 
 from app.archive import keys, rollup
 from app.config.publish import publish
@@ -23,6 +25,7 @@ from app.settings import Settings
 from bench.fill import BOTS, LARGE
 
 ROUNDS = 20
+WARM_UP = 3
 PERIOD = "from=2026-11-14T00:00&to=2026-11-21T00:00"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "/sessions": ("", f"?bot={LARGE}&reason=inactivity", "?channel=twitter&outcome=dropped&order=-closed_at"),
@@ -31,8 +34,17 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """The queries with which a page is measured; by default none."""
 
 
-async def measure(settings: Settings, *, rounds: int = ROUNDS) -> AsyncIterator[tuple[str, tuple[float, float, int]]]:
-    """Median and 95th percentile in ms, and the bytes, of each page; the first requests are not counted."""
+class PageCost(Struct, frozen=True):
+    """Median and 95th percentile of the time, the CPU time of a request, and the bytes of the answer."""
+
+    median_ms: float
+    most_ms: float
+    cpu_ms: float
+    size: int
+
+
+async def measure(settings: Settings, *, rounds: int = ROUNDS) -> AsyncIterator[tuple[str, PageCost]]:
+    """The cost of each page; the first requests are not counted."""
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         resources: Resources = app.state.resources
@@ -55,16 +67,18 @@ def _addresses(names: Mapping[str, str]) -> list[str]:
     return [path.format_map(names) + query for path in paths for query in VARIANTS.get(path, ("",))]
 
 
-async def _page(browser: httpx.AsyncClient, address: str, rounds: int) -> tuple[float, float, int]:
-    took_ms, size = [], 0
-    for _ in range(rounds + 3):
+async def _page(browser: httpx.AsyncClient, address: str, rounds: int) -> PageCost:
+    took_ms, size, cpu_s = [], 0, 0.0
+    for number in range(rounds + WARM_UP):
+        if number == WARM_UP:
+            cpu_s = process_time()
         began = perf_counter()
         reply = await browser.get(f"/console{address}")
         took_ms.append((perf_counter() - began) * 1000)
         assert reply.status_code == httpx.codes.OK, f"{address}: {reply.text}"
         size = len(reply.content)
-    steps = quantiles(took_ms[3:], n=20)
-    return steps[9], steps[18], size
+    steps = quantiles(took_ms[WARM_UP:], n=20)
+    return PageCost(steps[9], steps[18], (process_time() - cpu_s) / rounds * 1000, size)
 
 
 async def _prepare(resources: Resources) -> str:
@@ -80,8 +94,9 @@ async def _prepare(resources: Resources) -> str:
 
 
 async def _main() -> None:
-    async for address, (median_ms, most_ms, size) in measure(Settings.load()):
-        print(f"{address:75} p50 {median_ms:7.1f} ms   p95 {most_ms:7.1f} ms   {size / 1000:6.1f} KB", flush=True)
+    async for address, cost in measure(Settings.load()):
+        times = f"p50 {cost.median_ms:7.1f} ms   p95 {cost.most_ms:7.1f} ms   CPU {cost.cpu_ms:7.1f} ms"
+        print(f"{address:75} {times}   {cost.size / 1000:6.1f} KB", flush=True)
 
 
 if __name__ == "__main__":

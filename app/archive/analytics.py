@@ -124,28 +124,35 @@ class PathCount(Struct, frozen=True):
     contained: int
 
 
-async def top_paths(
-    conn: AsyncConnection, wanted: SessionFilter, *, depth: int, with_outcome: bool, limit: int
-) -> list[PathCount]:
-    """The paths that most sessions took: their first intents in order, and then their outcome if that is asked for."""
+class Paths(Struct, frozen=True):
+    """The number of sessions, how many of them came to each step of a funnel, and the paths that most of them took."""
+
+    sessions: int
+    reached: list[int]
+    top: list[PathCount]
+
+
+async def paths(
+    conn: AsyncConnection, wanted: SessionFilter, *, steps: Sequence[str], depth: int, with_outcome: bool, limit: int
+) -> Paths:
+    """Sessions by their path: their first intents in order, and then their outcome if that is asked for.
+
+    A session came to a step if its intent comes after that of the step before. One pass over the sessions counts all.
+    """
     rows = _conversed(wanted)
     first = rows.c.intents[1:depth]
     path = (func.array_append(first, rows.c.outcome) if with_outcome else first).label("path")
-    contained = func.count().filter(literal_column(CONTAINED))
-    ranked = select(path, func.count(), contained).group_by(path).order_by(func.count().desc(), path).limit(limit)
-    return [PathCount(*row) for row in await conn.execute(ranked)]
-
-
-async def funnel(conn: AsyncConnection, wanted: SessionFilter, *, steps: Sequence[str]) -> list[int]:
-    """The number of sessions, and how many of them came to each step: its intent after that of the step before."""
-    rows = _conversed(wanted)
-    reached: list[ColumnElement[Any]] = []
+    places: list[ColumnElement[Any]] = []
     for step in steps:
         # Without the step before, the search begins beyond the end of every list.
-        begin = func.coalesce(reached[-1] + 1, _BEYOND) if reached else 1
-        reached.append(func.array_position(rows.c.intents, step, begin))
-    counts = [func.count(), *(func.count(position) for position in reached)]
-    return list((await conn.execute(select(*counts).select_from(rows))).one())
+        begin = func.coalesce(places[-1] + 1, _BEYOND) if places else 1
+        places.append(func.array_position(rows.c.intents, step, begin))
+    contained = func.count().filter(literal_column(CONTAINED))
+    whole = (func.sum(count).over() for count in (func.count(), *map(func.count, places)))
+    ranked = select(path, func.count(), contained, *whole).group_by(path).order_by(func.count().desc(), path).limit(limit)
+    found = (await conn.execute(ranked)).all()
+    sessions, *reached = (int(number) for number in (found[0][3:] if found else [0] * (1 + len(places))))
+    return Paths(sessions, reached, [PathCount(*row[:3]) for row in found])
 
 
 def _conversed(wanted: SessionFilter) -> Subquery:

@@ -34,6 +34,16 @@ async def of_bot(conn: AsyncConnection, bot: str) -> list[Row[Any]]:
     return list((await conn.execute(wanted)).all())
 
 
+async def page(conn: AsyncConnection, bots: frozenset[str] | None, *, after: str | None, limit: int) -> list[Row[Any]]:
+    """Endpoints of these bots (None: of all) by id, the oldest first, those after `after`."""
+    wanted = select(endpoints).where(endpoints.c.deleted_at.is_(None)).order_by(endpoints.c.id).limit(limit)
+    if bots is not None:
+        wanted = wanted.where(endpoints.c.bot_id.in_(sorted(bots)))
+    if after is not None:
+        wanted = wanted.where(endpoints.c.id > after)
+    return list((await conn.execute(wanted)).all())
+
+
 async def change(conn: AsyncConnection, endpoint: str, changes: dict[str, Any]) -> Row[Any]:
     """The changed row of an endpoint that was found in this transaction."""
     changed = (

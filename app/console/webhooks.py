@@ -8,22 +8,26 @@ from app.console.visit import Fields, Visit, in_form
 
 DELIVERIES = "/v1/deliveries"
 _WITHOUT = ("cursor", "limit")
+_ENDPOINTS = 200
 
 
 async def every(visit: Visit) -> Response:
-    """Endpoints of all bots, and deliveries by the API's own filters."""
+    """Endpoints of all bots or of one, and deliveries by the API's own filters."""
     return await _every(visit)
 
 
 async def _every(visit: Visit, given: Json | None = None, problem: Json | None = None) -> Response:
     fields = visit.document.query_fields(DELIVERIES, without=_WITHOUT)
-    lists = [visit.api.get(f"/v1/bots/{visit.segment(bot.id)}/endpoints") for bot in visit.bots]
-    page, *found = await together(visit.api.get(DELIVERIES, as_query(fields, visit.query)), *lists)
+    bot = {"bot": bot} if (bot := dict(visit.query).get("bot")) else {}
+    page, found = await together(
+        visit.api.get(DELIVERIES, as_query(fields, visit.query)), visit.api.get("/v1/endpoints", {**bot, "limit": _ENDPOINTS})
+    )
     return visit.page(
         "webhooks.html",
         title="Webhooks",
         status=problem["status"] if problem else 200,
-        endpoints=[endpoint for each in found for endpoint in each["endpoints"]],
+        endpoints=found["endpoints"],
+        more_endpoints=found["next"] is not None,
         deliveries=page["deliveries"],
         next=page["next"],
         filters=fields,

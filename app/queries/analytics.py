@@ -310,19 +310,18 @@ async def answer_paths(
 ) -> dict[str, Any]:
     """The paths that most sessions took by their intents, and the funnel of `steps`, as JSON."""
     within = _within(wanted, period)
-    async with engine.connect() as plain:
-        conn = await plain.execution_options(isolation_level="REPEATABLE READ")
-        whole, *reached = await analytics.funnel(conn, within, steps=steps)
-        paths = await analytics.top_paths(conn, within, depth=depth, with_outcome=with_outcome, limit=top)
+    async with engine.connect() as conn:
+        found = await analytics.paths(conn, within, steps=steps, depth=depth, with_outcome=with_outcome, limit=top)
+    whole = found.sessions
     return {
         **period.view,
         "sessions": whole,
         "paths": [
             {"path": one.path, "share": _share(one.sessions, whole), "contained": _share(one.contained, one.sessions)}
-            for one in paths
+            for one in found.top
         ],
-        "other": whole - sum(one.sessions for one in paths),
-        "steps": [{"intent": step, "share": _share(count, whole)} for step, count in zip(steps, reached, strict=True)],
+        "other": whole - sum(one.sessions for one in found.top),
+        "steps": [{"intent": step, "share": _share(count, whole)} for step, count in zip(steps, found.reached, strict=True)],
     }
 
 

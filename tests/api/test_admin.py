@@ -12,7 +12,7 @@ from app.closing.rejects import RejectedRecord
 from app.domain.policy.parse import PRESETS
 from app.resources import Resources
 from app.worker import Worker
-from tests.api.conftest import Client, ClientMaker
+from tests.api.conftest import Client, ClientMaker, Json
 
 
 async def test_a_bot_lives_from_its_creation_to_its_deletion(admin: Client, resources: Resources) -> None:
@@ -209,6 +209,25 @@ async def test_an_endpoint_lives_from_its_creation_to_its_deletion(admin: Client
     await admin.ok("DELETE", path)
     assert (await admin.refused("GET", path))["status"] == 404
     assert (await admin.ok("GET", "/v1/bots/shop/endpoints"))["endpoints"] == []
+
+
+async def test_endpoints_are_listed_over_all_bots(admin: Client, clients: ClientMaker) -> None:
+    """The oldest first, page by page, without deleted ones; of one bot by its id, and of the key's own bots."""
+    made: list[Json] = []
+    for bot in ("shop", "bank", "shop", "bank"):
+        if not made or len(made) == 1:
+            await admin.ok("POST", "/v1/bots", {"id": bot})
+        made.append(await admin.ok("POST", f"/v1/bots/{bot}/endpoints", {"url": f"http://127.0.0.1:9999/{len(made)}"}))
+    await admin.ok("DELETE", f"/v1/endpoints/{made[1]['id']}")
+    ids = [each["id"] for each in made]
+
+    first = await admin.ok("GET", "/v1/endpoints?limit=2")
+    rest = await admin.ok("GET", f"/v1/endpoints?limit=2&cursor={first['next']}")
+    assert [each["id"] for each in (*first["endpoints"], *rest["endpoints"])] == [ids[0], ids[2], ids[3]]
+    assert rest["next"] is None
+    assert [each["id"] for each in (await admin.ok("GET", "/v1/endpoints?bot=bank"))["endpoints"]] == [ids[3]]
+    banker = await clients("admin", bots=["bank"])
+    assert [each["bot"] for each in (await banker.ok("GET", "/v1/endpoints"))["endpoints"]] == ["bank"]
 
 
 @pytest.mark.parametrize("url", ("", "nonsense", "ftp://example.org", "http://user:pw@example.org", "http://a b", "http://\x00"))

@@ -94,6 +94,7 @@ LISTS = {
     "/v1/exports/messages",
     "/v1/analytics/sessions?group_by=bot&from=2020-01-01T00:00:00Z",
     "/v1/deliveries",
+    "/v1/endpoints",
     "/v1/rejects",
 }
 """Lists: nothing of the other tenant is in them."""

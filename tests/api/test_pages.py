@@ -22,8 +22,8 @@ async def filled(admin: Client, clients: ClientMaker, worker: Worker, resources:
     """Three rows or more in each list; the values that their paths need."""
     for bot in ("shop", "box", "third"):
         await admin.ok("POST", "/v1/bots", {"id": bot, "sandbox": True, "clock_mode": "manual"})
+        await admin.ok("POST", f"/v1/bots/{bot}/endpoints", {"url": "http://127.0.0.1:9999/", "events": ["session.closed"]})
         await clients("read")
-    await admin.ok("POST", "/v1/bots/shop/endpoints", {"url": "http://127.0.0.1:9999/", "events": ["session.closed"]})
     for minutes in (10, 20):
         policy = await admin.get("/v1/bots/shop/policy")
         changed = {"inactivity_minutes": minutes}

@@ -2,14 +2,15 @@
 
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, Principal, SettingsDep, TestsDep, found, id_of
-from app.api.fields import Body, BotPath, Instant, UuidText, Whole
-from app.api.responses import refuses
+from app.api.fields import Body, BotPath, Instant, SlugText, UuidText, Whole
+from app.api.paging import Next, Page, PageQuery
+from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
 from app.archive import audit, deliveries, endpoints
 from app.archive.deliveries import TestDelivery
@@ -108,6 +109,18 @@ class EndpointList(BaseModel):
     endpoints: Annotated[list[EndpointView], Field(description="The endpoints.")]
 
 
+class EndpointQuery(PageQuery):
+    """Which endpoints."""
+
+    bot: Annotated[SlugText | None, Field(description="Only of this bot.", examples=["shop"])] = None
+
+
+class EndpointPage(EndpointList):
+    """Endpoints of the bots that the key covers, the oldest first."""
+
+    next: Next
+
+
 class TestResult(BaseModel):
     """How an endpoint answered a `webhook.test` that was sent just now."""
 
@@ -190,6 +203,20 @@ async def list_endpoints(bot: BotPath, engine: AdminEngineDep, _: Administering)
         await bot_row(conn, bot)
         rows = await endpoints.of_bot(conn, bot)
     return EndpointList(endpoints=[EndpointView.of(row) for row in rows])
+
+
+@router.get("/endpoints", **answers(EndpointPage))
+async def list_all_endpoints(
+    engine: AdminEngineDep, principal: Administering, asked: Annotated[EndpointQuery, Query()]
+) -> JsonResponse:
+    """Endpoints of all bots that the key covers, the oldest first."""
+    principal.require("admin", bot=asked.bot)
+    bots = principal.key.bots if asked.bot is None else frozenset({asked.bot})
+    page = Page(asked, of=["endpoints", bots], place=str)
+    async with engine.connect() as conn:
+        rows = await endpoints.page(conn, bots, after=page.after, limit=page.probe)
+    shown, following = page.fit(rows, lambda row: str(row.id), EndpointView.of)
+    return JsonResponse({"endpoints": shown, "next": following})
 
 
 @router.get("/endpoints/{endpoint_id}")

@@ -14,6 +14,7 @@ AdjournError
 └── Unavailable            503  Redis or Postgres does not answer; nothing was lost, retry
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from app.domain.errors import Fault
@@ -94,9 +95,15 @@ class PreconditionRequired(AdjournError):
 
 
 class RateLimited(AdjournError):
+    """`headers` say which rate was exceeded, and what is left of it."""
+
     status = 429
     code = "rate_limited"
     title = "Too many requests"
+
+    def __init__(self, detail: str, *, hint: str, retry_after_s: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        super().__init__(detail, hint=hint, retry_after_s=retry_after_s)
+        self.headers = headers
 
 
 class Unavailable(AdjournError):

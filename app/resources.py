@@ -151,7 +151,7 @@ def _assemble(
         shards=shards,
         context_of=config.context_of,
         cache_bytes=settings.state_cache_bytes,
-        quota=OpenQuota(live.count, limit=settings.max_open_sessions) if settings.max_open_sessions else None,
+        quota=OpenQuota(live.count, limit_of=lambda bot: config.limits_of(bot).max_open_sessions),
     )
     sandboxes = SandboxClocks(pipe, clock)
     return Resources(

@@ -131,6 +131,7 @@ class Settings(BaseSettings):
         ge=0,
         description="Bytes of a session's entries as JSON; an entry beyond them closes it as max_size, too. 0: no limit.",
     )
+    max_endpoints: int = Field(default=20, ge=0, description="Endpoints of a bot; no more are created. 0: no limit.")
     max_bots: int = Field(default=1000, ge=1, description="Bots that are not deleted; no more are created.")
     max_keys: int = Field(default=10_000, ge=1, description="Keys that are not revoked; no more are created.")
 

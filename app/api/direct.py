@@ -10,12 +10,12 @@ from msgspec import Struct
 
 from app.api.access import ENTRY_ROUTE, AccessLog
 from app.api.errors import Headers, error_of, problem_bytes
-from app.api.middleware import rate_headers, request_id_of
+from app.api.middleware import request_id_of
 from app.clock import monotonic_ms
 from app.domain.errors import DomainError
 from app.errors import AdjournError
 from app.ingest.intake import Receipt, encode
-from app.ingest.limits import Admission, Spendings
+from app.ingest.limits import Admission, Spendings, rate_headers
 from app.ingest.wire import entry_from
 from app.resources import Resources
 

@@ -27,6 +27,7 @@ from app.errors import (
     Conflict,
     Invalid,
     NotFound,
+    RateLimited,
     TooLarge,
     Unauthenticated,
     Unavailable,
@@ -123,6 +124,8 @@ def problem_bytes(
     headers: Headers = [(b"content-type", PROBLEM_JSON.encode())]
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", str(refusal.retry_after_s).encode()))
+    if isinstance(refusal, RateLimited):
+        headers += refusal.headers
     if isinstance(refusal, Unauthenticated):
         headers.append((b"www-authenticate", b'Bearer realm="adjourn"'))
     if isinstance(refusal, MethodNotAllowed):

@@ -27,9 +27,11 @@ from app.domain.json_value import JsonCheck
 from app.domain.policy.parse import policy_from
 from app.domain.strand import LONGEST_CONVERSATION
 from app.errors import MOST_FAULTS, Invalid
+from app.settings import Settings
 
 COMPONENT = "x-component"
 _DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:")
+_LARGEST_LIMIT = 10**12
 _LOST_PLUS = re.compile(r" (?=\d{2}:?\d{2}$)")
 
 UuidText = Annotated[str, WithJsonSchema({"type": "string", "format": "uuid"})]
@@ -95,6 +97,20 @@ class Body(BaseModel):
     """A request's body: unknown fields are refused, and no value is converted to another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LimitOverrides(Body):
+    """Limits of a bot or a key, each named as the setting in whose place it stands; null: the setting's."""
+
+    def stored(self) -> dict[str, int]:
+        """The given ones, as a row and the configuration hold them."""
+        return self.model_dump(exclude_none=True)
+
+
+def limit(setting: str) -> Any:  # noqa: ANN401 - what pydantic's own Field gives
+    """The field of a limit, described as its setting is."""
+    default = Settings.model_fields[setting]
+    return Field(ge=0, le=_LARGEST_LIMIT, description=default.description, examples=[default.default])
 
 
 def text_of(given: UUID | None) -> str | None:

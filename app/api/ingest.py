@@ -15,13 +15,13 @@ from app.api.access import BATCH_ROUTE, BOT, ENTRY_ROUTE, KEY_NAME, REQUEST_ID, 
 from app.api.auth import Principal, known_bot, principal_for
 from app.api.errors import MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
-from app.api.middleware import rate_headers, request_id_of
-from app.config.records import SIGNED_IN, BotConfig
+from app.api.middleware import request_id_of
+from app.config.records import SIGNED_IN, BotConfig, KeyConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
 from app.errors import LONGEST_SHOWN, AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
 from app.ingest.intake import EntryRefusal, Receipt, encode
-from app.ingest.limits import Admission, over_rate
+from app.ingest.limits import Admission, over_rate, rate_headers
 from app.ingest.wire import entries_from, entry_from
 from app.resources import Resources
 from app.shares import Shares
@@ -62,26 +62,24 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
         raise MethodNotAllowed("entries are posted", allow="POST")
     headers = dict(scope["headers"])
     principal, bot = _principal_and_bot(resources, scope, headers, name=route["bot"])
-    spenders = f"key:{principal.key.id}", f"bot:{bot.id}"
-    resources.limits.check_entries(*spenders)
+    key = principal.key
+    resources.limits.check_entries(key, bot)
     if scope["query_string"]:
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
     _check_encoding(headers)
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     if not route["batch"]:
-        _admit(resources, scope, headers, Admission(principal.key, bot, resources.limits.held_by(*spenders)))
-    with _Body(resources.bodies, spenders[0], limit=resources.settings.max_body_bytes) as body:
-        return await _taken(resources, bot, await body.read(receive, headers), spenders, media=media, batch=bool(route["batch"]))
+        _admit(resources, scope, headers, Admission(key, bot, resources.limits.held_by(key, bot)))
+    with _Body(resources.bodies, f"key:{key.id}", limit=resources.settings.max_body_bytes) as body:
+        return await _taken(resources, key, bot, await body.read(receive, headers), media=media, batch=bool(route["batch"]))
 
 
-async def _taken(
-    resources: Resources, bot: BotConfig, body: bytes, spenders: tuple[str, str], *, media: str, batch: bool
-) -> Reply:
+async def _taken(resources: Resources, key: KeyConfig, bot: BotConfig, body: bytes, *, media: str, batch: bool) -> Reply:
     if len(body) >= _LARGE_BODY:
-        await resources.decoding.wait(spenders[0])
+        await resources.decoding.wait(f"key:{key.id}")
     entries = _many_of(resources, body, media=media) if batch else [_one_of(body, media=media)]
-    allowed = await resources.limits.spend_entries(*spenders, entries=len(entries), size=len(body))
-    refused = [over_rate("entries") for _ in entries[allowed.entries :]]
+    allowed = await resources.limits.spend_entries(key, bot, entries=len(entries), size=len(body))
+    refused = [over_rate(allowed.over, allowed.spent) for _ in entries[allowed.entries :]]
     results = await resources.intake.take(bot, [*entries[: allowed.entries], *refused]) if entries else []
     status, answer, text = _batch(results) if batch else _single(results)
     return status, answer + rate_headers(allowed.spent), text

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import lru_cache
 from hashlib import blake2b
 from http import HTTPStatus
 from itertools import count
@@ -22,8 +21,7 @@ from app.api.auth import principal_for
 from app.api.errors import Headers, error_of, problem_bytes
 from app.config.records import SIGNED_IN
 from app.errors import AdjournError, TooLarge
-from app.ingest.limits import Spendings
-from app.live.rates import BURST_S, Spent
+from app.ingest.limits import rate_headers
 from app.resources import Resources
 from app.settings import Settings
 from app.shares import OWNER
@@ -157,7 +155,7 @@ class KeyFirst:
                 if scope["path"] in _METRICS:
                     principal.require("read")
                     principal.require_all_bots()
-                spent = await resources.limits.spend_request(f"key:{principal.key.id}")
+                spent = await resources.limits.spend_request(principal.key)
             except AdjournError as error:
                 await _send_problem(error, scope, send)
                 return
@@ -235,24 +233,6 @@ def request_id_of(scope: MutableMapping[str, Any]) -> str:
         if name == b"x-request-id" and _GIVEN_ID.fullmatch(value.decode("latin-1")):
             return cast("bytes", value).decode("latin-1")
     return f"{_PROCESS}{next(_COUNT):08x}"
-
-
-def rate_headers(spent: Spendings) -> Headers:
-    """The headers of draft-ietf-httpapi-ratelimit-headers: of each kind of rate the one of which least is left."""
-    least: dict[str, Spent] = {}
-    for kind, each in spent:
-        if each.per_s and (kind not in least or each.left < least[kind].left):
-            least[kind] = each
-    if not least:
-        return []
-    policy = _policy(tuple([(kind, each.per_s) for kind, each in least.items()]))
-    state = ", ".join([f'"{kind}";r={each.left};t={each.full_after_s}' for kind, each in least.items()])
-    return [(b"ratelimit-policy", policy), (b"ratelimit", state.encode())]
-
-
-@lru_cache(maxsize=16)
-def _policy(rates: tuple[tuple[str, int], ...]) -> bytes:
-    return ", ".join(f'"{kind}";q={per_s * BURST_S};w={BURST_S}' for kind, per_s in rates).encode()
 
 
 def _with_headers(send: Send, added: Headers) -> Send:

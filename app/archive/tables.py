@@ -85,6 +85,11 @@ def _created_at() -> Column[datetime]:
     return Column("created_at", Timestamptz, nullable=False, server_default=NOW, doc="When the row was made.")
 
 
+def _limits() -> Column[dict[str, int]]:
+    doc = "Limits in place of those of the settings, by the setting's name in lower case."
+    return Column("limits", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc=doc)
+
+
 def _count(name: str, doc: str) -> Column[int]:
     return Column(name, Integer, nullable=False, doc=doc)
 
@@ -128,6 +133,7 @@ bots = Table(
         server_default=text("'{}'::jsonb"),
         doc="For how many days `sessions`, `messages` and `deliveries` are kept, by name. Missing or null: without end.",
     ),
+    _limits(),
     CheckConstraint("(clock_mode IS NOT NULL) = sandbox AND clock_mode IN ('manual', 'sent_at')", name="clock_mode"),
 )
 
@@ -148,6 +154,7 @@ api_keys = Table(
     Column("expires_at", Timestamptz, doc="From when on it is refused. Null: it does not expire."),
     Column("last_used_at", Timestamptz, doc="A request that it was used for, within a minute of the last one."),
     Column("note", Text, doc="The admin's own words about it."),
+    _limits(),
 )
 
 saved_views = Table(

@@ -37,13 +37,13 @@ _log = structlog.get_logger(__name__)
 class ConfigReplica:
     """One per process; between `start` and `stop` a task keeps it up to date, all else only reads.
 
-    `limits` are those of bots by the settings.
+    `defaults` are the limits of a bot that has none of its own.
     """
 
-    def __init__(self, redis: Redis, limits: BotLimits = _UNLIMITED) -> None:
+    def __init__(self, redis: Redis, defaults: BotLimits = _UNLIMITED) -> None:
         # redis-py's types name every form that a reply may have; here it is RESP2, undecoded.
         self._redis: Any = redis
-        self._limits = limits
+        self._defaults = defaults
         self._bots: dict[str, BotConfig] = {}
         self._contexts: dict[str, BotContext] = {}
         self._keys: dict[bytes, KeyConfig] = {}
@@ -107,8 +107,13 @@ class ConfigReplica:
         """The context of a bot for the ledger. Sessions of a bot that this replica does not have close by the default policy."""
         found = self._contexts.get(bot)
         return (
-            found if found is not None else BotContext(BotRules(bot, PolicyVersion(0, 0, Policy()), self._limits.session_quota))
+            found if found is not None else BotContext(BotRules(bot, PolicyVersion(0, 0, Policy()), self._defaults.session_quota))
         )
+
+    def limits_of(self, bot: str) -> BotLimits:
+        """The limits of a bot, deleted or not."""
+        found = self._bots.get(bot)
+        return self._defaults if found is None else found.limits
 
     def rules_of(self, bot: str) -> BotRules:
         return self.context_of(bot).rules
@@ -240,7 +245,7 @@ class ConfigReplica:
     def _apply_one(self, name: bytes, value: bytes | None) -> None:
         kind, _, of = name.partition(b":")
         if kind == b"bot" and value is not None:
-            bot = _bot_config(value, self._limits)
+            bot = _bot_config(value, self._defaults)
             self._bots[bot.id] = bot
             self._contexts[bot.id] = BotContext(bot.rules, bot.sandbox, OPTIONAL_EVENTS - bot.subscribed)
         elif kind == b"key" and value is not None:
@@ -256,8 +261,9 @@ def _end_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-def _bot_config(value: bytes, limits: BotLimits) -> BotConfig:
+def _bot_config(value: bytes, defaults: BotLimits) -> BotConfig:
     record = json.decode(value, type=BotRecord)
+    limits = defaults.with_overrides(record.limits)
     version = PolicyVersion(record.policy_version, record.effective_at_ms, _policy(record))
     return BotConfig(
         id=record.id,
@@ -268,6 +274,7 @@ def _bot_config(value: bytes, limits: BotLimits) -> BotConfig:
         rules=BotRules(record.id, version, limits.session_quota),
         endpoints=record.endpoints,
         subscribed=frozenset(event for endpoint in record.endpoints for event in endpoint.events),
+        limits=limits,
     )
 
 

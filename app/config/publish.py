@@ -34,7 +34,8 @@ _BOTS = text("""
            coalesce(p.version, 0) AS policy_version,
            coalesce(p.effective_at, b.created_at) AS effective_at,
            coalesce(p.policy, '{}'::jsonb) AS policy,
-           coalesce(e.endpoints, '[]'::jsonb) AS endpoints
+           coalesce(e.endpoints, '[]'::jsonb) AS endpoints,
+           b.limits
     FROM bots b
     LEFT JOIN LATERAL (
         SELECT version, effective_at, policy FROM policies WHERE bot_id = b.id ORDER BY version DESC LIMIT 1
@@ -51,7 +52,8 @@ _BOTS = text("""
 """)
 
 _KEYS = text("""
-    SELECT digest, id, name, scopes, bots, expires_at, revoked_at IS NOT NULL AS revoked FROM api_keys WHERE revision > :revision
+    SELECT digest, id, name, scopes, bots, expires_at, revoked_at IS NOT NULL AS revoked, limits
+    FROM api_keys WHERE revision > :revision
 """)
 
 
@@ -152,6 +154,7 @@ def _bot(row: Row[Any]) -> BotRecord:
         effective_at_ms=ms_of(row.effective_at),
         policy=row.policy,
         endpoints=tuple(EndpointConfig(str(item["id"]), tuple(item["events"])) for item in row.endpoints),
+        limits=row.limits,
     )
 
 
@@ -162,4 +165,5 @@ def _key(row: Row[Any]) -> KeyConfig:
         scopes=frozenset(row.scopes),
         bots=None if row.bots is None else frozenset(row.bots),
         expires_at_ms=None if row.expires_at is None else ms_of(row.expires_at),
+        limits=row.limits,
     )

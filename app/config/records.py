@@ -4,9 +4,10 @@
 field that is added needs a default as long as an older version may still publish.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from app.domain.records import BotRules, SessionQuota
 from app.live.sandbox import ClockMode
@@ -55,11 +56,16 @@ class BotRecord(Struct, frozen=True):
     effective_at_ms: int  # from when on the policy version applies, in ms since the epoch
     policy: dict[str, Any]  # the policy as its admin saved it, in the form that the API accepts
     endpoints: tuple[EndpointConfig, ...]  # its enabled endpoints
+    limits: dict[str, int] = {}  # its own limits, by the name in `BotLimits`; of the others the settings have the value
 
 
 class BotLimits(Struct, frozen=True):
     """Limits of a bot, each named as the setting that is its default; 0: no limit."""
 
+    rate_entries: int = 0
+    rate_bytes: int = 0
+    max_open_sessions: int = 0
+    max_endpoints: int = 0
     session_max_entries: int = 0
     session_max_bytes: int = 0
 
@@ -67,6 +73,10 @@ class BotLimits(Struct, frozen=True):
     def of(cls, settings: Settings) -> "BotLimits":
         """The defaults."""
         return cls(**{name: getattr(settings, name) for name in cls.__struct_fields__})
+
+    def with_overrides(self, own: Mapping[str, int]) -> "BotLimits":
+        """These limits with a bot's own in their place; a newer version may have limits that this one does not know."""
+        return structs.replace(self, **{name: limit for name, limit in own.items() if name in self.__struct_fields__})
 
     @property
     def session_quota(self) -> SessionQuota:
@@ -85,6 +95,7 @@ class BotConfig(Struct, frozen=True):
     rules: BotRules  # its policy and version
     endpoints: tuple[EndpointConfig, ...]
     subscribed: frozenset[str]  # the event types that at least one endpoint subscribes to
+    limits: BotLimits  # those that apply to it
 
 
 class KeyConfig(Struct, frozen=True):
@@ -95,6 +106,7 @@ class KeyConfig(Struct, frozen=True):
     scopes: frozenset[str]  # of `ingest`, `read` and `admin`
     bots: frozenset[str] | None  # the bots that it covers; None: all of them
     expires_at_ms: int | None = None  # from when on it is refused, in ms since the epoch; None: it does not expire
+    limits: dict[str, int] = {}  # its own limits, each by the name of the setting that is its default
 
     def accepted_at(self, now_ms: int) -> bool:
         """Whether requests with it are accepted: it has not expired."""

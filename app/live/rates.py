@@ -8,7 +8,8 @@ counted: a rate protects others from one caller, and must not stop all of them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Mapping
 from math import ceil
 
 import structlog
@@ -47,6 +48,7 @@ class Spent(Struct, frozen=True):
 class _Slice(Struct, eq=False):
     """Tokens that a process has taken out of a bucket and not spent yet."""
 
+    per_s: int
     tokens: int = 0
     left: int = 0  # in the bucket, when it was asked last
     empty_until_ms: float = 0.0  # on the monotonic clock: until then Redis is not asked again
@@ -56,7 +58,6 @@ class _Slice(Struct, eq=False):
 class Slices(Struct, frozen=True):
     """Slices of the same kind, which one request spends together as long as none of them has to be filled."""
 
-    per_s: int
     held: list[_Slice]
 
     def have(self, amount: int) -> bool:
@@ -68,12 +69,13 @@ class Slices(Struct, frozen=True):
 
     def spend(self, amount: int) -> Spent:
         """Spend what each holds. The result is that of the one with the least left."""
-        left = 0
-        for index, held in enumerate(self.held):
+        left = per_s = 0
+        for held in self.held:
             held.tokens -= amount
             rest = held.left + held.tokens
-            left = rest if not index else min(left, rest)
-        return Spent(amount, left, self.per_s)
+            if not per_s or rest < left:
+                left, per_s = rest, held.per_s
+        return Spent(amount, left, per_s)
 
 
 class Rates:
@@ -88,30 +90,35 @@ class Rates:
         """Spend up to `wanted` of the rate `name`; `per_s` 0 is no limit."""
         if not per_s:
             return Spent(wanted, 0, 0)
-        held = self._slices.get(name)
-        if held is None:
-            held = self._slices[name] = _Slice()
+        held = self._slice(name, per_s)
         if held.tokens < wanted:
-            await self._fill(name, held, per_s=per_s, wanted=wanted)
+            await self._fill(name, held, wanted=wanted)
         allowed = min(wanted, held.tokens)
         held.tokens -= allowed
         return Spent(allowed, held.left + held.tokens, per_s)
 
-    def slices_of(self, *names: str, per_s: int) -> Slices:
-        """The slices of several rates, to be spent together; none where `per_s` is no limit."""
-        return Slices(per_s, [self._slices.setdefault(name, _Slice()) for name in names] if per_s else [])
+    def slices_of(self, rates: Mapping[str, int]) -> Slices:
+        """The slices of several rates, by name with the tokens a second, to be spent together; none of one without limit."""
+        return Slices([self._slice(name, per_s) for name, per_s in rates.items() if per_s])
 
     def is_spent(self, name: str) -> bool:
         """Whether nothing of a rate is left, as far as is known without asking Redis."""
         held = self._slices.get(name)
         return held is not None and not held.tokens and monotonic_ms() < held.empty_until_ms
 
-    async def _fill(self, name: str, held: _Slice, *, per_s: int, wanted: int) -> None:
+    def _slice(self, name: str, per_s: int) -> _Slice:
+        """The slice of a rate; a new one if the rate was changed, so that a lower one holds at once."""
+        held = self._slices.get(name)
+        if held is None or held.per_s != per_s:
+            held = self._slices[name] = _Slice(per_s)
+        return held
+
+    async def _fill(self, name: str, held: _Slice, *, wanted: int) -> None:
         async with held.asking:
             if held.tokens >= wanted or monotonic_ms() < held.empty_until_ms:
                 return
-            asked = max(wanted - held.tokens, ceil(per_s * _SLICE_S))
-            taken, held.left = await self._take(name, per_s=per_s, asked=asked)
+            asked = max(wanted - held.tokens, ceil(held.per_s * _SLICE_S))
+            taken, held.left = await self._take(name, per_s=held.per_s, asked=asked)
             held.tokens += taken
             if taken < asked:
                 held.empty_until_ms = monotonic_ms() + _PAUSE_MS
@@ -149,18 +156,21 @@ class OpenQuota:
     second trip, and a bot exceeds its quota by no more than what several processes open within one such part.
     """
 
-    def __init__(self, count: Callable[[str], Awaitable[int]], *, limit: int) -> None:
+    def __init__(self, count: Callable[[str], Awaitable[int]], *, limit_of: Callable[[str], int]) -> None:
         self._count = count
-        self._limit = limit
+        self._limit_of = limit_of
         self._known: dict[str, OpenSessions] = {}
 
     async def room_of(self, bot: str) -> int:
-        """How many sessions the bot may open now."""
+        """How many sessions the bot may open now. `limit_of` a bot is 0 where there is no limit."""
+        limit = self._limit_of(bot)
+        if not limit:
+            return sys.maxsize
         known = self._known.get(bot)
-        room = 0 if known is None else self._limit - known.open
+        room = 0 if known is None else limit - known.open
         if known is None or (known.opened * _ROOM_SHARE >= room and (room > 0 or monotonic_ms() >= known.at_ms + _RECOUNT_MS)):
             known = self._known[bot] = OpenSessions(await self._count(bot), monotonic_ms())
-        return self._limit - known.open - known.opened
+        return limit - known.open - known.opened
 
     def count_opened(self, bot: str) -> None:
         """Count a session that this process has opened."""
@@ -173,5 +183,7 @@ def over_quota() -> RateLimited:
     """The refusal of an entry that would open a session too many."""
     RATE_LIMITED.labels("open_sessions").inc()
     return RateLimited(
-        "the bot has as many sessions open as it may", hint="let sessions close, or raise MAX_OPEN_SESSIONS", retry_after_s=60
+        "the bot has as many sessions open as it may",
+        hint="let sessions close, or have `max_open_sessions` raised",
+        retry_after_s=60,
     )

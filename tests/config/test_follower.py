@@ -19,6 +19,8 @@ from app.config import key_usage
 from app.config.follower import ConfigReplica
 from app.config.key_usage import KeyUsage
 from app.config.publish import publish, stored_mark
+from app.config.records import BotLimits
+from app.domain.records import SessionQuota
 from app.errors import Unauthenticated, Unavailable
 from app.live import keys
 
@@ -40,8 +42,8 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @asynccontextmanager
-async def following(redis: Redis) -> AsyncIterator[ConfigReplica]:
-    config = ConfigReplica(redis)
+async def following(redis: Redis, defaults: BotLimits | None = None) -> AsyncIterator[ConfigReplica]:
+    config = ConfigReplica(redis, defaults or BotLimits())
     await config.start()
     try:
         yield config
@@ -93,6 +95,32 @@ async def test_a_stop_ends_also_where_a_call_swallows_the_cancellation(
     done, _ = await asyncio.wait([stopping], timeout=20)
 
     assert done
+
+
+async def test_limits_reach_every_process(engine: AsyncEngine, redis: Redis) -> None:
+    """Those of a bot and of a key, also if they are changed later; the others are the process's own settings'."""
+    defaults = BotLimits(max_endpoints=20, session_max_entries=100)
+    async with following(redis, defaults) as one, following(redis, defaults) as other:
+        await run(engine, ADD_BOT, ADD_KEY)
+        before = await publish(engine, redis)
+        known = [await config.caught_up(before, timeout_s=2) for config in (one, other)]
+        assert [config.limits_of("shop") for config in (one, other)] == [defaults] * 2
+        await run(
+            engine,
+            """UPDATE bots SET limits = '{"session_max_entries"\\: 7, "of_a_newer_version"\\: 1}'""",
+            """UPDATE api_keys SET limits = '{"rate_entries"\\: 3}'""",
+        )
+        mark = await publish(engine, redis)
+        known += [await config.caught_up(mark, timeout_s=2) for config in (one, other)]
+
+        assert (known, mark.revision - before.revision) == ([True] * 4, 2)
+        for config in (one, other):
+            key = config.key(DIGEST)
+            assert key is not None
+            assert key.limits == {"rate_entries": 3}
+            assert config.limits_of("shop") == BotLimits(max_endpoints=20, session_max_entries=7)
+            assert config.rules_of("shop").quota == SessionQuota(7, 0)
+            assert config.rules_of("unknown").quota == SessionQuota(100, 0)
 
 
 async def test_a_saved_configuration_is_known_to_every_process(engine: AsyncEngine, redis: Redis) -> None:

@@ -22,6 +22,17 @@ async def test_a_bot_is_made_by_a_form(browser: Browser, admin: Client) -> None:
     assert "id" in text_of(reply.text)
 
 
+async def test_bots_and_keys_are_listed_with_their_own_limits(browser: Browser, admin: Client) -> None:
+    """By the names of the API; those that the settings give are left out."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop", "limits": {"rate_entries": 7, "max_endpoints": 3}})
+    await admin.ok("POST", "/v1/keys", {"name": "k", "scopes": ["read"], "limits": {"rate_requests": 9}})
+
+    assert "rate_entries 7, max_endpoints 3" in text_of(await browser.page("/console/bots"))
+    listed = text_of(await browser.page("/console/keys"))
+    assert "rate_requests 9" in listed
+    assert "rate_bytes" not in listed
+
+
 async def test_the_form_has_every_field_of_the_policy(browser: Browser, admin: Client) -> None:
     """It is made from the schema, holds what is saved, and saves the same again."""
     policy = {

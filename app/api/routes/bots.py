@@ -10,7 +10,19 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, SandboxesDep, SettingsDep, SweepDep, found
-from app.api.fields import ABOUT_NAME, Body, BotPath, Instant, Name, PolicyToSave, SlugText, Whole, valid_policy
+from app.api.fields import (
+    ABOUT_NAME,
+    Body,
+    BotPath,
+    Instant,
+    LimitOverrides,
+    Name,
+    PolicyToSave,
+    SlugText,
+    Whole,
+    limit,
+    valid_policy,
+)
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import bots
@@ -20,6 +32,7 @@ from app.closing.sweep import Sweep, close_deleted_sandbox
 from app.domain.errors import Fault
 from app.domain.instants import ms_of, rfc3339
 from app.errors import AdjournError, Conflict, Invalid
+from app.ingest.limits import over_quota
 from app.live.sandbox import ClockMode, SandboxClocks
 
 router = APIRouter(prefix="/v1/bots", tags=["bots"])
@@ -52,6 +65,20 @@ class RetentionDays(Body):
 _RETENTION = Field(description="For how many days its sessions, messages and deliveries are kept.")
 
 
+class BotLimitOverrides(LimitOverrides):
+    """Limits of a bot in place of those of the settings; null, or left out: the setting's."""
+
+    rate_entries: Annotated[Whole | None, limit("rate_entries")] = None
+    rate_bytes: Annotated[Whole | None, limit("rate_bytes")] = None
+    max_open_sessions: Annotated[Whole | None, limit("max_open_sessions")] = None
+    max_endpoints: Annotated[Whole | None, limit("max_endpoints")] = None
+    session_max_entries: Annotated[Whole | None, limit("session_max_entries")] = None
+    session_max_bytes: Annotated[Whole | None, limit("session_max_bytes")] = None
+
+
+_LIMITS = Field(description="Its own limits. Only a key for all bots may set them.")
+
+
 class NewBot(Body):
     """A bot to create."""
 
@@ -60,6 +87,7 @@ class NewBot(Body):
     sandbox: _Sandbox = False
     clock_mode: _ClockMode = None
     retention_days: Annotated[RetentionDays, _RETENTION] = RetentionDays()
+    limits: Annotated[BotLimitOverrides, _LIMITS] = BotLimitOverrides()
     policy: Annotated[
         PolicyToSave, AfterValidator(valid_policy), Field(description="Version 1 of the policy; the defaults if left out.")
     ] = Field(default_factory=dict)
@@ -80,6 +108,10 @@ class BotChange(Body):
     retention_days: Annotated[
         RetentionDays | None, Field(description="All three of them anew: what is left out is kept without end.")
     ] = None
+    limits: Annotated[
+        BotLimitOverrides | None,
+        Field(description="All of them anew: what is left out is as the settings say. Only a key for all bots may set them."),
+    ] = None
 
 
 class BotView(BaseModel):
@@ -90,6 +122,7 @@ class BotView(BaseModel):
     sandbox: _Sandbox
     clock_mode: _ClockMode
     retention_days: Annotated[RetentionDays, _RETENTION]
+    limits: Annotated[BotLimitOverrides, _LIMITS]
     created_at: Annotated[Instant, Field(description="When it was created.")]
     updated_at: Annotated[Instant, Field(description="When one of these fields was changed last.")]
 
@@ -101,6 +134,7 @@ class BotView(BaseModel):
             sandbox=row.sandbox,
             clock_mode=row.clock_mode,
             retention_days=RetentionDays(**row.retention_days),
+            limits=BotLimitOverrides(**row.limits),
             created_at=rfc3339(ms_of(row.created_at)),
             updated_at=rfc3339(ms_of(row.updated_at)),
         )
@@ -124,7 +158,7 @@ async def create_bot(
     effective_at = instant(0 if clock_mode == "sent_at" else clock.now_ms())
     async with changing(principal) as change:
         if await bots.count(change.conn) >= settings.max_bots:
-            raise Conflict(f"there are {settings.max_bots} bots already", hint="delete one, or raise MAX_BOTS")
+            raise over_quota("max_bots", settings.max_bots, "bots")
         row = await bots.create(
             change.conn,
             new.id,
@@ -132,6 +166,7 @@ async def create_bot(
             sandbox=new.sandbox,
             clock_mode=clock_mode,
             retention_days=new.retention_days.model_dump(),
+            limits=new.limits.stored(),
         )
         if row is None:
             raise Conflict(f"there is, or was, a bot {new.id!r}", hint="choose another id")
@@ -162,8 +197,12 @@ async def read_bot(bot: BotPath, engine: AdminEngineDep, _: Administering) -> Bo
 
 @router.patch("/{bot}")
 async def change_bot(bot: BotPath, wanted: BotChange, changing: ChangingDep, principal: Administering) -> BotView:
-    """Change a bot's name, the retention of its data, or how a sandbox bot's clock moves."""
-    changes = {name: value for name, value in wanted.model_dump().items() if value is not None}
+    """Change a bot's name, its limits, the retention of its data, or how a sandbox bot's clock moves."""
+    if wanted.limits is not None:
+        principal.require_all_bots()
+    changes = {name: value for name, value in wanted.model_dump(exclude={"limits"}).items() if value is not None}
+    if wanted.limits is not None:
+        changes["limits"] = wanted.limits.stored()
     async with changing(principal) as change:
         before = await bot_row(change.conn, bot)
         if wanted.clock_mode is not None and not before.sandbox:

@@ -24,11 +24,11 @@ from app.domain.instants import DAY_MS, ms_of, rfc3339
 from app.domain.records import EventType
 from app.errors import Conflict, RateLimited
 from app.ids import new_id, new_webhook_secret
+from app.ingest.limits import over_quota
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 
-MOST = 20
 DEFAULT_EVENTS: tuple[EventType, ...] = ("session.reminder", "session.closure_message", "session.closed")
 _DAY_S = DAY_MS // 1000
 
@@ -179,9 +179,9 @@ async def create_endpoint(
     await _check_url(settings, principal, new.url)
     endpoint, secret = new_id(clock.now_ms()), new_webhook_secret()
     async with changing(principal) as change:
-        await bot_row(change.conn, bot)
-        if len(await endpoints.of_bot(change.conn, bot)) >= MOST:
-            raise Conflict(f"a bot has at most {MOST} endpoints", hint="delete one that is no longer needed")
+        most = (await bot_row(change.conn, bot)).limits.get("max_endpoints", settings.max_endpoints)
+        if 0 < most <= len(await endpoints.of_bot(change.conn, bot)):
+            raise over_quota("max_endpoints", most, "endpoints of this bot")
         row = await endpoints.create(
             change.conn,
             endpoint,

@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, SettingsDep, found, id_of
-from app.api.fields import ABOUT_NAME, Body, GivenInstant, Instant, Name, SlugText, UuidText, Whole
+from app.api.fields import ABOUT_NAME, Body, GivenInstant, Instant, LimitOverrides, Name, SlugText, UuidText, Whole, limit
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import audit, bots, keys
@@ -24,6 +24,7 @@ from app.domain.errors import Fault
 from app.domain.instants import DAY_MS, ms_of, rfc3339
 from app.errors import Conflict, Invalid
 from app.ids import new_id, new_key
+from app.ingest.limits import over_quota
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 
@@ -43,6 +44,14 @@ _Note = Annotated[str, Field(min_length=1, max_length=1000, pattern=ID_PATTERN)]
 _DAY_S = DAY_MS // 1000
 
 
+class KeyLimitOverrides(LimitOverrides):
+    """Limits of a key in place of those of the settings; null, or left out: the setting's."""
+
+    rate_entries: Annotated[Whole | None, limit("rate_entries")] = None
+    rate_bytes: Annotated[Whole | None, limit("rate_bytes")] = None
+    rate_requests: Annotated[Whole | None, limit("rate_requests")] = None
+
+
 class NewKey(Body):
     """A key to create."""
 
@@ -56,6 +65,10 @@ class NewKey(Body):
     ] = None
     expires_at: Annotated[GivenInstant | None, _ABOUT_EXPIRY] = None
     note: Annotated[_Note | None, _ABOUT_NOTE] = None
+    limits: Annotated[
+        KeyLimitOverrides | None,
+        Field(description="Its own limits; those of the key that creates it if left out. Only a key for all bots may set them."),
+    ] = None
 
 
 class KeyChange(Body):
@@ -64,6 +77,10 @@ class KeyChange(Body):
     name: Annotated[Name | None, ABOUT_NAME] = None
     expires_at: Annotated[GivenInstant | None, _ABOUT_EXPIRY] = None
     note: Annotated[_Note | None, _ABOUT_NOTE] = None
+    limits: Annotated[
+        KeyLimitOverrides | None,
+        Field(description="All of them anew: what is left out is as the settings say. Only a key for all bots may set them."),
+    ] = None
 
     @field_validator("name")
     @classmethod
@@ -96,6 +113,7 @@ class KeyView(BaseModel):
         Instant | None, Field(description="When a request was last accepted with it, to a minute; null: never.")
     ]
     note: Annotated[str | None, _ABOUT_NOTE]
+    limits: Annotated[KeyLimitOverrides, Field(description="Its own limits.")]
     revoked_at: Annotated[Instant | None, Field(description="When it was revoked, if it was.")]
 
     @classmethod
@@ -131,13 +149,13 @@ async def create_key(
     new: NewKey, clock: ClockDep, changing: ChangingDep, settings: SettingsDep, *, principal: Administering
 ) -> KeyCreated:
     """Create a key. The key itself is in this answer and in no other."""
-    if new.bots is None:
+    if new.bots is None or new.limits is not None:
         principal.require_all_bots()
     key, key_id = new_key(), new_id(clock.now_ms())
     async with changing(principal) as change:
         await _check_bots(change.conn, principal, new.bots or [])
         if await keys.count(change.conn) >= settings.max_keys:
-            raise Conflict(f"there are {settings.max_keys} keys already", hint="revoke one, or raise MAX_KEYS")
+            raise over_quota("max_keys", settings.max_keys, "keys")
         row = await keys.create(
             change.conn,
             key_id,
@@ -148,6 +166,7 @@ async def create_key(
             created_by=principal.key.id,
             expires_at=new.expires_at,
             note=new.note,
+            limits=principal.key.limits if new.limits is None else new.limits.stored(),
         )
         await change.record("key.created", key_id, bot=audit.only(new.bots), after=_audited(row))
     return KeyCreated.with_key(row, key)
@@ -166,14 +185,14 @@ async def list_keys(engine: AdminEngineDep, principal: Administering, asked: Pag
 
 @router.patch("/{key_id}", responses=refuses(Conflict))
 async def change_key(key_id: _KeyPath, wanted: KeyChange, changing: ChangingDep, principal: Administering) -> KeyView:
-    """Change a key's name, note or expiry. Scopes and bots stay: create another key for others. 409 for a revoked key."""
+    """Change a key's name, note, expiry or limits. Scopes and bots stay: create another key for others. 409 for a revoked key."""
+    changes = wanted.model_dump(exclude_unset=True)
+    if "limits" in changes:
+        principal.require_all_bots()
+        changes["limits"] = (wanted.limits or KeyLimitOverrides()).stored()
     async with changing(principal) as change:
         before = _not_revoked(await _key(change.conn, principal, key_id))
-        row = (
-            await keys.change(change.conn, before.id, **wanted.model_dump(exclude_unset=True))
-            if wanted.model_fields_set
-            else before
-        )
+        row = await keys.change(change.conn, before.id, **changes) if changes else before
         await change.record("key.changed", row.id, bot=audit.only(row.bots), before=_audited(before), after=_audited(row))
     return KeyView.of(row)
 
@@ -182,7 +201,7 @@ async def change_key(key_id: _KeyPath, wanted: KeyChange, changing: ChangingDep,
 async def rotate_key(
     key_id: _KeyPath, clock: ClockDep, changing: ChangingDep, principal: Administering, *, rotate: RotateKey | None = None
 ) -> KeyCreated:
-    """Create a key with the same rights and saved views, and let the old one expire after an overlap. 409 for a revoked key.
+    """Create a key with the same rights, limits and saved views; the old one expires after an overlap. 409 for a revoked key.
 
     The new key does not expire, whatever the old one's expiry was.
     """
@@ -191,7 +210,15 @@ async def rotate_key(
     async with changing(principal) as change:
         old = _not_revoked(await _key(change.conn, principal, key_id))
         row = await keys.create(
-            change.conn, new, key, name=old.name, scopes=old.scopes, bots=old.bots, created_by=principal.key.id, note=old.note
+            change.conn,
+            new,
+            key,
+            name=old.name,
+            scopes=old.scopes,
+            bots=old.bots,
+            created_by=principal.key.id,
+            note=old.note,
+            limits=old.limits,
         )
         await keys.copy_views(change.conn, old.id, to=new)
         expires_at = until if old.expires_at is None else min(old.expires_at, until)
@@ -254,7 +281,7 @@ def _reaches_no_further(row: Row[Any], principal: Principal) -> bool:
 
 def _audited(row: Row[Any]) -> dict[str, Any]:
     """The fields of a key that an admin chooses."""
-    return {name: _fields(row)[name] for name in ("name", "scopes", "bots", "expires_at", "note")}
+    return {name: _fields(row)[name] for name in ("name", "scopes", "bots", "expires_at", "note", "limits")}
 
 
 def _fields(row: Row[Any]) -> dict[str, Any]:
@@ -269,6 +296,7 @@ def _fields(row: Row[Any]) -> dict[str, Any]:
         "expires_at": _instant(row.expires_at),
         "last_used_at": _instant(row.last_used_at),
         "note": row.note,
+        "limits": row.limits,
         "revoked_at": _instant(row.revoked_at),
     }
 

@@ -472,10 +472,13 @@ audit_log = Table(
     Column("actor", Text, nullable=False, doc="Name of the key, `adjourn keys` or `adjourn`."),
     Column("action", Text, nullable=False, doc="A thing and what was done to it: `policy.changed`."),
     Column("bot_id", Text, doc="The bot whose admins may read it. Null: of no one bot."),
-    Column("target", Text, nullable=False, doc="UuidText of the thing."),
+    Column("target", Text, nullable=False, doc="Id of the thing."),
     Column("detail", JSONB, nullable=False, server_default=text("'{}'::jsonb"), doc="Further facts, by name."),
 )
+for _column in (audit_log.c.key_id, audit_log.c.action, audit_log.c.target):
+    Index(f"ix_audit_log_{_column.name}", _column, audit_log.c.id.desc())
 Index("ix_audit_log_bot", audit_log.c.bot_id, audit_log.c.id.desc())
+Index("ix_audit_log_at", audit_log.c.at)
 
 erasures = Table(
     "erasures",

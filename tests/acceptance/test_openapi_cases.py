@@ -103,6 +103,6 @@ def test_each_route_answers_as_documented(running: Running, keys: dict[str, str]
 @pytest.mark.parametrize("kind", KINDS)
 def test_generated_requests_are_answered_as_documented(running: Running, keys: dict[str, str], tmp_path: Path, kind: str) -> None:
     """All phases: examples, the limits of each schema, random requests, and sequences of requests."""
-    found = report_of(running, keys, kind, tmp_path, "--max-examples", "20")
+    found = report_of(running, keys, kind, tmp_path, "--max-examples", "10")
 
     sys.stdout.write(f"\n{kind}: {json.dumps(found['test_cases'])}\n")  # `make fuzz` shows it

@@ -177,6 +177,7 @@ def demo(
 @app.command(hidden=True)
 def api(
     fd: Annotated[int, typer.Option(help="Listening socket, inherited.")],
+    operations_fd: Annotated[int | None, typer.Option(help="Listening socket of OPERATIONS_PORT, inherited.")] = None,
     ready_fd: Annotated[int | None, typer.Option(help="Written to once requests are answered.")] = None,
 ) -> None:
     """Serve the API on a socket of `adjourn serve`."""
@@ -185,7 +186,7 @@ def api(
     name_process("adjourn api")
     settings = _settings()
     _need_servers(settings)
-    run_api(settings, descriptor=fd, ready=ready_fd)
+    run_api(settings, descriptors=[each for each in (fd, operations_fd) if each is not None], ready=ready_fd)
 
 
 class Scope(StrEnum):

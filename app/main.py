@@ -12,17 +12,16 @@ from app.api import ingest
 from app.api.access import AccessLog, PathTemplates, Watched, is_watched
 from app.api.direct import DirectIngest
 from app.api.errors import install_error_handlers
-from app.api.middleware import install_middleware
+from app.api.middleware import PROBES, Ports, install_middleware, send_problem
 from app.api.openapi import document_of, install_docs_page
 from app.api.routes import ROUTERS
 from app.console.app import install_console
+from app.errors import NotFound
 from app.log import configure_logging, logged_life
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.shares import LoopShares
 
-PROBES = ("/healthz", "/readyz")
-"""Paths that wait for no share of the event loop, and for which connections are kept free."""
 _REQUESTS_EACH_ITERATION = 8  # of 1 ms; entries come before them
 DESCRIPTION = "Real-time session tracking for chatbots. Bots post entries; sessions close on time; webhooks report it."
 
@@ -40,6 +39,9 @@ class Adjourn(FastAPI):
             await self._route(scope, receive, watched.send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self.state.ports.has(scope):
+            await send_problem(NotFound("there is nothing here on this port"), scope, send)
+            return
         route = ingest.route_of(scope)
         if route is not None:
             await ingest.serve(self.state.resources, route, scope, receive, send)
@@ -74,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.loop_shares = LoopShares(_REQUESTS_EACH_ITERATION)
     app.state.templates = PathTemplates(app)
+    app.state.ports = Ports(known.operations_port)
     app.access = AccessLog(known.access_log)
     install_error_handlers(app)
     install_middleware(app, known)

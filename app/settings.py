@@ -110,6 +110,13 @@ class Settings(BaseSettings):
     metrics_need_key: bool = Field(default=False, description="Whether /metrics needs a key with scope `read` for all bots.")
     docs_need_key: bool = Field(default=False, description="Whether /docs and /openapi.json need a key, of any scope.")
 
+    operations_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of HOST for /metrics, /docs and /openapi.json, with /healthz and /readyz. Unset: they are on PORT.",
+    )
+
     # Rates: ten seconds' worth may be spent at once
     rate_entries: int = Field(default=5000, ge=0, description="Entries a second of one key, and of one bot. 0: no limit.")
     rate_bytes: int = Field(

@@ -78,6 +78,7 @@ class DirectIngest:
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self.max_body_bytes = min(resources.settings.max_body_bytes, _LONGEST_BODY)
+        self.operations_port = resources.settings.operations_port
         self._access = AccessLog(resources.settings.access_log)
         self._max_age_ms = resources.settings.config_max_age_s * 1000
 

@@ -27,6 +27,8 @@ from app.settings import Settings
 from app.shares import OWNER
 
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PROBES = ("/healthz", "/readyz")
+"""Paths that wait for no share of the event loop, and for which connections are kept free."""
 _KEYED = "/v1/"
 _METRICS = ("/metrics",)
 _DOCUMENT = "/openapi.json"
@@ -71,6 +73,25 @@ def install_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["authorization", "content-type", "if-match", "if-none-match", "last-event-id", "x-request-id"],
             expose_headers=["etag", "location", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"],
         )
+
+
+class Ports:
+    """Which paths each port has, if metrics and documents have a port of their own: the probes both, all others one."""
+
+    def __init__(self, operations_port: int | None) -> None:
+        self._operations_port = operations_port
+        self.all_paths_on_one = operations_port is None
+
+    def has(self, scope: Scope) -> bool:
+        """Whether the port that a request arrived at has its path."""
+        if self._operations_port is None or scope["path"] in PROBES or SIGNED_IN in scope:  # the console's own calls
+            return True
+        arrived_at = (scope.get("server") or ("", None))[1]
+        return (arrived_at == self._operations_port) == _is_for_operators(scope["path"])
+
+
+def _is_for_operators(path: str) -> bool:
+    return path in {*_METRICS, *_DOCS} or path.startswith(f"{_DOCS[0]}/")
 
 
 class EntityTags:
@@ -157,7 +178,7 @@ class KeyFirst:
                     principal.require_all_bots()
                 spent = await resources.limits.spend_request(principal.key)
             except AdjournError as error:
-                await _send_problem(error, scope, send)
+                await send_problem(error, scope, send)
                 return
             owner = OWNER.set(f"key:{principal.key.id}")
             try:
@@ -224,7 +245,7 @@ class RequestIds:
                 _log.exception("request failed", method=scope["method"], path=scope["path"])
                 if started:
                     raise
-                await _send_problem(error_of(error), scope, send_with_id)
+                await send_problem(error_of(error), scope, send_with_id)
 
 
 def request_id_of(scope: MutableMapping[str, Any]) -> str:
@@ -248,7 +269,9 @@ def _with_headers(send: Send, added: Headers) -> Send:
     return sending
 
 
-async def _send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:
-    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=scope[REQUEST_ID])
+async def send_problem(error: AdjournError, scope: Scope, send: Callable[[Message], Awaitable[None]]) -> None:
+    """Answer a request with a refusal, outside of FastAPI."""
+    request_id = scope.setdefault(REQUEST_ID, request_id_of(scope))
+    status, headers, body = problem_bytes(error, instance=scope["path"], request_id=request_id)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -110,6 +110,7 @@ class Console:
         handlers = {Refusal: self._refused, AdjournError: self._failed, HTTPException: self._no_page}
         made = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]  # each takes its own class
         made.state.version = self._api.version
+        made.state.docs_here = self._api.state.ports.all_paths_on_one
         return made
 
     @property

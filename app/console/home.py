@@ -31,6 +31,7 @@ async def show(visit: Visit) -> Response:
         trouble=trouble,
         unaccounted=unaccounted,
         empty=not recent and not (live and live["open"]),
+        docs_here=visit.request.app.state.docs_here,
         origin=str(visit.request.base_url).removesuffix("/").removesuffix("/console"),
     )
 

@@ -13,6 +13,7 @@ import ctypes
 import os
 import resource
 import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -31,13 +32,13 @@ _TICKS_BETWEEN_TRIMS = 5 * _TICKS_A_SECOND
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-def run_api(settings: Settings, *, descriptor: int, ready: int | None = None) -> None:
-    """Serve on the listening socket `descriptor` until SIGTERM; write a byte to `ready` once requests are answered."""
+def run_api(settings: Settings, *, descriptors: Sequence[int], ready: int | None = None) -> None:
+    """Serve on the listening sockets `descriptors` until SIGTERM; write a byte to `ready` once requests are answered."""
     from app.main import create_app
 
     app = create_app(settings)
     server = ApiServer(server_config(app, settings), app=app, drain_delay_s=settings.drain_delay_s, ready=ready)
-    server.run(sockets=[socket.socket(fileno=descriptor)])
+    server.run(sockets=[socket.socket(fileno=each) for each in descriptors])
 
 
 def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

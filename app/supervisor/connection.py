@@ -20,8 +20,8 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api.direct import DirectIngest, DirectReply, DirectRequest
+from app.api.middleware import PROBES
 from app.ingest.limits import Admission
-from app.main import PROBES
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -203,6 +203,7 @@ class Connection(HttpToolsProtocol):
             or not (length.isdigit() and len(length) <= _LONGEST_DIRECT and int(length) <= direct.max_body_bytes)
             or headers.get(b"content-type", _JSON) != _JSON
             or b"content-encoding" in headers
+            or (self.server or ("", None))[1] == direct.operations_port is not None
         ):
             return None
         admission = direct.admission(headers.get(b"authorization", b""), self.url)

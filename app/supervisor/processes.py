@@ -8,7 +8,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,16 @@ class Processes:
     """Keeps them running until a signal, then stops the API before the worker, so that its last entries are still worked on."""
 
     def __init__(
-        self, settings: Settings, *, listener: socket.socket, metrics_dir: Path, with_worker: bool, main: Callable[[], object]
+        self,
+        settings: Settings,
+        *,
+        listeners: Sequence[socket.socket],
+        metrics_dir: Path,
+        with_worker: bool,
+        main: Callable[[], object],
     ) -> None:
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._metrics_dir = metrics_dir
         self._main = main
         self._apis = [self._api(number) for number in range(settings.api_workers)]
@@ -89,17 +95,18 @@ class Processes:
             await child.replace()
 
     async def _stop(self) -> None:
-        # The supervisor closes its descriptor too, so that the kernel refuses connections once the processes have closed theirs.
-        self._listener.close()
+        # The supervisor closes its descriptors too, so that the kernel refuses connections once the processes have closed theirs.
+        for listener in self._listeners:
+            listener.close()
         grace_s = self._settings.drain_delay_s + self._settings.shutdown_grace_s + _MARGIN_S
         await asyncio.gather(*(child.stop(within_s=grace_s) for child in self._apis))
         if self._worker is not None:
             await self._worker.stop(within_s=2 * self._settings.shutdown_grace_s + _MARGIN_S)
 
     def _api(self, number: int) -> Child:
-        descriptor = self._listener.fileno()
-        arguments = ("api", "--fd", str(descriptor))
-        return self._child(f"api-{number + 1}", arguments, name="api", inherits=(descriptor,), announces=True)
+        descriptors = tuple(listener.fileno() for listener in self._listeners)
+        arguments = [word for pair in zip(("--fd", "--operations-fd"), map(str, descriptors), strict=False) for word in pair]
+        return self._child(f"api-{number + 1}", ("api", *arguments), name="api", inherits=descriptors, announces=True)
 
     def _make_worker(self) -> Child:
         return self._child("worker", ("worker",), name="worker", inherits=(), announces=False)
@@ -125,6 +132,7 @@ def child_environment(settings: Settings, *, name: str, metrics_dir: Path) -> di
         "var_dir": settings.var_dir,
         "host": settings.host,
         "port": settings.port,
+        "operations_port": settings.operations_port,
         "webhook_allow_private": settings.webhook_allow_private,
         "secrets_key": settings.secrets_key,
         "secrets_key_file": settings.secrets_key_file,

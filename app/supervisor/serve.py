@@ -92,13 +92,13 @@ def serve(settings: Settings, *, metrics_dir: Path, with_worker: bool, main: Cal
         _print_step("schema", f"version {newest_schema_version()}")
         asyncio.run(_try_resources(settings))
         key = asyncio.run(_first_key(settings, embedded=servers.postgres is not None))
-        socket = stack.enter_context(bind(settings.host, settings.port))
-        settings = settings.model_copy(update={"port": socket.getsockname()[1]})
+        listeners = [stack.enter_context(bind(settings.host, port)) for port in _ports(settings)]
+        numbers = [listener.getsockname()[1] for listener in listeners]
+        settings = settings.model_copy(update=dict(zip(("port", "operations_port"), numbers, strict=False)))
         stack.enter_context(logged_life(settings))
-        processes = Processes(settings, listener=socket, metrics_dir=metrics_dir, with_worker=with_worker, main=main)
-        announce = partial(
-            _announce, settings, url_of(socket, tls=settings.tls_cert_file is not None), key=key, with_worker=with_worker
-        )
+        processes = Processes(settings, listeners=listeners, metrics_dir=metrics_dir, with_worker=with_worker, main=main)
+        urls = [url_of(listener, tls=settings.tls_cert_file is not None) for listener in listeners]
+        announce = partial(_announce, settings, urls, key=key, with_worker=with_worker)
         asyncio.run(processes.run(announce=announce, watch=_reviver(servers)))
         _print_step("stopped", "all requests and jobs in flight have ended")
 
@@ -190,10 +190,15 @@ def _print_servers(settings: Settings, servers: Servers) -> None:
         _print_step(name, without_password(url) if server is None else f"started (pid {server.pid}, log {server.log_path})")
 
 
-def _announce(settings: Settings, url: str, *, key: str | None, with_worker: bool) -> None:
+def _ports(settings: Settings) -> list[int]:
+    return [settings.port] if settings.operations_port is None else [settings.port, settings.operations_port]
+
+
+def _announce(settings: Settings, urls: list[str], *, key: str | None, with_worker: bool) -> None:
+    url = urls[0]
     _print_step("api", f"{url} ({settings.api_workers} process{'es' if settings.api_workers > 1 else ''})")
     _print_step("worker", "1 process" if with_worker else "none here; run `adjourn worker`")
-    _print_step("docs", f"{url}/docs")
+    _print_step("docs", f"{urls[-1]}/docs")
     _print_step("console", f"{url}/console/ (sign in with a key)")
     _print_step("keys", "adjourn keys create, list, revoke")
     if key is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,20 @@ def test_killing_the_supervisor_leaves_nothing_running() -> None:
         until(lambda: not any(lives(process) for process in processes))
 
     assert (ready, code) == (200, 0)
+
+
+def test_metrics_have_a_port_of_their_own(redis_url: str, database_url: str, tmp_path: Path) -> None:
+    """The start prints where the document is; each port refuses what the other one has."""
+    urls = {"redis_url": redis_url, "database_url": database_url}
+    with serving(tmp_path / "var", "--no-worker", operations_port=0, **urls) as running:
+        docs = re.search(r"docs +(http://\S+)/docs", running.output)
+        assert docs is not None
+        ports = (running.url, docs[1])
+        answers = {
+            path: [httpx.get(f"{url}{path}").status_code for url in ports] for path in ("/metrics", "/console/", "/healthz")
+        }
+
+    assert answers == {"/metrics": [404, 200], "/console/": [303, 404], "/healthz": [200, 200]}
 
 
 def test_servers_of_ones_own_are_used_and_nothing_is_started(redis_url: str, database_url: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.direct import DirectIngest, DirectRequest
+from app.api.middleware import Ports
 from app.resources import Resources
 from app.supervisor.connection import Connection
 from app.supervisor.serve import bind
@@ -193,3 +194,16 @@ async def test_request_beyond_a_rate_is_refused(app: FastAPI, key: str, resource
 
     assert refused.startswith(b"HTTP/1.1 429 ")
     assert direct == [False]
+
+
+async def test_the_port_of_operators_takes_no_entry(app: FastAPI, admin: Client) -> None:
+    """Also one that was admitted on the other port."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    key = admin.headers["authorization"].removeprefix("Bearer ")
+    async with served(app, Connection) as port:
+        before = [await answers(port, post(), bot="shop", key=key) for _ in range(2)]
+        app.state.ports, app.state.direct.operations_port = Ports(port), port
+        after = await answers(port, post(), bot="shop", key=key)
+
+    assert [answer[:12] for answer in before] == [b"HTTP/1.1 200"] * 2
+    assert after.startswith(b"HTTP/1.1 404")

@@ -106,3 +106,19 @@ def test_a_certificate_without_its_key_is_refused() -> None:
     """Neither half works alone, and http instead of https would be a surprise."""
     with pytest.raises(ValueError, match="belong together"):
         Settings(tls_cert_file=Path("cert.pem"))
+
+
+async def test_metrics_and_docs_may_have_a_port_of_their_own(settings: Settings) -> None:
+    """Each path is on one of the two ports, the probes are on both; nothing else is on theirs, entries neither."""
+    own = ("/metrics", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css")
+    others = ("/v1/bots", "/console/", "/v1/bots/shop/messages", "/docsx", "/")
+    app = create_app(settings.model_copy(update={"operations_port": 9100}))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        answers = {
+            port: [(await client.get(f"http://t:{port}{path}")).status_code for path in (*own, *others, "/healthz")]
+            for port in (8000, 9100)
+        }
+
+    assert answers[9100] == [200, 200, 200, 200, *[404] * 5, 200]
+    assert answers[8000][:4] == [404] * 4
+    assert 404 not in {*answers[8000][4:7], answers[8000][-1]}

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from datetime import datetime
 
 import msgspec
 import pytest
@@ -367,6 +368,27 @@ async def test_the_audit_log_is_filtered(admin: Client, clients: ClientMaker) ->
     assert len(await found(**{"from": every[1]["at"]})) == 2
     assert len(await found(to=every[1]["at"])) == 2
     assert (await admin.refused("GET", "/v1/audit", params={"from": "x"}))["status"] == 422
+
+
+async def test_the_instants_of_an_audit_filter_are_exact(admin: Client, clients: ClientMaker, resources: Resources) -> None:
+    """`from` is included and `to` is not, to the millisecond; a key of two bots sees the entries of both and of no other."""
+    async with resources.engine.begin() as conn:
+        for bot, at in (("shop", "10:00:00.000"), ("bank", "10:00:00.001"), ("desk", "10:00:00.002"), (None, "10:00:00.003")):
+            values = {"bot": bot, "at": datetime.fromisoformat(f"2026-11-21T{at}+00:00")}
+            await conn.execute(
+                text("INSERT INTO audit_log (at, actor, action, bot_id, target) VALUES (:at, 'k', 'x.done', :bot, 't')"), values
+            )
+
+    async def seen(client: Client, **asked: str) -> list[str | None]:
+        entries = (await client.ok("GET", "/v1/audit", params={"action": "x.done", **asked}))["entries"]
+        return [one["bot"] for one in entries]
+
+    start, end = "2026-11-21T10:00:00.001Z", "2026-11-21T10:00:00.002Z"
+    assert await seen(admin) == [None, "desk", "bank", "shop"]
+    assert await seen(admin, **{"from": start}) == [None, "desk", "bank"]
+    assert await seen(admin, to=end) == ["bank", "shop"]
+    assert await seen(admin, **{"from": start, "to": end}) == ["bank"]
+    assert await seen(await clients("admin", bots=["shop", "bank"])) == ["bank", "shop"]
 
 
 async def test_an_audit_entry_has_a_limit(admin: Client) -> None:

@@ -1,6 +1,6 @@
-"""A webhook receiver that answers 200 and does nothing else, in a process of its own; it prints its port.
+"""A webhook receiver that answers and does nothing else, in a process of its own; it prints its port.
 
-A path that is a number is how long it waits before the answer, in ms: `/300`.
+The path says how long it waits before the answer, in ms, and which status it answers: `/300`, `/0/500`. Without: at once, 200.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import sys
 
 import uvloop
 
-_OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+_ANSWER = b"HTTP/1.1 %b Status\r\ncontent-length: 0\r\n\r\n"
 
 
 async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -17,9 +17,10 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             start = head.index(b"content-length:") + 15
             await reader.readexactly(int(head[start : head.index(b"\r\n", start)]))
-            if wait_ms := int(head.split(b" ", 2)[1][1:] or b"0"):
-                await asyncio.sleep(wait_ms / 1000)
-            writer.write(_OK)
+            wait_ms, _, status = head.split(b" ", 2)[1][1:].partition(b"/")
+            if int(wait_ms or b"0"):
+                await asyncio.sleep(int(wait_ms) / 1000)
+            writer.write(_ANSWER % (status or b"200"))
     except (asyncio.IncompleteReadError, ConnectionError):
         writer.close()
 

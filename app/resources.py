@@ -173,7 +173,7 @@ def _assemble(
         admissions=Admissions(config),
         limits=RateLimits(Rates(pipe), settings),
         bodies=Shares(settings.bodies_max_bytes, most_of_one=settings.bodies_max_bytes * 3 // 4),
-        decoding=LoopShares(1),
+        decoding=LoopShares(1, every=3),
         tests=Shares(_TESTS_AT_ONCE, most_of_one=_TESTS_OF_ONE_BOT),
         intake=Intake(ledger=ledger, sandboxes=sandboxes, clock=clock, deadline_s=settings.ingest_deadline_s),
         sweep=Sweep(pipe=pipe, ledger=ledger, shards=shards, batch=settings.sweep_batch),

@@ -9,7 +9,7 @@ what waits for another system (`OwnerQueues`): the next one that goes is of anot
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from typing import Generic, TypeVar
 
@@ -74,15 +74,17 @@ class Shares:
 
 
 class LoopShares:
-    """At most `each` tasks go on in an iteration of the event loop; others wait, and owners alternate.
+    """At most `each` tasks go on in an iteration of the event loop, or in `every` few; others wait, and owners alternate.
 
     A loop runs all that is ready before it reads sockets again: 400 requests that arrive at once, of 1 ms each, would delay the
     next one by 400 ms.
     """
 
-    def __init__(self, each: int) -> None:
+    def __init__(self, each: int, *, every: int = 1) -> None:
         self._each = each
         self._left = each
+        self._every = every
+        self._skipped = 0
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._scheduled = False
 
@@ -100,6 +102,10 @@ class LoopShares:
         await given
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._skipped = (self._skipped + 1) % self._every
+        if self._skipped:
+            loop.call_soon(self._next, loop)
+            return
         self._left = self._each
         while self._left and self._waiting:
             owner = next(iter(self._waiting))
@@ -130,11 +136,13 @@ class OwnerQueues(Generic[Item]):
             self._queues[owner] = queue = deque()
         queue.append(item)
 
-    def put_back(self, owner: str, items: Iterable[Item]) -> None:
+    def put_back(self, owner: str, items: Sequence[Item]) -> None:
         """Put items in front of all that wait of this owner, which goes behind other owners if nothing of it waited."""
-        if items := deque(items):
-            items.extend(self._queues.get(owner, ()))
-            self._queues[owner] = items
+        queue = self._queues.get(owner)
+        if queue is not None:
+            queue.extendleft(reversed(items))
+        elif items:
+            self._queues[owner] = deque(items)
 
     def owners(self, *, but: Collection[str] = ()) -> list[str]:
         """The owners that wait, but for these, in the order in which to serve them."""

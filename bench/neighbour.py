@@ -93,7 +93,7 @@ def closes_of(offer: Offer, number: int) -> bytes:
 
 
 def queries_of(offer: Offer, number: int) -> bytes:
-    path = f"/v1/bots/{BUSY}/sessions?text=needle{number}&status=closed"
+    path = f"/v1/sessions?bot={BUSY}&text=needle{number}&session_metadata.order={number}"
     return f"GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {offer.key}\r\n\r\n".encode()
 
 

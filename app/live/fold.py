@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import structlog
 from msgspec import Struct
 
+from app.clock import monotonic_ms
 from app.domain.errors import DomainError
 from app.domain.records import Answer, BotRules, Command, Decision, Event, Receive, State, UnassignedEntry
 from app.domain.rules.decide import decide
@@ -19,6 +20,9 @@ from app.live.codec import UNREADABLE, decode_message, decode_state, encode
 from app.live.rates import over_quota
 
 log = structlog.get_logger(__name__)
+
+SLICE_MS = 1.0
+"""How long a process decides without doing anything else: about 64 entries, or one with a deep context."""
 
 _NOTHING = (None, None, None)
 
@@ -183,24 +187,34 @@ class Fold(Struct, eq=False):
     state: State = State()
     decided: list[tuple[PendingCommand, Decision]] = []
     repeated: list[tuple[PendingCommand, PendingCommand]] = []
+    left: list[PendingCommand] = []  # pending commands for which there was no time
     full: bool = False  # the bot has as many sessions open as it may
     maybe_committed: bool = False  # an earlier try may have been executed: entries with generated ids may be repeats, too
 
-    def decide(self, now_ms: int, *, at_once: int) -> Iterable[None]:
-        """Decide all pending commands on `state`, `at_once` for each item; a command that the domain refuses fails alone."""
+    def decide(self, now_ms: int, *, until_ms: float) -> Iterable[None]:
+        """Decide all pending commands on `state`; a command that the domain refuses fails alone.
+
+        Each item ends a slice, about a millisecond of work. Commands that are not decided when `monotonic_ms` is at `until_ms`
+        are left for another fold, but for the first one.
+        """
         if len(self.pending) > 1:
-            return self._decide_many(now_ms, at_once)
+            return self._decide_many(now_ms, until_ms)
         (pending,) = self.pending  # nearly always
         decision = None if pending.is_over() else self._decision(self.state, pending, now_ms)
         self.decided = [] if decision is None else [(pending, decision)]
         return ()
 
-    def _decide_many(self, now_ms: int, at_once: int) -> Iterator[None]:
+    def _decide_many(self, now_ms: int, until_ms: float) -> Iterator[None]:
         state, decided, repeated = self.state, [], []
         first: dict[str, PendingCommand] = {}
-        for number, pending in enumerate(self.pending, 1):
-            if not number % at_once:
+        slice_ends_ms = monotonic_ms() + SLICE_MS
+        for number, pending in enumerate(self.pending):
+            if number and monotonic_ms() >= slice_ends_ms:
+                if slice_ends_ms >= until_ms:
+                    self.pending, self.left = self.pending[:number], self.pending[number:] + self.left
+                    break
                 yield
+                slice_ends_ms = monotonic_ms() + SLICE_MS
             if pending.is_over():
                 continue
             command = pending.command

@@ -25,7 +25,7 @@ from app.domain.records import ApplyPolicy, BotRules, Close, Command, Event, Wak
 from app.domain.strand import Strand
 from app.errors import AdjournError, Unavailable
 from app.live.commit import Commit, CommitCall, CommitRefusal, CommitScript, Repeats, UnreadableState, VersionConflict
-from app.live.fold import AwaitedCommand, CommandOutcome, Fold, PendingCommand, StoredStrand, size_of, stored_strand
+from app.live.fold import SLICE_MS, AwaitedCommand, CommandOutcome, Fold, PendingCommand, StoredStrand, size_of, stored_strand
 from app.live.lua import RedisFull
 from app.live.pipe import Pipe, RedisUnreachable
 from app.live.rates import OpenQuota
@@ -41,10 +41,12 @@ _CACHE_OVERHEAD_BYTES = 800
 # More would block Redis, and every caller on this process's connection; a single command goes out whatever its size.
 _BYTES_A_COMMIT = 4 << 20
 # Of one bot in a call: more goes out only where no other bot waits, and is a large call.
-_COMMANDS_BESIDE_OTHERS = 64
+_COMMANDS_BESIDE_OTHERS = 32
 _BYTES_BESIDE_OTHERS = 256 << 10
 _LARGE_CALLS_OF_A_BOT = 2
-_DECISIONS_A_SLICE = 64  # about a millisecond
+# Of a call: the instant that is decided with must not be far from that of the commit.
+_DECIDING_MS = 150
+_ITERATIONS_A_SLICE = 2
 # Of several writers to one strand one always wins, so the loop ends; no caller waits that long.
 _PATIENCE_MS = 5_000
 _CLOSES = (Wake, Close, ApplyPolicy)
@@ -160,7 +162,7 @@ class Ledger:
             raise
         finally:
             for fold in reversed(folds):
-                self._waiting.put_back(fold.strand.bot, self._busy.pop(fold.strand))
+                self._waiting.put_back(fold.strand.bot, [*fold.left, *self._busy.pop(fold.strand)])
             del self._calls[cast("asyncio.Task[None]", asyncio.current_task())]
             self._start_calls()
 
@@ -231,14 +233,14 @@ class Ledger:
 
     async def _decide(self, folds: list[Fold], now_ms: int) -> None:
         """Decide the folds in slices, so that many decisions hold up nothing else in this process."""
-        decided = 0
+        began_ms = slice_began_ms = monotonic_ms()
         for fold in folds:
-            if decided and decided + len(fold.pending) > _DECISIONS_A_SLICE:
-                await asyncio.sleep(0)
-                decided = 0
-            for _ in fold.decide(now_ms, at_once=_DECISIONS_A_SLICE):
-                await asyncio.sleep(0)
-            decided += len(fold.pending)
+            if monotonic_ms() >= slice_began_ms + SLICE_MS:
+                await _let_others_work()
+                slice_began_ms = monotonic_ms()
+            for _ in fold.decide(now_ms, until_ms=began_ms + _DECIDING_MS):
+                await _let_others_work()
+                slice_began_ms = monotonic_ms()
 
     async def _commit(self, folds: list[Fold]) -> None:
         closing = _closes(folds[0].pending[0])
@@ -382,6 +384,12 @@ def _overhead(at: StoredStrand) -> int:
 
 def _closes(pending: PendingCommand) -> bool:
     return isinstance(pending.command, _CLOSES)
+
+
+async def _let_others_work() -> None:
+    """Let requests that arrived be read and answered: iterations of the event loop, which take no time where there are none."""
+    for _ in range(_ITERATIONS_A_SLICE):
+        await asyncio.sleep(0)
 
 
 def _is_part(commands: int, size: int) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -385,10 +386,10 @@ async def test_entry_that_cannot_be_measured_is_refused_alone(make_ledger: MakeL
 Settled = list[str]
 
 
-def send(ledger: Ledger, settled: Settled, bot: str, count: int, *, conversations: int) -> list[asyncio.Future[CommandOutcome]]:
+def send(ledger: Ledger, settled: Settled, bot: str, entries: int, *, conversations: int) -> list[asyncio.Future[CommandOutcome]]:
     """Submit entries of a bot; its name is noted when each has its outcome."""
     futures = []
-    for number in range(count):
+    for number in range(entries):
         strand = Strand(bot, f"web:user{number % conversations}")
         future = ledger.submit(strand, said(f"{bot}-{number}", f"{bot}-{number}", user=f"user{number % conversations}"))
         future.add_done_callback(lambda _: settled.append(bot))
@@ -425,7 +426,7 @@ async def test_an_entry_does_not_wait_for_all_calls_of_another_bot(make_ledger: 
 
 
 async def test_decisions_leave_room_to_other_work(make_ledger: MakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two iterations of the event loop a call makes 64 decisions at most."""
+    """Between two iterations of the event loop a call decides for a millisecond, here ten decisions."""
     ledger, iterations, decided_in = make_ledger(), 0, list[int]()
 
     def noted(*args: Any) -> Decision:  # noqa: ANN401 - those of `decide`
@@ -433,10 +434,34 @@ async def test_decisions_leave_room_to_other_work(make_ledger: MakeLedger, monke
         return decide(*args)
 
     monkeypatch.setattr("app.live.fold.decide", noted)
+    monkeypatch.setattr("app.live.fold.monotonic_ms", stepping(0.1))
     sent = asyncio.gather(*send(ledger, [], "busy", 500, conversations=1))
     while not sent.done():
         iterations += 1
         await asyncio.sleep(0)
 
     assert len(decided_in) == 500
-    assert max(Counter(decided_in).values()) <= 64
+    assert max(Counter(decided_in).values()) <= 11
+
+
+async def test_decisions_that_take_long_go_out_in_several_commits(
+    make_ledger: MakeLedger, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An instant is not committed long after it was decided with; here two or three decisions take all the time of a call."""
+    ledger = make_ledger()
+    await ledger.submit(STRAND, said("first"))
+    before = await calls(redis)
+    clock = stepping(60)
+    monkeypatch.setattr("app.live.fold.monotonic_ms", clock)
+    monkeypatch.setattr("app.live.ledger.monotonic_ms", clock)
+
+    outcomes = await asyncio.gather(*(ledger.submit(STRAND, said(f"text {number}")) for number in range(20)))
+
+    assert [outcome.answer.sequence for outcome in outcomes if outcome.answer] == list(range(2, 22))
+    assert await calls(redis) - before > 5
+
+
+def stepping(step_ms: float) -> Callable[[], float]:
+    """A clock that goes on by so much with each look."""
+    instants = count(1)
+    return lambda: next(instants) * step_ms

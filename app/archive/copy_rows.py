@@ -40,8 +40,8 @@ _NO_TEXTS = b"\x00\x00\x00\x0c" + struct.Struct(">iii").pack(0, 0, 25)
 _TEXTS = struct.Struct(">iiiii").pack
 _OID_OF_TEXT = 25
 _EPOCH_MS = 946_684_800_000  # Postgres counts from the year 2000
-_CALENDAR_MS = ms_of(instant(-(10**18))), ms_of(instant(10**18))
-# Texts of a batch repeat: names of bots and channels, rules, and of each session its user.
+_EARLIEST_MS, _LATEST_MS = ms_of(instant(-(10**18))), ms_of(instant(10**18))
+# Most texts of a batch repeat: bots, channels, rules, intents, and the user in each message. A miss costs more than no cache.
 _cached = lru_cache(maxsize=4096)
 _encode = msgspec.json.Encoder().encode
 
@@ -83,7 +83,9 @@ def clean(value: str | None) -> str | None:
 def text(value: str | None) -> bytes:
     if value is None:
         return _NULL
-    encoded = (value if NUL not in value else value.replace(NUL, REPLACEMENT)).encode()
+    encoded = value.encode()
+    if b"\x00" in encoded:
+        encoded = value.replace(NUL, REPLACEMENT).encode()
     return _LENGTH(len(encoded)) + encoded
 
 
@@ -121,15 +123,14 @@ def _nullable(field: ValueEncoder, value: object) -> bytes:
     return _NULL if value is None else field(value)
 
 
-@_cached
 def _instant(at_ms: int | None) -> bytes:
     if at_ms is None:
         return _NULL
-    earliest_ms, latest_ms = _CALENDAR_MS
-    return _BIG_INTEGER((min(max(at_ms, earliest_ms), latest_ms) - _EPOCH_MS) * 1000)
+    if not _EARLIEST_MS <= at_ms <= _LATEST_MS:
+        at_ms = min(max(at_ms, _EARLIEST_MS), _LATEST_MS)
+    return _BIG_INTEGER((at_ms - _EPOCH_MS) * 1000)
 
 
-@_cached
 def uuid(value: str | None) -> bytes:
     if value is None:
         return _NULL

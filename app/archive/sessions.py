@@ -101,8 +101,10 @@ _SESSION = RowEncoder(
         on="session",
         besides={
             "bot_id": ("strand.bot", copy_rows.cached_text),
-            "conversation_id": ("strand.conversation", copy_rows.cached_text),
+            "conversation_id": ("strand.conversation", copy_rows.text),
+            "user_id": ("session.user_id", copy_rows.text),
             "thread": ("strand.thread", copy_rows.cached_text),
+            "closed_by": ("session.closed_by", copy_rows.text),
             "closing_rule": ("session.closing_rule", lambda rule: copy_rows.cached_text(rule or "")),
             "continuation_of": ("continuation_of", copy_rows.uuid),
             "detail": ("session", copy_rows.json),
@@ -123,7 +125,7 @@ _MESSAGE = RowEncoder(
     columns_of(
         (column for column in messages.c if column.name not in _OF_SESSION.columns),
         Message,
-        besides={"text": ("text", copy_rows.text)},
+        besides={"message_id": ("message_id", copy_rows.text), "text": ("text", copy_rows.text)},
     )
 )
 MESSAGE_COLUMNS = (*_OF_SESSION.columns, *_MESSAGE.columns)

@@ -270,7 +270,10 @@ Index("ix_sessions_closed", sessions.c.closed_at.desc(), sessions.c.id.desc())
 Index("ix_sessions_bot_closed", sessions.c.bot_id, sessions.c.closed_at.desc(), sessions.c.id.desc())
 # A filter that matches little costs what it returns; without a bot, Postgres 18 steps from one bot to the next.
 for _filtered in (sessions.c.channel, sessions.c.intent, sessions.c.outcome, sessions.c.reason):
-    Index(f"ix_sessions_bot_{_filtered.name}", sessions.c.bot_id, _filtered, *_NEWEST_FIRST)
+    _present = (
+        _filtered.is_not(None) if _filtered is sessions.c.intent else None
+    )  # most bots report none: such rows match nothing
+    Index(f"ix_sessions_bot_{_filtered.name}", sessions.c.bot_id, _filtered, *_NEWEST_FIRST, postgresql_where=_present)
 # Few sessions are of developers, so that the others cost an insert no more than the comparison.
 Index("ix_sessions_developer", sessions.c.bot_id, *_NEWEST_FIRST, postgresql_where=sessions.c.developer)
 Index("ix_sessions_conversation", sessions.c.conversation_id, sessions.c.bot_id, *_NEWEST_FIRST)
@@ -281,6 +284,7 @@ Index(
     sessions.c.session_metadata,
     postgresql_using="gin",
     postgresql_ops={"session_metadata": "jsonb_path_ops"},
+    postgresql_where=sessions.c.session_metadata.is_not(None),
 )
 
 messages = Table(

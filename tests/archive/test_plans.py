@@ -27,6 +27,7 @@ FILTERS: tuple[dict[str, Any], ...] = (
     {"intent": "nothing"},
     {"reason": "interrupted", "channel": "twitter"},
     {"user_id": "nobody"},
+    {"metadata": {"number": "7"}},
     {"developer": True},
 )
 

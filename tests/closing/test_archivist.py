@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -287,7 +288,8 @@ async def test_long_session_is_archived_once_and_its_surplus_continues(
 
 
 async def test_session_of_many_megabytes_is_archived_in_portions(resources: Resources, worker: Worker) -> None:
-    """However few its messages are: what is read and written at once is bounded by bytes."""
+    """However few its messages are: what is read and written at once is bounded by bytes. Its quota is lifted."""
+    resources.config._defaults = replace(resources.config._defaults, session_max_bytes=0)
     strand = Strand("bot", "web:fat")
     for number in range(40):
         entry = Entry(user_id="fat", role="user", message_id=f"m{number}", text="hi", metadata={"blob": "x" * 900_000})

@@ -7,13 +7,13 @@ import uvloop
 
 from app.resources import open_resources
 from app.settings import Settings
-from bench import FAST, archivist, deliveries, footprint, instructions, lag, ledger, routes
+from bench import FAST, archivist, deliveries, footprint, instructions, lag, ledger, peers, routes
 from bench.installation import installation, make_bots
 
-PARTS = ("routes", "ledger", "archivist", "deliveries", "footprint", "lag")
+PARTS = ("routes", "ledger", "archivist", "deliveries", "footprint", "lag", "peers")
 
 
-async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> None:
+async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> peers.Contest | None:
     async with open_resources(settings) as resources:
         if "ledger" in parts:
             ledger.show(await ledger.measure(resources, redis))
@@ -23,8 +23,9 @@ async def _in_process(settings: Settings, parts: list[str], redis: psutil.Proces
             deliveries.show(await deliveries.measure(resources))
         if "footprint" in parts:
             footprint.show_sessions(await footprint.measure_sessions(resources))
-        if "lag" in parts:  # the last, as it replaces the bots of the others
+        if "lag" in parts:  # after those whose bots it replaces
             lag.show(await lag.measure(resources, beside=(1_000,) if FAST else (1_000, 100_000)))
+        return await peers.measure(resources) if "peers" in parts else None
 
 
 def main(parts: list[str]) -> None:
@@ -37,7 +38,9 @@ def main(parts: list[str]) -> None:
             routes.show(routes.measure(settings, key))
         if "instructions" in parts:
             instructions.show(instructions.measure(settings, key))
-        uvloop.run(_in_process(settings, parts, psutil.Process(servers.redis_pid)))
+        ours = uvloop.run(_in_process(settings, parts, psutil.Process(servers.redis_pid)))
+        if ours is not None:  # the last, as it empties Redis
+            peers.show(ours, uvloop.run(peers.measure_peers(settings)))
 
 
 if __name__ == "__main__":

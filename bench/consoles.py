@@ -4,7 +4,7 @@ python -m bench.consoles           prints the ratio
 python -m bench.consoles JSON      the pages, in a process of its own
 
 One API process serves both. Each page follows the server-sent events of the first page and renders it anew by the rules of
-`console.js`, whose times are read from there. One more client opens and closes a session each second, so that pages have
+`console.js`, whose times are read from there. One more client opens or closes a session each half second, so that pages have
 something to show; a page that the load delays pauses for longer, as in a browser.
 """
 
@@ -14,8 +14,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from math import ceil
 from random import random
-from time import perf_counter, sleep
+from time import perf_counter, sleep, time
 
 import httpx
 import msgspec
@@ -145,18 +146,18 @@ class _Page:
                     self._changed.set()
 
     async def _refresh(self) -> None:
-        pause_s = 0.0
+        earliest = 0.0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._times["FALLBACK_MS"]):
                     await self._changed.wait()
-            await asyncio.sleep(max(self._times["SOON_MS"] * (1 + random()), pause_s))
+            await asyncio.sleep(self._times["SOON_MS"] * (1 + random()) + max(0, earliest - time()))
             self._changed.clear()
             began = perf_counter()
             with suppress(httpx.TransportError):  # a kept connection that the server closes; a page tries again after its pause
                 await self._browser.get("/console/", headers={REFRESH_HEADER: "1"})
-            took_s = perf_counter() - began
-            pause_s = min(max(self._times["PAUSE_MS"], self._times["PAUSE_TIMES"] * 1000 * took_s), self._times["FALLBACK_MS"])
+            pause_s = min(self._times["PAUSE_TIMES"] * 1000 * (perf_counter() - began), self._times["FALLBACK_MS"])
+            earliest = ceil((time() + pause_s) / self._times["PAUSE_MS"]) * self._times["PAUSE_MS"]
 
 
 if __name__ == "__main__":

@@ -52,13 +52,21 @@ def api(folder: str) -> Iterator[tuple[str, str, psutil.Process]]:
                 text=True,
             )
             (key,) = re.findall(r"adj_[\w-]+", made.stdout)
-            (process,) = [one for one in psutil.Process(server.pid).children() if "api" in one.cmdline()]
-            while not httpx.get(f"{url}/v1/sessions?limit=1", headers={"authorization": f"Bearer {key}"}).is_success:
-                time.sleep(POLL_S)
+            with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as client:
+                while not client.get("/v1/sessions?limit=1").is_success:
+                    time.sleep(POLL_S)
+                (process,) = [
+                    one for one in psutil.Process(server.pid).children(recursive=True) if _serves(one, client.base_url.port)
+                ]
             yield url, key, process
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait()
+
+
+def _serves(process: psutil.Process, port: int | None) -> bool:
+    """Whether the connection that is open to this port is the process's: all processes of a server have one command line."""
+    return any(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
 
 
 def export(output: Path, *more: str, url: str, key: str, watched: psutil.Process, peaks: tuple[Peak, Peak], kill: bool) -> float:

@@ -75,13 +75,14 @@ ACTIONS: Mapping[str, Act] = {
 """Every form by the path that it is sent to."""
 
 _YEAR_S = 365 * 86_400
-_REFRESH_LIFE_S = 1.0
+REFRESH_LIFE_S = 0.5
+"""No longer than `console.js` waits after an event, so that no page gets a rendering from before it."""
 REFRESH_HEADER = "x-refresh"
 """Sent by `console.js` when it renews the live parts of a page."""
 
 
 class _Refresh(Struct, frozen=True):
-    """A page that is rendered for all browsers that refresh it within a second."""
+    """A page that is rendered for all browsers that refresh it at about the same time."""
 
     page: asyncio.Task[Response]
     csrf: str  # the token in it
@@ -140,7 +141,7 @@ class Console:
         return endpoint
 
     async def _refresh(self, visit: Visit, show: Show) -> Response:
-        """The page as it was rendered within the last second for this key, address and theme, with this sign-in's own token.
+        """The page as it was rendered a moment ago for this key, address and theme, with this sign-in's own token.
 
         An event makes all open pages refresh at once; without this each would be rendered, and entries would wait.
         """
@@ -151,7 +152,7 @@ class Console:
         shared = self._refreshes.get(which)
         if shared is None:
             # A task of its own: the browser that asked first may end its request.
-            shared = _Refresh(asyncio.create_task(show(visit)), visit.sign_in.csrf, ends=now + _REFRESH_LIFE_S)
+            shared = _Refresh(asyncio.create_task(show(visit)), visit.sign_in.csrf, ends=now + REFRESH_LIFE_S)
             self._refreshes[which] = shared
         page = await asyncio.shield(shared.page)
         body = bytes(page.body).replace(shared.csrf.encode(), visit.sign_in.csrf.encode())

@@ -9,9 +9,10 @@ from msgspec import json
 
 from app.api.session_views import AllLivePage
 from app.live import keys
-from app.queries.live_events import LiveEvents, id_of, position_of
+from app.queries.live_events import LiveEvents, id_of, pause_s, position_of
 from app.resources import Resources
 from app.worker import Worker
+from bench.live import measure
 from tests.api.conftest import Client, ClientMaker, Json
 
 _FRAME = re.compile(r"id: (\S+)\nevent: (\S+)\ndata: (.*)")
@@ -227,3 +228,20 @@ async def test_an_id_of_no_event_is_refused(admin: Client) -> None:
     for headers, query in (({"last-event-id": "7"}, ""), ({}, "?after=1-2-3"), ({}, "?after=1-2-3-x")):
         problem = await admin.refused("GET", f"/v1/live/events{query}", headers=headers)
         assert problem["errors"][0]["where"] == "Last-Event-ID"
+
+
+def test_many_clients_are_sent_events_less_often() -> None:
+    """A thousand clients cost less than three times what a hundred do, and none waits for longer than 3 seconds."""
+    assert pause_s(1) < 0.25
+    assert 1_000 / pause_s(1_000) < 3 * 100 / pause_s(100)
+    assert pause_s(5_000) == 3
+
+
+@pytest.mark.slow
+def test_clients_that_are_cut_off_lose_and_double_nothing() -> None:
+    """Fifty sockets, each aborted once while entries come in, and a session is opened by each hundredth of them."""
+    cost = measure(clients=50, rate=200, seconds=3)
+
+    assert (cost.followed.differing, cost.followed.resets) == (0, 0)
+    assert cost.followed.connections == 100
+    assert cost.followed.events >= 12

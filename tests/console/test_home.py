@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.console.api_calls import ApiCalls, ApiReply
-from app.console.app import REFRESH_HEADER
+from app.console.app import REFRESH_HEADER, REFRESH_LIFE_S
+from app.console.pages import STATIC
 from app.metrics import UNACCOUNTED
 from tests.api.conftest import Client
 from tests.console.conftest import Browser, BrowserMaker, text_of
@@ -100,3 +101,11 @@ async def test_open_pages_refresh_from_one_rendering(
     assert "ann<" not in (await stranger.get("/console/", headers=refresh)).text
     await first.page("/console/")
     assert sent.count("/v1/live") == 2 + 1
+
+
+def test_a_shared_rendering_is_never_from_before_an_event() -> None:
+    """A page waits longer after an event than a rendering is shared, so what it gets was rendered after the event."""
+    soon = re.search(r"^const SOON_MS = (\d+);", (STATIC / "console.js").read_text(), re.MULTILINE)
+
+    assert soon is not None
+    assert int(soon[1]) >= REFRESH_LIFE_S * 1000

@@ -1,8 +1,8 @@
 // Live parts of the pages. Without this script every page still shows what was true when it was loaded.
 
 const SOON_MS = 500; // to twice as long after an event, so that many events cost one refresh, and many pages do not refresh at once
-const PAUSE_MS = 5000; // from one refresh to the next, at least
-const PAUSE_TIMES = 100; // the time that the refresh took: many consoles leave a busy server alone
+const PAUSE_MS = 5000; // pages refresh again at multiples of this, so that many of them share one rendering
+const PAUSE_TIMES = 100; // the time that the refresh took, at least: many consoles leave a busy server alone
 const FALLBACK_MS = 60000; // for what is no event of a session; the longest pause, too
 
 function remaining(ms) {
@@ -43,15 +43,15 @@ async function refreshAndPause() {
   try {
     await refresh();
   } finally {
-    const now = performance.now();
-    earliest = now + Math.min(Math.max(PAUSE_MS, PAUSE_TIMES * (now - began)), FALLBACK_MS);
+    const pause = Math.min(PAUSE_TIMES * (performance.now() - began), FALLBACK_MS);
+    earliest = Math.ceil((Date.now() + pause) / PAUSE_MS) * PAUSE_MS;
   }
 }
 
 function refreshSoon() {
   if (waiting || document.hidden) return;
   waiting = true;
-  const wait = Math.max(SOON_MS * (1 + Math.random()), earliest - performance.now());
+  const wait = SOON_MS * (1 + Math.random()) + Math.max(0, earliest - Date.now());
   setTimeout(() => { waiting = false; refreshAndPause().catch(() => {}); }, wait);
 }
 

@@ -1,6 +1,7 @@
 """A user is exported whole, and erased everywhere, exactly, whatever crashes meanwhile; nothing comes back."""
 
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,6 +14,7 @@ from app.archive.erasures import digest_of
 from app.closing import erasure
 from app.closing.rejects import RejectedRecord
 from app.live.keys import events
+from app.queries.user_export import ExportLine, UserExport
 from app.resources import Resources
 from app.worker import Worker
 from tests.api.conftest import Client
@@ -223,7 +225,8 @@ async def test_an_export_has_all_that_is_kept_of_a_user(
     redis: Any = resources.redis
     waiting = await say(admin, ANN, "line")
     await admin.ok("POST", f"/v1/sessions/{waiting['session_id']}/close")
-    await say(admin, ANN, "viber", type="survey.sent", role="bot")
+    for user in (ANN, "bob"):
+        await say(admin, user, "viber", type="survey.sent", role="bot")
     await admin.ok("PUT", f"/v1/bots/shop/conversations/telegram:{ANN}/variables/color", {"value": "blue"})
     raw = [value for shard in range(4) for _, fields in await redis.xrange(events(shard)) for value in fields.values()]
     async with resources.engine.begin() as conn:
@@ -246,6 +249,63 @@ async def test_an_export_has_all_that_is_kept_of_a_user(
         assert "bob" not in str(found)
     assert [len(found["delivery"]) for found in (before, after)] == [2, 3]
     assert after["delivery"][0]["payload"]["data"]["session"]["user_id"] == ANN
+
+
+@pytest.mark.usefixtures("lives")
+async def test_an_export_misses_nothing_that_is_archived_meanwhile(
+    admin: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at Redis and that at Postgres everything moves from one to the other: each thing is there, and once."""
+    waiting = await say(admin, ANN, "line")
+    await admin.ok("POST", f"/v1/sessions/{waiting['session_id']}/close")
+    await say(admin, ANN, "viber", type="survey.sent", role="bot")
+    archived_sessions = UserExport._archived_sessions
+
+    async def after_the_archivist(export: UserExport) -> AsyncIterator[list[ExportLine]]:
+        await worker.archivist.run_once()
+        async for lines in archived_sessions(export):
+            yield lines
+
+    before = await exported(admin, ANN)
+    monkeypatch.setattr(UserExport, "_archived_sessions", after_the_archivist)
+    meanwhile = await exported(admin, ANN)
+
+    names = {"session": "id", "message": "message_id", "unassigned_entry": "message"}
+    for kind, name in names.items():
+        assert sorted(str(one[name]) for one in meanwhile[kind]) == sorted(str(one[name]) for one in before[kind]), kind
+
+
+async def test_an_export_has_the_conversations_in_which_the_user_was_last(admin: Client, worker: Worker) -> None:
+    """A conversation that the bot names may have several users: its dialog is that of the last one."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    for user, conversation in ((ANN, "desk"), ("bob", "desk"), ("bob", "till"), (ANN, "till")):
+        answer = await say(admin, user, "web", conversation_id=conversation)
+        await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close")
+        await worker.archivist.run_once()
+    found = await exported(admin, ANN)
+
+    assert [one["conversation_id"] for one in found["conversation"]] == ["till"]
+    assert {one["conversation_id"] for one in found["session"]} == {"desk", "till"}
+
+
+async def test_an_export_has_the_webhooks_of_open_sessions(admin: Client, worker: Worker) -> None:
+    """Those of events before the close, once also where Postgres has the session by then."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    hook = {"url": "http://127.0.0.1:9999/", "events": ["session.opened", "session.closed"]}
+    await admin.ok("POST", "/v1/bots/shop/endpoints", hook)
+    answer = await say(admin, ANN, "web")
+    await say(admin, "bob", "web")
+    waiting = await exported(admin, ANN)
+    await worker.archivist.run_once()
+    while_open = await exported(admin, ANN)
+    await admin.ok("POST", f"/v1/sessions/{answer['session_id']}/close")
+    await worker.archivist.run_once()
+    closed = await exported(admin, ANN)
+
+    sent = [[(one["event"], one["session_id"]) for one in found["delivery"]] for found in (while_open, closed)]
+    opened = ("session.opened", answer["session_id"])
+    assert sent == [[opened], [opened, ("session.closed", answer["session_id"])]]
+    assert [len(found["session"]) for found in (waiting, while_open, closed)] == [1, 1, 1]
 
 
 @pytest.mark.usefixtures("lives")

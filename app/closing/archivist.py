@@ -42,8 +42,9 @@ _STOPPED_FOR_MS = 30_000
 # A bot with so many records, or with transcripts of so many times `_RECORD_BYTES`, is never overtaken: it delays others little.
 _FEW = 32
 _RECORD_BYTES = 4_096
-# Of a transaction, while other bots have records too: each waits for one that is under way.
-_RECORDS_BESIDE_OTHERS = 250
+# Of a transaction, while other bots have records too: each waits for one that is under way. A record may have many deliveries.
+_MS_BESIDE_OTHERS = 200
+_RECORDS_BESIDE_OTHERS = (25, 250)
 
 
 class Backlog:
@@ -51,6 +52,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._weights: Counter[str] = Counter()
+        self._ms_a_record = 0.0
 
     def fade(self) -> None:
         """Halve what was counted: another batch is read."""
@@ -65,10 +67,17 @@ class Backlog:
         least = max(_FEW, self._weights.total() / max(1, len(self._weights)) / 2)
         return frozenset(bot for bot, weight in self._weights.items() if weight > least)
 
-    @property
-    def has_others(self) -> bool:
-        """Whether bots with few wait beside bots with many."""
-        return 0 < len(self.largest()) < len(self._weights)
+    def note_duration(self, ms: float, *, records: int) -> None:
+        """A transaction took so long."""
+        if records >= _RECORDS_BESIDE_OTHERS[0]:
+            self._ms_a_record = ms / records
+
+    def most_at_once(self, records: int) -> int:
+        """How many of so many records to write in one transaction: all, unless bots with few wait beside bots with many."""
+        if not 0 < len(self.largest()) < len(self._weights):
+            return records
+        fewest, most = _RECORDS_BESIDE_OTHERS
+        return max(fewest, min(most, int(_MS_BESIDE_OTHERS / self._ms_a_record))) if self._ms_a_record else most
 
 
 class Archivist:
@@ -179,8 +188,7 @@ class Archivist:
         """The records in parts for one transaction each, those of bots with few first."""
         sizes = await self._transcripts.sizes(records)
         self._backlog.count(records, sizes)
-        largest = self._backlog.largest()
-        return split(records, sizes, last=largest, most=_RECORDS_BESIDE_OTHERS if self._backlog.has_others else len(records))
+        return split(records, sizes, last=self._backlog.largest(), most=self._backlog.most_at_once(len(records)))
 
     async def _archive(self, part: Part) -> None:
         """Archive a part and release it. Bad data is searched for by halves, so that one bad record rejects no other."""
@@ -209,9 +217,11 @@ class Archivist:
         """One transaction."""
         closed = await self._transcripts.closed_sessions(part)
         batch = Batch(part.records, closed, self._transcripts.portions if part.long else None)
+        began_ms = monotonic_ms()
         async with self._engine.begin() as conn:
             done = await archive_batch(conn, batch, rules_of=self._rules_of)
             failpoint("archive.before_commit")
+        self._backlog.note_duration(monotonic_ms() - began_ms, records=len(part.records))
         failpoint("archive.after_commit")
         return done
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.archive import sessions
-from app.closing.archivist import Archivist
+from app.closing.archivist import Archivist, Backlog
 from app.domain.entry import Entry
 from app.domain.records import Message, Receive, Session
 from app.domain.strand import Strand
@@ -118,6 +118,28 @@ async def test_a_bot_with_few_closed_sessions_waits_for_no_backlog(resources: Re
     assert released.index("quiet") < count  # of twice as many
     assert len(await archived(resources)) == count
     assert await waiting(resources) == 0
+
+
+@pytest.mark.parametrize(
+    ("bots", "ms", "largest", "most"),
+    (
+        ({"one": 500}, 0, {"one"}, 500),  # alone
+        ({"one": 20, "two": 5}, 0, set(), 25),  # few of each
+        ({"one": 480, "two": 20}, 0, {"one"}, 250),
+        ({"one": 480, "two": 20}, 200, {"one"}, 100),  # of 2 ms each
+        ({"one": 480, "two": 20}, 2_000, {"one"}, 25),
+        ({"one": 240, "two": 240, "three": 20}, 0, {"one", "two"}, 250),
+    ),
+)
+def test_transactions_are_short_while_bots_with_few_wait(bots: dict[str, int], ms: float, largest: set[str], most: int) -> None:
+    """Of all records, with the last 100 having taken `ms`, so many go into the next transaction."""
+    backlog = Backlog()
+    records = [StreamRecord(0, b"", b"", Strand(bot, "web:ann")) for bot, number in bots.items() for _ in range(number)]
+
+    backlog.count(records, [0] * len(records))
+    backlog.note_duration(ms, records=100)
+
+    assert (set(backlog.largest()), backlog.most_at_once(len(records))) == (largest, most)
 
 
 async def test_records_that_overtook_are_taken_over_like_any_other(

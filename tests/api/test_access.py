@@ -1,6 +1,7 @@
 """Every request is measured and, by the setting, logged: one line with its route, and with nothing that a caller asked for."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from structlog.testing import LogCapture
 
 from app.api import access
-from app.api.access import AccessLog
+from app.api.access import AccessLog, Watched, is_watched
+from app.config.records import SIGNED_IN
 from app.log import configure_logging, logged_life
 from app.metrics import REQUEST_BOUNDS_S, BufferedHistogram, flush
 from app.settings import Settings
@@ -89,12 +91,33 @@ async def test_every_kind_of_request_has_one_line_and_is_counted(
 async def test_a_share_of_requests_is_logged_and_every_failure(lines: list[dict[str, Any]], share: float, logged: int) -> None:
     """Of each kind of status the same share, so that the many 200 hide no 404; without the setting there is no line at all."""
     log = AccessLog(share)
-    for status in (200, 404, 503):
-        for _ in range(1_000):
-            log.write(route="/x", method="GET", status=status, began_ms=0, key=None, bot=None, request_id="1")
+    for status in [200, 200, 200, 404] * 1_000 + [500] * 1_000:
+        log.write(route="/x", method="GET", status=status, began_ms=0, key=None, bot=None, request_id="1")
 
-    by_status = [sum(line["status"] == status for line in lines) for status in (200, 404, 503)]
-    assert by_status == [pytest.approx(logged, abs=1), pytest.approx(logged, abs=1), 1_000 if share else 0]
+    by_status = [sum(line["status"] == status for line in lines) for status in (200, 404, 500)]
+    assert by_status == [pytest.approx(3 * logged, abs=1), pytest.approx(logged, abs=1), 1_000 if share else 0]
+
+
+async def test_a_request_without_an_answer_has_a_status(lines: list[dict[str, Any]]) -> None:
+    """499 where the client left, 500 where it failed; a long name of a bot is cut."""
+
+    async def send(_message: object) -> None:
+        """Take what is sent."""
+
+    scope = {"type": "http", "method": "GET", "path": "/x", access.ROUTE: "/x", access.BOT: "b" * 100}
+    with Watched(AccessLog(1.0), scope, send):
+        pass
+    with suppress(ValueError), Watched(AccessLog(1.0), scope, send):
+        raise ValueError
+
+    assert [(line["status"], line["bot"]) for line in lines] == [(499, "b" * 64), (500, "b" * 64)]
+
+
+def test_calls_of_the_console_within_the_process_are_no_requests() -> None:
+    """Nor are the start and stop of the app."""
+    scopes: tuple[dict[str, Any], ...] = ({"type": "http"}, {"type": "http", SIGNED_IN: b"x"}, {"type": "lifespan"})
+
+    assert [is_watched(scope) for scope in scopes] == [True, False, False]
 
 
 async def test_a_buffered_histogram_has_what_a_plain_one_has() -> None:

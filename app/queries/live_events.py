@@ -25,7 +25,7 @@ from app.live.pipe import Pipe
 log = structlog.get_logger(__name__)
 
 _PAUSE_S = 0.2
-_PAUSE_A_CLIENT_S = 0.001  # each reading is sent to each client, which takes a tenth of this
+_PAUSE_A_CLIENT_S = 0.005  # each reading is sent to each client, which takes a fiftieth of this
 _LONGEST_PAUSE_S = 3.0
 _RETRY_S = 1.0
 _LONGEST_WAIT_S = 1.0
@@ -192,7 +192,7 @@ class LiveEvents:
 
 
 def pause_s(clients: int) -> float:
-    """The time between two readings: a thousand clients get their events at most a second later than a few."""
+    """The time between two readings, in s: the more clients, the later all of them get an event."""
     return min(_PAUSE_S + clients * _PAUSE_A_CLIENT_S, _LONGEST_PAUSE_S)
 
 

@@ -167,7 +167,7 @@ def _assemble(
         writer=ConfigWriter(admin_engine, redis=redis, replica=config),
         ledger=ledger,
         live=live,
-        live_events=LiveEvents(pipe, shards=shards),
+        live_events=LiveEvents(pipe, shards=shards, most=settings.max_connections * 3 // 4),
         sandboxes=sandboxes,
         user_variables=UserVariables(pipe),
         admissions=Admissions(config),

@@ -15,11 +15,11 @@ from app.api.access import BATCH_ROUTE, BOT, ENTRY_ROUTE, KEY_NAME, REQUEST_ID, 
 from app.api.auth import Principal, known_bot, principal_for
 from app.api.errors import MethodNotAllowed, error_of, problem_bytes, problem_of
 from app.api.fields import refuse_unknown
-from app.api.middleware import request_id_of
+from app.api.middleware import cannot_read, check_encoding, request_id_of
 from app.config.records import SIGNED_IN, BotConfig, KeyConfig
 from app.domain.entry import Entry
 from app.domain.errors import DomainError
-from app.errors import LONGEST_SHOWN, AdjournError, Invalid, TooLarge, Unavailable, UnsupportedMedia
+from app.errors import AdjournError, Invalid, TooLarge, Unavailable
 from app.ingest.intake import EntryRefusal, Receipt, encode
 from app.ingest.limits import Admission, over_rate, rate_headers
 from app.ingest.wire import entries_from, entry_from
@@ -66,7 +66,7 @@ async def _answer(resources: Resources, scope: Scope, receive: Receive, route: r
     resources.limits.check_entries(key, bot)
     if scope["query_string"]:
         refuse_unknown(list(QueryParams(scope["query_string"])), known={})
-    _check_encoding(headers)
+    check_encoding(headers.get(b"content-encoding", b"").decode("latin-1"))
     media = headers.get(b"content-type", _JSON.encode()).decode("latin-1").partition(";")[0].strip().lower()
     if not route["batch"]:
         _admit(resources, scope, headers, Admission(key, bot, resources.limits.held_by(key, bot)))
@@ -103,19 +103,9 @@ def _admit(resources: Resources, scope: Scope, headers: dict[bytes, bytes], admi
         resources.admissions.add(authorization, path, admission)
 
 
-def _check_encoding(headers: dict[bytes, bytes]) -> None:
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-    if encoding.lower() != "identity":
-        raise _cannot_read(encoding, hint="send the body as it is, without `Content-Encoding`")
-
-
-def _cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
-    return UnsupportedMedia(f"cannot read {what[:LONGEST_SHOWN]!r}", hint=hint)
-
-
 def _one_of(body: bytes, *, media: str) -> Entry:
     if media != _JSON:
-        raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
+        raise cannot_read(media, hint=f"send it with `Content-Type: {_JSON}`")
     return entry_from(body)
 
 
@@ -128,7 +118,7 @@ def _single(results: list[Receipt | EntryRefusal]) -> Reply:
 
 def _many_of(resources: Resources, body: bytes, *, media: str) -> list[Entry | Invalid]:
     if media != _JSON and media not in _NDJSON:
-        raise _cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
+        raise cannot_read(media, hint=f"send it with `Content-Type: {_JSON}` or `{_NDJSON[0]}`")
     return entries_from(body, ndjson=media in _NDJSON, limit=resources.settings.max_batch_entries)
 
 

@@ -20,7 +20,7 @@ from app.api.access import KEY_NAME, REQUEST_ID
 from app.api.auth import principal_for
 from app.api.errors import Headers, error_of, problem_bytes
 from app.config.records import SIGNED_IN
-from app.errors import AdjournError, TooLarge
+from app.errors import LONGEST_SHOWN, AdjournError, TooLarge, UnsupportedMedia
 from app.ingest.limits import rate_headers
 from app.resources import Resources
 from app.settings import Settings
@@ -173,6 +173,7 @@ class KeyFirst:
             try:
                 principal = principal_for(resources, authorization, signed_in=scope.get(SIGNED_IN))
                 scope[KEY_NAME] = principal.key.name
+                check_encoding(datastructures.Headers(scope=scope).get("content-encoding", ""))
                 if scope["path"] in _METRICS:
                     principal.require("read")
                     principal.require_all_bots()
@@ -187,6 +188,16 @@ class KeyFirst:
                 OWNER.reset(owner)
             return
         await self._app(scope, receive, send)
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise `UnsupportedMedia` for a body that was compressed: nothing here unpacks one."""
+    if encoding.lower() not in {"", "identity"}:
+        raise cannot_read(encoding, hint="send the body as it is, without `Content-Encoding`")
+
+
+def cannot_read(what: str, *, hint: str) -> UnsupportedMedia:
+    return UnsupportedMedia(f"cannot read {what[:LONGEST_SHOWN]!r}", hint=hint)
 
 
 class BodyLimit:

@@ -83,7 +83,7 @@ async def export(visit: Visit) -> Response:
     fields = visit.document.query_fields(LIST, without=_WITHOUT)
     given = [(name, value) for name, value in visit.query if name not in {"column", "order", "format"}]
     kind = EXPORTS.get(visit.of_path("kind"), "csv")
-    return PassedOn(visit.api, "/v1/exports/sessions", [*as_query(fields, given), ("format", kind)])
+    return PassedOn(visit.api, "/v1/exports/sessions", [*as_query(fields, given), ("format", kind), ("spreadsheet", "true")])
 
 
 async def one(visit: Visit) -> Response:

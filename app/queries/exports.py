@@ -9,7 +9,7 @@ what goes on after a place is a file of its own. It refuses places that are none
 import asyncio
 import csv
 import io
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib import import_module
 from types import NoneType
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, get_type_hints
@@ -29,12 +29,15 @@ from app.errors import Invalid
 Format = Literal["csv", "ndjson", "parquet"]
 ExportKind = Literal["sessions", "messages"]
 Row = dict[str, Any]
+Cell = Callable[[Any], object]
+"""Writes a value as a cell of CSV."""
 
 _SESSIONS_A_PAGE = 200
 _MESSAGES_A_PAGE = 500
 _GROUP_ROWS = 20_000
 _GROUP_BYTES = 16_000_000
 _REST = "rest"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four in full width
 _LARGEST_SEQUENCE = 2**31 - 1
 
 
@@ -66,9 +69,9 @@ def place_of(text: str, *, kind: ExportKind) -> Place:
 
 
 async def encoded(
-    engine: AsyncEngine, wanted: SessionFilter, *, kind: ExportKind, form: Format, after: Place | None
+    engine: AsyncEngine, wanted: SessionFilter, *, kind: ExportKind, form: Format, after: Place | None, cell: Cell | None = None
 ) -> AsyncIterator[bytes]:
-    """The export in pieces: the rows after `after`, and the names of the columns only where it begins."""
+    """The export in pieces: the rows after `after`, and the names of the columns only where it begins; `cell` as for `as_csv`."""
     columns, rows = COLUMNS[kind], _ROWS[kind]
     pages = rows(engine, wanted, after=after)
     if form == "parquet":
@@ -78,7 +81,7 @@ async def encoded(
     if form == "csv" and after is None:
         yield (",".join(columns) + "\n").encode()
     async for page in pages:
-        yield as_csv(page, columns) if form == "csv" else as_ndjson(page)
+        yield as_csv(page, columns, cell=cell or _cell) if form == "csv" else as_ndjson(page)
 
 
 async def session_rows(engine: AsyncEngine, wanted: SessionFilter, *, after: Place | None) -> AsyncIterator[list[Row]]:
@@ -188,6 +191,11 @@ def _cell(value: object) -> object:
     return json.encode(value).decode() if isinstance(value, bool | list | dict) else value
 
 
+def spreadsheet_cell(value: object) -> object:
+    """A cell that no spreadsheet program reads as a formula: texts that begin as one do get an apostrophe before."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else _cell(value)
+
+
 _SESSION = Session("", "", "", 0)
 _MESSAGE = Message(0, "", 0, "user", "message", None, Answer("", "continued", 0, None, 0))
 _BLANK = ArchivedSession(Strand("", ""), _SESSION, None)
@@ -206,13 +214,13 @@ def as_ndjson(rows: Sequence[Row]) -> bytes:
     return b"".join(json.encode(row) + b"\n" for row in rows)
 
 
-def as_csv(rows: Sequence[Row], columns: Sequence[str]) -> bytes:
-    """RFC 4180 but for the line ends: a line feed; booleans, lists and objects as JSON; nothing for null."""
+def as_csv(rows: Sequence[Row], columns: Sequence[str], *, cell: Cell) -> bytes:
+    """RFC 4180 but for the line ends: a line feed; `cell` writes one value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for row in rows:
         cells = _cells(row, columns)
-        writer.writerow([_cell(cells.get(name)) for name in columns])
+        writer.writerow([cell(cells.get(name)) for name in columns])
     return text.getvalue().encode()
 
 

@@ -9,6 +9,7 @@ a client may see and when it must end. With many clients it reads less often, so
 import asyncio
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ from msgspec import Struct, json, structs
 from app.clock import monotonic_ms
 from app.domain.instants import rfc3339, rfc3339_or_none
 from app.domain.session_view import shown_as
-from app.errors import Unavailable
+from app.errors import RateLimited, Unavailable
 from app.live.feed import FEED_KEPT_MS, FeedReader, PlacedEvent, Position
 from app.live.pipe import Pipe
 
@@ -32,7 +33,6 @@ _LONGEST_WAIT_S = 1.0
 _PING_MS = 10_000
 _AHEAD_MS = 10_000
 _MOST_FRAMES = 50_000
-_MOST_CLIENTS = 5_000
 
 ID_PATTERN = "-".join(["([0-9]{1,19})"] * 4)
 _ID = re.compile(ID_PATTERN)
@@ -89,9 +89,11 @@ class _Frames:
 class LiveEvents:
     """The clients of one process and what they are sent."""
 
-    def __init__(self, pipe: Pipe, *, shards: int) -> None:
+    def __init__(self, pipe: Pipe, *, shards: int, most: int) -> None:
         self._pipe = pipe
         self._shards = shards
+        self._most = most
+        self._of: Counter[str] = Counter()
         self._frames: _Frames | None = None
         self._changed: asyncio.Future[None] | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -102,14 +104,20 @@ class LiveEvents:
         reader = FeedReader(self._pipe, shards=self._shards)
         return await reader.now()
 
-    def check_room(self) -> None:
-        """Raise `Unavailable` if there are as many clients as there may be."""
-        if self.clients >= _MOST_CLIENTS:
+    def check_room(self, owner: str) -> None:
+        """Raise `Unavailable` if there are as many clients as there may be, `RateLimited` if the owner has its part of them."""
+        if self.clients >= self._most:
             raise Unavailable("too many clients follow the live events of this process", retry_after_s=5)
+        if self._of[owner] >= self._most // 2:
+            following = f"this key follows the live events {self._of[owner]} times already"
+            raise RateLimited(following, hint="close some of them", retry_after_s=5)
 
-    async def follow(self, after: Position | None, *, covers: Covers, goes_on: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def follow(
+        self, after: Position | None, *, covers: Covers, goes_on: Callable[[], bool], owner: str = ""
+    ) -> AsyncIterator[bytes]:
         """The events after a position (None: from now on) of the bots that `covers` names, until `goes_on` says no."""
         self.clients += 1
+        self._of[owner] += 1
         if self._reading is None:
             self._reading = asyncio.create_task(self._read(), name="live events")
         try:
@@ -117,6 +125,9 @@ class LiveEvents:
                 yield piece
         finally:
             self.clients -= 1
+            self._of[owner] -= 1
+            if not self._of[owner]:
+                del self._of[owner]
             if self.clients == 0:
                 await self.stop()
 

@@ -1,5 +1,6 @@
 """Every request is answered in one shape, and no request of a caller is answered with 500."""
 
+import gzip
 import json
 import re
 import string
@@ -412,3 +413,11 @@ async def test_a_path_means_one_resource(admin: Client, method: str, path: str, 
     reply = await admin.request(method, path)
 
     assert (reply.status_code, reply.headers.get("allow")) == ((405, allowed) if allowed else (202, None))
+
+
+async def test_a_compressed_body_is_refused_everywhere(admin: Client) -> None:
+    """Nothing unpacks one; a body that says it is compressed and is not would be read otherwise by a proxy that looks into it."""
+    packed = await admin.post("/v1/bots", content=gzip.compress(b'{"id":"shop"}'), headers={"content-encoding": "gzip"})
+    plain = await admin.post("/v1/bots", json={"id": "shop"}, headers={"content-encoding": "gzip"})
+
+    assert [(one.status_code, one.json()["code"]) for one in (packed, plain)] == [(415, "unsupported_media")] * 2

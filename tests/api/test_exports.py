@@ -246,3 +246,16 @@ async def test_parquet_without_its_extra_is_refused(admin: Client, monkeypatch: 
     assert problem["status"] == 422
     assert "adjourn[parquet]" in problem["errors"][0]["hint"]
     assert await lines(admin, SESSIONS) == []
+
+
+async def test_no_cell_is_a_formula_where_a_spreadsheet_reads_it(admin: Client, archived: list[ClosedSession]) -> None:
+    """A user's text would run as one in the program of an admin who opens the file; other programs get the text as it is."""
+    said = archived[0].messages[0].text
+    rows = {
+        wanted: table((await admin.get(MESSAGES, params={"format": "csv", "spreadsheet": wanted})).content)
+        for wanted in ("false", "true")
+    }
+
+    assert rows["false"][0]["text"] == said
+    assert rows["true"][0]["text"] == f"'{said}"
+    assert rows["true"][0]["session_id"] == rows["false"][0]["session_id"]

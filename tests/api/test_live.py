@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import pytest
 from msgspec import json
 
 from app.api.session_views import AllLivePage
+from app.errors import RateLimited
 from app.live import keys
 from app.queries.live_events import LiveEvents, id_of, pause_s, position_of
 from app.resources import Resources
@@ -143,7 +144,7 @@ async def test_a_client_that_reconnects_misses_nothing(admin: Client, resources:
     """From the list's instant on, over a reconnect to another process, each event once and in order."""
     await say(admin, "shop", "before")
     page = await admin.ok("GET", "/v1/live")
-    first, second = resources.live_events, LiveEvents(resources.pipe, shards=resources.settings.shards)
+    first, second = resources.live_events, LiveEvents(resources.pipe, shards=resources.settings.shards, most=10)
     follower = Follower(first, page["last_event_id"])
     opened = await say(admin, "shop", "ann")
     await follower.until(1)
@@ -245,3 +246,19 @@ def test_clients_that_are_cut_off_lose_and_double_nothing() -> None:
     assert (cost.followed.differing, cost.followed.resets) == (0, 0)
     assert cost.followed.connections == 100
     assert cost.followed.events >= 12
+
+
+async def test_streams_of_one_key_leave_room_to_others(resources: Resources) -> None:
+    """A stream holds a connection for as long as its client likes: one key has half of them."""
+    events = LiveEvents(resources.pipe, shards=resources.settings.shards, most=4)
+    streams = [events.follow(None, covers=lambda _: True, goes_on=lambda: True, owner="greedy") for _ in range(2)]
+    for stream in streams:
+        await anext(stream)
+    with pytest.raises(RateLimited):
+        events.check_room("greedy")
+    events.check_room("modest")
+    for stream in streams:
+        assert isinstance(stream, AsyncGenerator)
+        await stream.aclose()
+
+    events.check_room("greedy")

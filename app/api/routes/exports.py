@@ -12,7 +12,7 @@ from pydantic import Field
 from app.api.auth import ConfigDep, EngineDep, ReadEngineDep, Reading
 from app.api.routes.sessions import FilterQuery
 from app.archive import audit
-from app.queries.exports import ExportKind, Format, encoded, place_of
+from app.queries.exports import ExportKind, Format, encoded, place_of, spreadsheet_cell
 
 router = APIRouter(prefix="/v1/exports", tags=["analytics"])
 
@@ -41,6 +41,10 @@ class ExportQuery(FilterQuery):
             examples=["01a1fd8c-6900-7dff-8007-b98ca63b51ae"],
         ),
     ] = None
+    spreadsheet: Annotated[
+        bool,
+        Field(description="In CSV, write an apostrophe before texts that a spreadsheet program would read as a formula."),
+    ] = False
 
 
 _STREAM: dict[str, Any] = {
@@ -65,7 +69,8 @@ async def _started(config: ConfigDep, engine: EngineDep, replica: ReadEngineDep,
         after = None if asked.after is None else place_of(asked.after, kind=kind)
         async with engine.begin() as conn:  # the replica takes no entry of the audit log
             await audit.record(conn, principal.actor, f"{kind}.exported", kind, bot=audit.only(bots), **_audited(asked))
-        return encoded(replica, asked.filter(bots), kind=kind, form=asked.format, after=after)
+        cell = spreadsheet_cell if asked.spreadsheet else None
+        return encoded(replica, asked.filter(bots), kind=kind, form=asked.format, after=after, cell=cell)
 
     return start
 
@@ -87,7 +92,7 @@ async def export_messages(request: Request, started: StartedDep, asked: Annotate
 
 def _audited(asked: ExportQuery) -> dict[str, Any]:
     """The filters by name: their values may be a user's, and an entry of the audit log is never erased."""
-    return {"format": asked.format, "filters": sorted(asked.model_fields_set - {"format"})}
+    return {"format": asked.format, "filters": sorted(asked.model_fields_set - {"format", "spreadsheet"})}
 
 
 async def streamed(request: Request, pieces: AsyncIterator[bytes], *, name: str, form: Format) -> StreamingResponse:

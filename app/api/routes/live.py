@@ -201,8 +201,9 @@ async def follow_live(
     """
     covers, _ = _covered(config, principal, asked)
     after = _position(last_event_id or asked.after)
-    events.check_room()
-    stream = events.follow(after, covers=covers, goes_on=lambda: _goes_on(request))
+    owner = principal.key.id
+    events.check_room(owner)
+    stream = events.follow(after, covers=covers, goes_on=lambda: _goes_on(request), owner=owner)
     return EventSourceResponse(stream, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import structlog
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 from starlette.types import Message, Scope, Send
 
 from app.clock import monotonic_ms
@@ -129,7 +129,8 @@ class PathTemplates:
         """Templates whose routes match another template's paths, too."""
         asked = [re.sub(r"\{\w+\}", "x", each) for each in self._known]
         routes = {route.path_format: route.path_regex for route in _leaves(self._app.routes)}
-        return {each for each, pattern in routes.items() if sum(bool(pattern.match(path)) for path in asked) > 1}
+        slashed = {each.path_format for each in _leaves(self._app.routes) if ":path}" in each.path}
+        return slashed | {each for each, pattern in routes.items() if sum(bool(pattern.match(path)) for path in asked) > 1}
 
 
 def _literal(template: str) -> int:
@@ -157,7 +158,10 @@ def _route_of(scope: Scope) -> str:
         asked = {"type": "http", "method": scope["method"], "path": scope["path"], "root_path": ""}
         found = _match(scope["app"].routes, asked)
     path: str | None = getattr(found, "path", None)
-    return _UNKNOWN_ROUTE if path is None else scope.get("root_path", "") + path
+    root: str = scope.get("root_path", "")
+    if path is None:
+        return _UNKNOWN_ROUTE
+    return root if isinstance(found, Mount) and root.endswith(path) else root + path
 
 
 def _match(routes: Sequence[Any], asked: Scope) -> object:

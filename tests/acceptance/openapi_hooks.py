@@ -33,6 +33,7 @@ BEYOND_SCHEMAS = {
     (r".*texts", "there is no text for `default`"): "a key among those that a pattern allows",
     (r".*texts\..*", "there is no placeholder .*"): "braces within a text",
     ("url", ANY): "hosts and addresses are looked up",
+    ("group_by", ANY): "so many of some of the names, and of the groups that they make",
     ("time_zone", ANY): "the names of the time-zone database",
 }
 _ABSENT = "00000000-0000-4000-8000-000000000000"

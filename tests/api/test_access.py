@@ -53,6 +53,7 @@ async def test_every_kind_of_request_has_one_line_and_is_counted(
         ("/v1/bots/{bot}/live", "GET", 200, "shop"),
         ("/v1/bots/{bot}/live", "GET", 401, None),
         ("unknown", "GET", 404, None),
+        ("/docs/assets", "GET", 404, None),
         (ENTRIES, "POST", 200, "shop"),
         (ENTRIES, "POST", 422, "shop"),
         (f"{ENTRIES}/batch", "POST", 200, "shop"),
@@ -68,6 +69,7 @@ async def test_every_kind_of_request_has_one_line_and_is_counted(
     await admin.get("/v1/bots/shop/live?limit=7", headers={"x-request-id": "mine-1"})
     await admin.get("/v1/bots/shop/live", headers={"authorization": "Bearer adj_no"})
     await admin.get("/nothing/here")
+    await admin.get("/docs/assets/nothing")
     await admin.post("/v1/bots/shop/messages", json=entry)
     await admin.post("/v1/bots/shop/messages", json={})
     await admin.post("/v1/bots/shop/messages/batch", json=[entry])

@@ -421,3 +421,13 @@ async def test_a_compressed_body_is_refused_everywhere(admin: Client) -> None:
     plain = await admin.post("/v1/bots", json={"id": "shop"}, headers={"content-encoding": "gzip"})
 
     assert [(one.status_code, one.json()["code"]) for one in (packed, plain)] == [(415, "unsupported_media")] * 2
+
+
+@pytest.mark.parametrize("name", ("sessions", "close", "export", "variables"))
+async def test_a_variable_may_be_named_as_a_route(admin: Client, name: str) -> None:
+    """Its value is answered, and never the sessions of a user `ann/variables`."""
+    await admin.ok("POST", "/v1/bots", {"id": "shop"})
+    path = f"/v1/bots/shop/users/ann/variables/{name}"
+    await admin.ok("PUT", path, {"value": 1})
+
+    assert (await admin.ok("GET", path))["value"] == 1

@@ -50,7 +50,9 @@ def _each_of(known: tuple[str, ...]) -> BeforeValidator:
 
 
 def _list_of(known: tuple[str, ...], *, such_as: list[str]) -> WithJsonSchema:
-    return WithJsonSchema({"type": "array", "items": {"type": "string", "enum": list(known)}, "examples": [such_as]})
+    return WithJsonSchema(
+        {"type": "array", "items": {"type": "string", "enum": list(known)}, "uniqueItems": True, "examples": [such_as]}
+    )
 
 
 MetricNames = Annotated[list[str], _each_of(tuple(METRICS)), _list_of(tuple(METRICS), such_as=["sessions", "contained"])]

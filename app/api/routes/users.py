@@ -39,32 +39,6 @@ router = APIRouter(prefix="/v1/bots/{bot}/users/{user_id:path}", tags=["users"])
 _Name = Annotated[str, Path(description="Name of the variable.", examples=["plan"])]
 
 
-@router.get("/sessions", **answers(SessionPage))
-async def list_user_sessions(
-    _: Reading, bot: BotPath, user_id: UserPath, asked: Paged, *, config: ConfigDep, sessions: SessionsDep
-) -> JsonResponse:
-    """A user's sessions over all channels, the latest opened first; on the first page, open ones come on top of `limit`."""
-    known_bot(config, bot)
-    wanted = SessionFilter(bots=frozenset({bot}), user_id=user_id)
-    page = Page(asked, of=["user", wanted], place=SessionPlace)
-    live = [] if page.after is not None else await sessions.open_of_user(bot, user_id)
-    rows = await sessions.page(wanted, after=page.after, limit=page.probe)
-    archived = {one.session.id for one in rows}
-    shown, following = page.fit(rows, lambda one: place_of(one.session, "-opened_at"), view)
-    still_open = [one for one in reversed(live) if one.session.id not in archived]
-    return JsonResponse({"sessions": [*map(view, still_open), *shown], "next": following})
-
-
-@router.post("/close", **answers(ClosedSessions))
-async def close_user(
-    principal: ClosingSessions, bot: BotPath, user_id: UserPath, *, config: ConfigDep, sessions: SessionsDep, closer: CloserDep
-) -> JsonResponse:
-    """Close all open sessions of a user on all channels, reason `api`."""
-    known_bot(config, bot)
-    closed = await closer.close(principal, await sessions.open_of_user(bot, user_id))
-    return JsonResponse({"sessions": [view(one) for one in closed]})
-
-
 class UserStore:
     """One user's variables."""
 
@@ -127,3 +101,30 @@ async def set_user_variable(_: Ingesting, store: StoreDep, name: _Name, body: Ne
 async def delete_user_variable(_: Ingesting, store: StoreDep, name: _Name) -> None:
     """Delete a variable; no error if there is none of this name."""
     await store.delete(name)
+
+
+# After the variables, one of which may be named `sessions` or `close`.
+@router.get("/sessions", **answers(SessionPage))
+async def list_user_sessions(
+    _: Reading, bot: BotPath, user_id: UserPath, asked: Paged, *, config: ConfigDep, sessions: SessionsDep
+) -> JsonResponse:
+    """A user's sessions over all channels, the latest opened first; on the first page, open ones come on top of `limit`."""
+    known_bot(config, bot)
+    wanted = SessionFilter(bots=frozenset({bot}), user_id=user_id)
+    page = Page(asked, of=["user", wanted], place=SessionPlace)
+    live = [] if page.after is not None else await sessions.open_of_user(bot, user_id)
+    rows = await sessions.page(wanted, after=page.after, limit=page.probe)
+    archived = {one.session.id for one in rows}
+    shown, following = page.fit(rows, lambda one: place_of(one.session, "-opened_at"), view)
+    still_open = [one for one in reversed(live) if one.session.id not in archived]
+    return JsonResponse({"sessions": [*map(view, still_open), *shown], "next": following})
+
+
+@router.post("/close", **answers(ClosedSessions))
+async def close_user(
+    principal: ClosingSessions, bot: BotPath, user_id: UserPath, *, config: ConfigDep, sessions: SessionsDep, closer: CloserDep
+) -> JsonResponse:
+    """Close all open sessions of a user on all channels, reason `api`."""
+    known_bot(config, bot)
+    closed = await closer.close(principal, await sessions.open_of_user(bot, user_id))
+    return JsonResponse({"sessions": [view(one) for one in closed]})

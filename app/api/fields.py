@@ -18,7 +18,7 @@ from uuid import UUID
 from fastapi import Path, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from app.domain.entry import ID_PATTERN, LONGEST_SLUG, SLUG_PATTERN
@@ -60,15 +60,6 @@ def _as_rfc3339(value: object) -> object:
 GivenInstant = Annotated[AwareDatetime, BeforeValidator(_as_rfc3339), Field(strict=False)]
 """An instant in a request: RFC 3339 with an offset."""
 
-
-def _as_whole(value: object) -> object:
-    """JSON has one kind of number: `60.0` is the whole number 60, and some writers of JSON write it so."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_as_whole)]
-"""A whole number in a body."""
-
 BotPath = Annotated[str, Path(description="Id of the bot.", examples=["shop"])]
 ConversationPath = Annotated[
     str,
@@ -97,6 +88,14 @@ class Body(BaseModel):
     """A request's body: unknown fields are refused, and no value is converted to another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_whole_numbers(cls, given: Any) -> Any:  # noqa: ANN401 - any JSON
+        """JSON has one kind of number: `60.0` is the whole number 60, and some writers of JSON write it so."""
+        if not isinstance(given, dict):
+            return given
+        return {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in given.items()}
 
 
 class LimitOverrides(Body):

@@ -19,7 +19,6 @@ from app.api.fields import (
     Name,
     PolicyToSave,
     SlugText,
-    Whole,
     limit,
     valid_policy,
 )
@@ -55,10 +54,10 @@ _DAYS = Field(ge=SHORTEST_DAYS, le=36_500, examples=[365])
 class RetentionDays(Body):
     """For how many days a bot's data is kept; null: without end. Messages and deliveries go with their session at the latest."""
 
-    sessions: Annotated[Whole | None, _DAYS, Field(description="Closed sessions, from their close on.")] = None
-    messages: Annotated[Whole | None, _DAYS, Field(description="Messages, from the close of their session on.")] = None
+    sessions: Annotated[int | None, _DAYS, Field(description="Closed sessions, from their close on.")] = None
+    messages: Annotated[int | None, _DAYS, Field(description="Messages, from the close of their session on.")] = None
     deliveries: Annotated[
-        Whole | None, _DAYS, Field(description="Webhooks that are not pending. Others go after 30 days, dead letters after 90.")
+        int | None, _DAYS, Field(description="Webhooks that are not pending. Others go after 30 days, dead letters after 90.")
     ] = None
 
 
@@ -68,12 +67,12 @@ _RETENTION = Field(description="For how many days its sessions, messages and del
 class BotLimitOverrides(LimitOverrides):
     """Limits of a bot in place of those of the settings; null, or left out: the setting's."""
 
-    rate_entries: Annotated[Whole | None, limit("rate_entries")] = None
-    rate_bytes: Annotated[Whole | None, limit("rate_bytes")] = None
-    max_open_sessions: Annotated[Whole | None, limit("max_open_sessions")] = None
-    max_endpoints: Annotated[Whole | None, limit("max_endpoints")] = None
-    session_max_entries: Annotated[Whole | None, limit("session_max_entries")] = None
-    session_max_bytes: Annotated[Whole | None, limit("session_max_bytes")] = None
+    rate_entries: Annotated[int | None, limit("rate_entries")] = None
+    rate_bytes: Annotated[int | None, limit("rate_bytes")] = None
+    max_open_sessions: Annotated[int | None, limit("max_open_sessions")] = None
+    max_endpoints: Annotated[int | None, limit("max_endpoints")] = None
+    session_max_entries: Annotated[int | None, limit("session_max_entries")] = None
+    session_max_bytes: Annotated[int | None, limit("session_max_bytes")] = None
 
 
 _LIMITS = Field(description="Its own limits. Only a key for all bots may set them.")

@@ -8,7 +8,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, Principal, SettingsDep, TestsDep, found, id_of
-from app.api.fields import Body, BotPath, Instant, SlugText, UuidText, Whole
+from app.api.fields import Body, BotPath, Instant, SlugText, UuidText
 from app.api.paging import Next, Page, PageQuery
 from app.api.responses import JsonResponse, answers, refuses
 from app.api.routes.bots import bot_row
@@ -147,7 +147,7 @@ class RotateSecret(Body):
     """How a secret is replaced."""
 
     previous_valid_s: Annotated[
-        Whole,
+        int,
         Field(
             ge=0, le=30 * _DAY_S, description="How long webhooks carry a signature by the old secret, too, in s.", examples=[3600]
         ),

@@ -14,7 +14,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.api.auth import AdminEngineDep, Administering, ChangingDep, ClockDep, KeyScope, Principal, SettingsDep, found, id_of
-from app.api.fields import ABOUT_NAME, Body, GivenInstant, Instant, LimitOverrides, Name, SlugText, UuidText, Whole, limit
+from app.api.fields import ABOUT_NAME, Body, GivenInstant, Instant, LimitOverrides, Name, SlugText, UuidText, limit
 from app.api.paging import Next, Page, Paged
 from app.api.responses import JsonResponse, answers, refuses
 from app.archive import audit, bots, keys
@@ -47,9 +47,9 @@ _DAY_S = DAY_MS // 1000
 class KeyLimitOverrides(LimitOverrides):
     """Limits of a key in place of those of the settings; null, or left out: the setting's."""
 
-    rate_entries: Annotated[Whole | None, limit("rate_entries")] = None
-    rate_bytes: Annotated[Whole | None, limit("rate_bytes")] = None
-    rate_requests: Annotated[Whole | None, limit("rate_requests")] = None
+    rate_entries: Annotated[int | None, limit("rate_entries")] = None
+    rate_bytes: Annotated[int | None, limit("rate_bytes")] = None
+    rate_requests: Annotated[int | None, limit("rate_requests")] = None
 
 
 class NewKey(Body):
@@ -94,7 +94,7 @@ class RotateKey(Body):
     """How a key is replaced."""
 
     previous_valid_s: Annotated[
-        Whole, Field(ge=0, le=30 * _DAY_S, description="How long the old key stays valid, too, in s.", examples=[3600])
+        int, Field(ge=0, le=30 * _DAY_S, description="How long the old key stays valid, too, in s.", examples=[3600])
     ] = _DAY_S
 
 

@@ -108,7 +108,7 @@ class LiveEvents:
         """Raise `Unavailable` if there are as many clients as there may be, `RateLimited` if the owner has its part of them."""
         if self.clients >= self._most:
             raise Unavailable("too many clients follow the live events of this process", retry_after_s=5)
-        if self._of[owner] >= self._most // 2:
+        if self._of[owner] >= self._most * 2 // 3:
             following = f"this key follows the live events {self._of[owner]} times already"
             raise RateLimited(following, hint="close some of them", retry_after_s=5)
 

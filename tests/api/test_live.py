@@ -249,7 +249,7 @@ def test_clients_that_are_cut_off_lose_and_double_nothing() -> None:
 
 
 async def test_streams_of_one_key_leave_room_to_others(resources: Resources) -> None:
-    """A stream holds a connection for as long as its client likes: one key has half of them."""
+    """A stream holds a connection for as long as its client likes: one key has two thirds of them."""
     events = LiveEvents(resources.pipe, shards=resources.settings.shards, most=4)
     streams = [events.follow(None, covers=lambda _: True, goes_on=lambda: True, owner="greedy") for _ in range(2)]
     for stream in streams:

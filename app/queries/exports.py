@@ -37,7 +37,7 @@ _MESSAGES_A_PAGE = 500
 _GROUP_ROWS = 20_000
 _GROUP_BYTES = 16_000_000
 _REST = "rest"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as Asian keyboards write them
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full size
 _LARGEST_SEQUENCE = 2**31 - 1
 
 

@@ -42,7 +42,7 @@ _CACHE_OVERHEAD_BYTES = 800
 _BYTES_A_COMMIT = 4 << 20
 # Of one bot in a call: more goes out only where no other bot waits, and is a large call.
 _COMMANDS_BESIDE_OTHERS = 32
-_BYTES_BESIDE_OTHERS = 256 << 10
+_BYTES_BESIDE_OTHERS = 16 << 10  # contexts of that size take ten milliseconds to decide
 _LARGE_CALLS_OF_A_BOT = 2
 # Of a call: the instant that is decided with must not be far from that of the commit.
 _DECIDING_MS = 150

@@ -90,6 +90,11 @@ def test_range_of_numbers(field: str, least: int, most: int) -> None:
         assert f"from {least} to {most}" in found[field]
 
 
+def test_a_whole_number_may_be_written_with_a_fraction_of_nothing() -> None:
+    """JSON has one kind of number."""
+    assert policy_from({"inactivity_minutes": 20.0}) == policy_from({"inactivity_minutes": 20})
+
+
 def test_channel_may_be_silent_for_a_day() -> None:
     """5 to 1440 there (ruling 1)."""
     for allowed in (5, 1440):

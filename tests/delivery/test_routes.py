@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.api.access import PathTemplates
 from app.api.errors import install_error_handlers
 from app.api.routes import deliveries, endpoints
 from app.clock import wall_ms
@@ -46,6 +47,7 @@ def app(resources: Resources) -> FastAPI:
     made.include_router(deliveries.router)
     made.include_router(endpoints.router)
     made.state.resources = resources
+    made.state.templates = PathTemplates(made)
     return made
 
 

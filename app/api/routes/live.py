@@ -167,6 +167,7 @@ _EVENT_SCHEMA: dict[str, Any] = {
         "retry": {"type": "integer", "description": "Before a client reconnects, in ms.", "examples": [2000]},
     },
 }
+_STREAM_SCHEMA: dict[str, Any] = {"type": "string", "description": "The stream, to a client that reads no events of it."}
 _STREAM: dict[str, Any] = {
     # With its own class FastAPI encodes each event for each client, and has a task a client to ping.
     "response_class": StreamingResponse,
@@ -175,7 +176,7 @@ _STREAM: dict[str, Any] = {
         200: {
             "description": "Events, as they happen: `session.opened`, `session.reminder`, `session.closure_message`, "
             "`session.closed`, `session.updated`; `reset` where events were missed.",
-            "content": {"text/event-stream": {"schema": _EVENT_SCHEMA}},
+            "content": {"text/event-stream": {"schema": {"anyOf": [_STREAM_SCHEMA, _EVENT_SCHEMA]}}},
         }
     },
 }

@@ -1,4 +1,6 @@
-"""`python -m bench [part …]`: all of `PARTS`, or some of them, or `instructions`, which needs valgrind."""
+"""`python -m bench [part …]`: all of `PARTS`, or some of them, or `instructions`, which needs valgrind,
+or `peers`, which needs minutes more.
+"""
 
 import sys
 
@@ -10,7 +12,7 @@ from app.settings import Settings
 from bench import FAST, archivist, deliveries, footprint, instructions, lag, ledger, peers, routes
 from bench.installation import installation, make_bots
 
-PARTS = ("routes", "ledger", "archivist", "deliveries", "footprint", "lag", "peers")
+PARTS = ("routes", "ledger", "archivist", "deliveries", "footprint", "lag")
 
 
 async def _in_process(settings: Settings, parts: list[str], redis: psutil.Process) -> peers.Contest | None:

@@ -36,7 +36,7 @@ from app.settings import Settings
 from bench import FAST, lag
 from bench.ledger import _message, _strands
 
-OPEN = 5_000 if FAST else 100_000
+OPEN = 5_000 if FAST else 20_000
 """Deadlines that stay while some are moved and others pass."""
 DUE, LEAD_MS, SPREAD_MS = lag.DUE, lag.LEAD_MS, lag.SPREAD_MS
 SECONDS = 2.0 if FAST else 5.0

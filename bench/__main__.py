@@ -1,5 +1,6 @@
-"""`python -m bench [part …]`: all of `PARTS`, or some of them, or `instructions`, which needs valgrind,
-or `peers`, which needs minutes more.
+"""`python -m bench [part …]`: all of `PARTS`, or some of them.
+
+`instructions` needs valgrind, and `peers` minutes more, so they run where they are named.
 """
 
 import sys

@@ -34,8 +34,8 @@ class TakenRecord(Struct, frozen=True):
 async def measure(resources: Resources, redis: psutil.Process) -> dict[str, TakenRecord]:
     """Each way for two seconds."""
     shards = resources.settings.shards
-    one_a_shard = _strands(1, shards)
-    many = _strands(100, shards)
+    one_a_shard = strands_on_shards(1, shards)
+    many = strands_on_shards(100, shards)
     return {
         "decide, nothing else": _decisions(),
         "one message per commit": await _waves(resources, redis, one_a_shard),
@@ -55,7 +55,7 @@ def show(taken: dict[str, TakenRecord]) -> None:
 
 def _decisions() -> TakenRecord:
     strand = Strand(BOT, "web:decide")
-    commands = [_message("decide", index) for index in range(1_000)]
+    commands = [message("decide", index) for index in range(1_000)]
     state, now_ms = State(), 1_790_000_000_000
     began, cpu = perf_counter(), process_time()
     for index in range(DECISIONS):
@@ -70,7 +70,7 @@ async def _waves(resources: Resources, redis: psutil.Process, strands: Sequence[
     while perf_counter() - began < SECONDS:
         submit = resources.ledger.submit
         await asyncio.gather(
-            *[submit(strand, _message(strand.conversation, done + index)) for index, strand in enumerate(strands)]
+            *[submit(strand, message(strand.conversation, done + index)) for index, strand in enumerate(strands)]
         )
         done += len(strands)
     each_us = (process_time() - cpu) / done * 1e6, (_cpu_s(redis) - redis_cpu) / done * 1e6
@@ -82,12 +82,12 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _message(user: str, index: int) -> Receive:
+def message(user: str, index: int) -> Receive:
     message_id = f"{user}-{index}"
     return Receive(Entry(user_id=user, role="bot" if index % 2 else "user", message_id=message_id, text="hello"), message_id)
 
 
-def _strands(per_shard: int, shards: int) -> list[Strand]:
+def strands_on_shards(per_shard: int, shards: int) -> list[Strand]:
     """That many conversations on each shard."""
     found: dict[int, list[Strand]] = {shard: [] for shard in range(shards)}
     index = 0

@@ -38,7 +38,7 @@ _TICK_S = 0.01
 
 
 class Part(Struct, frozen=True):
-    """What a process does: follow as `clients` from the event `after` on, or without clients send `rate` entries a second."""
+    """A process's part: follow as `clients` from the event `after` on, or without clients send `rate` entries a second."""
 
     port: int
     key: str

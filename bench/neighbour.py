@@ -37,7 +37,7 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
 class Offer(Struct, frozen=True):
-    """What a process sends. `per_s`: requests a second over all connections; 0 is as many as are answered."""
+    """The requests of one process. `per_s`: so many a second over all connections; 0 is as many as are answered."""
 
     port: int
     key: str

@@ -34,7 +34,7 @@ from redis.asyncio import Redis
 from app.resources import Resources
 from app.settings import Settings
 from bench import FAST, lag
-from bench.ledger import _message, _strands
+from bench.ledger import message, strands_on_shards
 
 OPEN = 5_000 if FAST else 20_000
 """Deadlines that stay while some are moved and others pass."""
@@ -55,14 +55,12 @@ class Contest(Struct, frozen=True):
     moves: float
     lags: list[float]
     survives: bool = True
-    batched: bool = False
 
 
 class Peer(ABC):
     """One scheduler: `fill`, then `move`, then `fire`."""
 
     survives = True
-    batched = False
 
     @abstractmethod
     async def fill(self, count: int) -> None:
@@ -224,8 +222,6 @@ class CeleryCountdown(Peer):
 class PostgresSkipLocked(Peer):
     """A table of deadlines: moved in batches, taken by `FOR UPDATE SKIP LOCKED` each 50 ms."""
 
-    batched = True
-
     def __init__(self, settings: Settings) -> None:
         self._url = str(settings.database_url).replace("+asyncpg", "")
 
@@ -304,11 +300,11 @@ def show(ours: Contest, peers: dict[str, Contest]) -> None:
 
 async def _entries(resources: Resources) -> float:
     """Entries a second for sessions that are open, each of which moves its session's deadline."""
-    strands = _strands(100, resources.settings.shards)
+    strands = strands_on_shards(100, resources.settings.shards)
     moved, began = 0, perf_counter()
     while perf_counter() - began < SECONDS:
         submitted = [
-            resources.ledger.submit(strand, _message(strand.conversation, moved + at)) for at, strand in enumerate(strands)
+            resources.ledger.submit(strand, message(strand.conversation, moved + at)) for at, strand in enumerate(strands)
         ]
         await asyncio.gather(*submitted)
         moved += len(strands)
@@ -322,7 +318,7 @@ async def _contest(peer: Peer, client: Redis) -> Contest:
     moves = await peer.move()
     first_s = time() + LEAD_MS / 1_000
     lags = await peer.fire([first_s + number * SPREAD_MS / DUE / 1_000 for number in range(DUE)])
-    return Contest(moves, lags, peer.survives, peer.batched)
+    return Contest(moves, lags, peer.survives)
 
 
 async def _at_once(work: Callable[[], Awaitable[None]]) -> float:

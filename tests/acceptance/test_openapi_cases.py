@@ -73,7 +73,7 @@ def keys(running: Running) -> dict[str, str]:
 
 
 def report_of(running: Running, keys: dict[str, str], kind: str, tmp_path: Path, *options: str) -> Any:  # noqa: ANN401 - any JSON
-    """What schemathesis found with one kind of key."""
+    """The findings of schemathesis with one kind of key."""
     config = tmp_path / "schemathesis.toml"
     bearer = f'[auth.openapi]\nHTTPBearer = {{ bearer = "{keys[kind]}" }}\n' if keys[kind] else ""
     config.write_text(CONFIG + bearer)

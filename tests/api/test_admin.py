@@ -298,7 +298,7 @@ async def test_without_a_key_nothing_is_told(admin: Client) -> None:
 
 
 async def test_every_change_is_audited(admin: Client) -> None:
-    """Who, what, which and to what; no secret; the latest first; by bot if asked so."""
+    """An entry has the key, the act, the thing and the change, and no secret; the latest comes first; by bot if asked so."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     await admin.ok("POST", "/v1/bots", {"id": "other"})
     await admin.ok("PATCH", "/v1/bots/shop", {"name": "Shop"})

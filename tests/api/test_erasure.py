@@ -291,7 +291,7 @@ async def test_an_export_has_the_conversations_in_which_the_user_was_last(admin:
 
 
 async def test_an_export_has_the_webhooks_of_open_sessions(admin: Client, worker: Worker) -> None:
-    """Those of events before the close, once also where Postgres has the session by then."""
+    """Webhooks of events before the close are exported, and once also where Postgres has the session by then."""
     await admin.ok("POST", "/v1/bots", {"id": "shop"})
     hook = {"url": "http://127.0.0.1:9999/", "events": ["session.opened", "session.closed"]}
     await admin.ok("POST", "/v1/bots/shop/endpoints", hook)

@@ -26,17 +26,8 @@ LIMITS = [name for name in Settings.model_fields if re.match(r"rate_|session_max
 
 
 @pytest.fixture
-def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(
-        redis_url=redis_url,
-        database_url=database_url,
-        shards=1,
-        redis_timeout_s=5,
-        webhook_allow_private=True,
-        max_bots=2,
-        max_keys=6,
-        max_endpoints=1,
-    )
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"max_bots": 2, "max_keys": 6, "max_endpoints": 1})
 
 
 async def entries(client: Client) -> httpx.Response:

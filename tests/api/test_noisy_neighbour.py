@@ -14,16 +14,9 @@ AT_ONCE = 20
 
 
 @pytest.fixture
-def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(
-        redis_url=redis_url,
-        database_url=database_url,
-        shards=4,
-        redis_timeout_s=30,
-        ingest_deadline_s=30,
-        rate_entries=0,
-        rate_bytes=0,
-        rate_requests=0,
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={"redis_timeout_s": 30, "ingest_deadline_s": 30, "rate_entries": 0, "rate_bytes": 0, "rate_requests": 0}
     )
 
 

@@ -9,18 +9,8 @@ ENTRY = {"user_id": "ann", "role": "user", "text": "hi"}
 
 
 @pytest.fixture
-def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(
-        redis_url=redis_url,
-        database_url=database_url,
-        shards=1,
-        redis_timeout_s=5,
-        rate_entries=1,
-        rate_bytes=10_000,
-        rate_requests=2,
-        max_bots=2,
-        max_keys=4,
-    )
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"rate_entries": 1, "rate_bytes": 10_000, "rate_requests": 2, "max_bots": 2, "max_keys": 4})
 
 
 async def test_a_batch_is_cut_at_the_rate(admin: Client, clients: ClientMaker) -> None:

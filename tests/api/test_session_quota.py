@@ -11,16 +11,8 @@ PATH = "/v1/bots/shop/messages"
 
 
 @pytest.fixture
-def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(
-        redis_url=redis_url,
-        database_url=database_url,
-        shards=1,
-        redis_timeout_s=5,
-        webhook_allow_private=True,
-        session_max_entries=3,
-        session_max_bytes=1_000,
-    )
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"session_max_entries": 3, "session_max_bytes": 1_000})
 
 
 async def said(client: Client, *numbers: int, **fields: object) -> list[Json]:

@@ -17,16 +17,8 @@ SLOW = text("SELECT pg_sleep(0.7)")
 
 
 @pytest.fixture
-def settings(redis_url: str, database_url: str) -> Settings:
-    return Settings(
-        redis_url=redis_url,
-        database_url=database_url,
-        shards=4,
-        redis_timeout_s=5,
-        bodies_max_bytes=1_000_000,
-        state_cache_bytes=0,
-        max_open_sessions=3,
-    )
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"bodies_max_bytes": 1_000_000, "state_cache_bytes": 0, "max_open_sessions": 3})
 
 
 async def slowly(resources: Resources, owner: str) -> str:

@@ -98,7 +98,7 @@ async def test_a_stop_ends_also_where_a_call_swallows_the_cancellation(
 
 
 async def test_limits_reach_every_process(engine: AsyncEngine, redis: Redis) -> None:
-    """Those of a bot and of a key, also if they are changed later; the others are the process's own settings'."""
+    """A bot's and a key's own limits hold, also if they are changed later; the others are those of the process's settings."""
     defaults = BotLimits(max_endpoints=20, session_max_entries=100)
     async with following(redis, defaults) as one, following(redis, defaults) as other:
         await run(engine, ADD_BOT, ADD_KEY)

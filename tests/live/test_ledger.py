@@ -413,7 +413,7 @@ async def test_an_entry_goes_out_with_the_next_call_however_much_another_bot_sen
 
 @pytest.mark.parametrize("conversations", (1, 4))
 async def test_an_entry_does_not_wait_for_all_calls_of_another_bot(make_ledger: MakeLedger, conversations: int) -> None:
-    """What is under way cannot be taken back, so one bot has two large calls under way, and the others are there for others."""
+    """A call under way cannot be taken back, so one bot has two large ones at most, and the other calls are there for others."""
     ledger, settled = make_ledger(), Settled()
     await ledger.submit(Strand("quiet", "web:user0"), said("hello"))
 

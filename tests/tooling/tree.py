@@ -26,9 +26,13 @@ def texts() -> dict[str, str]:
     return {relative(path): path.read_text() for path in sorted([*top, *below]) if "__pycache__" not in path.parts}
 
 
+def python_files() -> dict[str, str]:
+    return {path: text for path, text in texts().items() if path.endswith(".py")}
+
+
 def modules() -> dict[str, str]:
     """The Python files of `app`, by their path from the root."""
-    return {path: text for path, text in texts().items() if path.startswith("app/") and path.endswith(".py")}
+    return {path: text for path, text in python_files().items() if path.startswith("app/")}
 
 
 def documents() -> dict[str, str]:

@@ -14,7 +14,7 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 
-from tests.tooling.tree import modules, texts
+from tests.tooling.tree import modules, python_files, texts
 
 # Each had several meanings or named nothing; docs/glossary.md has the words that replaced them.
 RETIRED = (
@@ -116,10 +116,10 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
 
 
 def openers() -> tuple[list[tuple[str, int, str]], int]:
-    """Sentences of app/ that open with one of `OPENERS`, and how many sentences there are."""
+    """Sentences of all Python files that open with one of `OPENERS`, and how many sentences there are."""
     found: list[tuple[str, int, str]] = []
     total = 0
-    for path, text in modules().items():
+    for path, text in python_files().items():
         for number, sentence in sentences(text):
             total += 1
             if _OPENER.match(sentence):
